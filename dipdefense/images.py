@@ -1,0 +1,216 @@
+"""Image files and image tensors: reading, writing, and every check on what comes in."""
+
+import errno
+import math
+import os
+import secrets
+import struct
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+__all__ = ["READABLE", "WRITABLE", "check_images", "list_images", "read_image", "write_image"]
+
+# Suffix -> Pillow's options for saving; only JPEG loses anything, and as little as it can.
+WRITABLE: dict[str, dict[str, Any]] = {
+    ".bmp": {"format": "BMP"},
+    ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".png": {"format": "PNG"},
+    ".tif": {"format": "TIFF"},
+    ".tiff": {"format": "TIFF"},
+    ".webp": {"format": "WEBP", "lossless": True},
+}
+READABLE = (*WRITABLE, ".gif", ".pbm", ".pgm", ".pnm", ".ppm")
+
+# Content decides the format, among these only: Pillow would run Ghostscript on an EPS.
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
+
+# Pillow's modes that are read, by what becomes of them.
+GREY = ("1", "L", "LA")
+COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+GREY_16_BIT = ("I;16", "I;16B", "I;16L", "I")
+
+# What Pillow's decoders raise on damaged files; Warning counts where the caller made warnings errors.
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    Image.DecompressionBombError,
+    Warning,
+)
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Read an image file as a viewer shows it: EXIF orientation applied, palette and CMYK as RGB.
+
+    16-bit grey keeps its precision; 16-bit colour comes at 8 bits, all that Pillow reads. A fully opaque
+    alpha channel says nothing and is dropped. Colour profiles are ignored. Of a camera's multi-picture
+    JPEG the primary picture is read. Pillow warns above `PIL.Image.MAX_IMAGE_PIXELS` pixels; above twice
+    that the file is refused.
+
+    Args:
+        path: a PNG, JPEG, TIFF, WebP, BMP, GIF or PNM file; its content counts, not its suffix.
+
+    Returns:
+        (C, H, W) float32 in [0, 1], C = 1 for grey and 3 for colour.
+
+    Raises:
+        OSError: the file is missing, a folder, or closed to this user.
+        ValueError: the file is no image, damaged, too large, transparent, of several frames, or of a mode
+            without a known white level.
+    """
+    with Path(path).open("rb") as file:
+        try:
+            pixels = _decode(file)
+        except UnidentifiedImageError as error:
+            raise ValueError(f"{path}: not an image ({', '.join(FORMATS)}), or damaged") from error
+        except DAMAGE as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{path}: {reason}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (C, H, W)
+
+
+def _decode(file: IO[bytes]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Pixels of an open image file, (H, W, C) in [0, 1]."""
+    with Image.open(file, formats=FORMATS) as opened:
+        frames = getattr(opened, "n_frames", 1)
+        if frames > 1 and opened.format != "MPO":
+            raise ValueError(f"an image must have one frame, got {frames}; extract one of them first")
+        _check_mode(opened)
+        image = _opaque(ImageOps.exif_transpose(opened))
+    if image.mode in GREY_16_BIT:
+        white = 65535
+    else:
+        white = 255
+        image = image.convert("L" if image.mode in GREY else "RGB")
+    pixels = np.array(image, dtype=np.float32)
+    if pixels.min() < 0 or pixels.max() > white:
+        raise ValueError(f"grey values must be within [0, {white}], got [{pixels.min():g}, {pixels.max():g}]")
+    return pixels.reshape(*pixels.shape[:2], -1) / np.float32(white)
+
+
+def _check_mode(image: Image.Image) -> None:
+    """Refuse the modes, and the TIFF variants of 16-bit grey, whose black or white Pillow does not tell."""
+    modes = GREY + COLOUR + GREY_16_BIT
+    if image.mode not in modes:
+        raise ValueError(f"the mode must be one of {', '.join(modes)}, got {image.mode}; convert it first")
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode in GREY_16_BIT:
+        white_is_zero = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+        if white_is_zero or image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE) == (12,):
+            raise ValueError(
+                "12-bit and white-is-zero grey are not supported; convert it to 16-bit grey first"
+            )
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The image without its alpha channel, which must be opaque everywhere."""
+    if not image.has_transparency_data:
+        return image
+    rgba = image if image.mode in GREY_16_BIT else image.convert("RGBA")
+    if rgba.mode != "RGBA" or rgba.getchannel("A").getextrema() != (255, 255):
+        raise ValueError(
+            "an image must be opaque, got transparent pixels; flatten it onto a background first"
+        )
+    return rgba.getchannel("R") if image.mode in GREY else rgba.convert("RGB")
+
+
+def write_image(image: Tensor, path: str | Path) -> None:
+    """Write an image to an 8-bit file, rounded to the nearest level, in the format of the suffix.
+
+    The file appears under its name only when it is complete: an interrupted write leaves an older file of
+    that name as it was. WebP has no grey, so a grey image comes back from it as colour.
+
+    Args:
+        image: (C, H, W) in [0, 1], C = 1 or 3.
+        path: file to make or replace; its suffix is a key of `WRITABLE`.
+
+    Raises:
+        OSError: the folder is missing, full, or closed to this user.
+        TypeError: `image` is not a float tensor.
+        ValueError: the suffix is unknown, or the image's shape or range is wrong.
+    """
+    path = Path(path)
+    options = WRITABLE.get(path.suffix.lower())
+    if options is None:
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(WRITABLE)}, got {path.suffix!r}")
+    check_images(image, "image", ndim=3, channels=(1, 3))
+    levels = (image.detach().cpu().float() * 255).round().to(torch.uint8)
+    encoded = Image.fromarray(levels.permute(1, 2, 0).squeeze(2).numpy())
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            encoded.save(file, **options)
+        temporary.replace(path)
+    except OSError as error:  # name the file that was asked for, not the temporary one
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), os.fspath(path)) from error
+    finally:
+        with suppress(OSError):  # gone when the write succeeded, never made when its folder is missing
+            temporary.unlink()
+
+
+def check_images(
+    images: Tensor, name: str = "images", *, ndim: int = 4, channels: Collection[int] | None = None
+) -> None:
+    """Raise unless `images` is what every public entry expects: a finite float tensor in [0, 1].
+
+    Args:
+        images: what came in; 4 dimensions are (B, C, H, W), 3 are (C, H, W).
+        name: what messages call it.
+        ndim: number of dimensions it must have.
+        channels: allowed sizes of C; `None` allows any.
+
+    Raises:
+        TypeError: not a tensor, or not of a floating dtype.
+        ValueError: wrong shape, empty, not finite, or outside [0, 1].
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(images).__name__}")
+    if not images.is_floating_point():
+        remedy = "; convert with images.float() / 255" if images.dtype == torch.uint8 else ""
+        raise TypeError(f"{name} must have a floating dtype, got {images.dtype}{remedy}")
+    shape = tuple(images.shape)
+    if images.ndim != ndim:
+        wanted = {3: " (C, H, W)", 4: " (B, C, H, W)"}.get(ndim, "")
+        raise ValueError(f"{name} must have {ndim} dimensions{wanted}, got shape {shape}")
+    if images.numel() == 0:
+        raise ValueError(f"{name} must not be empty, got shape {shape}")
+    if channels is not None and images.shape[-3] not in channels:
+        allowed = " or ".join(str(count) for count in channels)
+        raise ValueError(f"{name} must have {allowed} channels, got {images.shape[-3]} in shape {shape}")
+    low, high = (bound.item() for bound in torch.aminmax(images.detach()))  # NaN if any value is
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name} must be finite, got NaN or infinite values")
+    if low < 0 or high > 1:
+        remedy = "divide 0..255 values by 255, undo any mean/std normalisation"
+        raise ValueError(f"{name} must be within [0, 1], got [{low:.9g}, {high:.9g}]; {remedy}")
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Image files directly in a folder, by suffix (`READABLE`, any case), sorted; hidden ones are left out.
+
+    Raises:
+        OSError: the folder is missing, no folder, or closed to this user.
+        ValueError: it holds no image file.
+    """
+    paths = sorted(
+        path
+        for path in Path(folder).iterdir()
+        if path.suffix.lower() in READABLE and not path.name.startswith(".") and not path.is_dir()
+    )
+    if not paths:
+        raise ValueError(
+            f"{folder}: the folder must hold at least one image ({', '.join(READABLE)}), got none"
+        )
+    return paths

@@ -1,0 +1,132 @@
+"""The defence: purify an image by an early-stopped fit, then classify it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dipdefense.config import FitConfig
+from dipdefense.fit import FitResult, Progress, fit
+from dipdefense.images import check_images
+from dipdefense.presets import default_config
+
+__all__ = ["GRADIENTS", "DefendedClassifier", "Purifier", "defend"]
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, purified: Tensor) -> Tensor:
+        return purified.view_as(purified)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0], None
+
+
+class _NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, purified: Tensor) -> Tensor:
+        return purified.view_as(purified)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        raise RuntimeError(
+            'this purification has no gradient (gradient="none"): an attack on it would see nothing and the defence '
+            'would look strong; use gradient="straight_through"'
+        )
+
+
+GRADIENTS: dict[str, type[torch.autograd.Function]] = {"straight_through": _StraightThrough, "none": _NoGradient}
+
+
+class Purifier(nn.Module):
+    """Reconstruct images by an early-stopped deep image prior; also a torchvision transform.
+
+    It has no parameters and no state: the networks of a fit live as long as the fit.
+
+    Args:
+        config: numbers of the fit; None for the evidence-based ones of the image's size (`default_config`).
+        seed: of the fit; None for fresh entropy at every call, which makes the defence stochastic.
+        gradient: meaning of a backward pass. `straight_through`: the purification counts as the identity (BPDA,
+            Athalye et al. 2018). `none`: a backward pass raises.
+
+    Raises:
+        ValueError: unknown gradient.
+    """
+
+    def __init__(self, config: FitConfig | None = None, *, seed: int | None = 0, gradient: str = "straight_through"):
+        super().__init__()
+        self.config = config
+        self.seed = seed
+        self.gradient = _known_gradient(gradient)
+
+    def fit(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> FitResult:
+        """The whole result of the fit to images (B, C, H, W) in [0, 1]; no gradient passes.
+
+        Raises:
+            TypeError, ValueError: not a floating image batch, or outside [0, 1].
+        """
+        check_images(images)
+        config = self.config or default_config(tuple(images.shape[1:]))
+        return fit(images, config, seed=self.seed, callback=callback)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) or (C, H, W) in [0, 1] -> same shape, purified.
+
+        Raises:
+            TypeError, ValueError: not a floating image, or outside [0, 1].
+        """
+        if isinstance(images, Tensor) and images.dim() == 3:
+            return self(images[None])[0]  # type: ignore[no-any-return]
+        return GRADIENTS[self.gradient].apply(images, self.fit(images).reconstruction)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"config={self.config}, seed={self.seed}, gradient={self.gradient!r}"
+
+
+class DefendedClassifier(nn.Module):
+    """Purify, then classify. Works under `no_grad` and `inference_mode`.
+
+    Args:
+        classifier: images (B, C, H, W) in [0, 1] -> logits (B, K); normalisation is its own first layer.
+        purifier: what stands in front; `Purifier()` if None.
+        gradient: meaning of a backward pass, in place of the purifier's own; see `Purifier`.
+
+    Raises:
+        TypeError: the classifier is no module.
+        ValueError: unknown gradient.
+    """
+
+    def __init__(
+        self, classifier: nn.Module, purifier: Purifier | None = None, *, gradient: str = "straight_through"
+    ):
+        super().__init__()
+        if not isinstance(classifier, nn.Module):
+            raise TypeError(f"classifier must be a torch.nn.Module, got {type(classifier).__name__}")
+        self.classifier = classifier
+        self.purifier = purifier or Purifier()
+        self.gradient = _known_gradient(gradient)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> logits (B, K)."""
+        purified = self.purifier.fit(images).reconstruction
+        return self.classifier(GRADIENTS[self.gradient].apply(images, purified))  # type: ignore[no-any-return]
+
+
+def defend(
+    classifier: nn.Module,
+    config: FitConfig | None = None,
+    *,
+    seed: int | None = 0,
+    gradient: str = "straight_through",
+) -> DefendedClassifier:
+    """Wrap a classifier so that it purifies what it sees. Arguments as in `Purifier` and `DefendedClassifier`."""
+    return DefendedClassifier(classifier, Purifier(config, seed=seed), gradient=gradient)
+
+
+def _known_gradient(gradient: str) -> str:
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
+    return gradient

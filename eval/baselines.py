@@ -1,0 +1,113 @@
+"""Cheap filters that an image defence must beat; images (B, C, H, W) in [0, 1] to the same."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
+
+try:
+    from scipy import ndimage
+    from skimage import restoration
+except ImportError as error:
+    raise ImportError("eval.baselines needs scipy, scikit-image: pip install 'dipdefense[eval]'") from error
+
+__all__ = [
+    "BASELINES",
+    "bit_depth",
+    "gaussian_blur",
+    "jpeg",
+    "median",
+    "non_local_means",
+    "total_variation",
+]
+
+
+def gaussian_blur(images: Tensor, sigma: float = 1.0) -> Tensor:
+    """Convolve with a Gaussian of `sigma` pixels, mirrored at the border."""
+    _check_positive("sigma", sigma)
+    return _each(images, lambda image: ndimage.gaussian_filter(image, (0, sigma, sigma)))
+
+
+def median(images: Tensor, size: int = 3) -> Tensor:
+    """Replace each pixel by the median of the `size` x `size` pixels round it, mirrored at the border."""
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"size must be odd and at least 1 pixel, got {size}")
+    return _each(images, lambda image: ndimage.median_filter(image, (1, size, size)))
+
+
+def non_local_means(images: Tensor, h: float = 0.07) -> Tensor:
+    """Average pixels whose 5x5 surroundings look alike, within 6 pixels; `h` in [0, 1] units is the strength.
+
+    Source: Buades, Coll and Morel (2005), by scikit-image.
+    """
+    _check_positive("h", h)
+    return _each(
+        images,
+        lambda image: restoration.denoise_nl_means(
+            image, patch_size=5, patch_distance=6, h=h, fast_mode=True, channel_axis=0
+        ),
+    )
+
+
+def total_variation(images: Tensor, weight: float = 0.08) -> Tensor:
+    """Minimise total variation plus the squared distance over 2 `weight`; more weight is smoother.
+
+    Source: Chambolle (2004), by scikit-image.
+    """
+    _check_positive("weight", weight)
+    return _each(images, lambda image: restoration.denoise_tv_chambolle(image, weight=weight, channel_axis=0))
+
+
+def jpeg(images: Tensor, quality: int = 75) -> Tensor:
+    """Encode as JPEG of `quality` in [1, 100] and decode; RGB or grey, rounded to 8 bits on the way."""
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality must lie in [1, 100], got {quality}")
+    _check_images(images)
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]}")
+    pixels = (images.detach().cpu() * 255).round().to(torch.uint8)
+    decoded = [decode_jpeg(encode_jpeg(image, quality), ImageReadMode.UNCHANGED) for image in pixels]
+    return torch.stack(decoded).to(images) / 255
+
+
+def bit_depth(images: Tensor, bits: int = 4) -> Tensor:
+    """Round to `bits` bits a channel: 2^bits values evenly from 0 to 1."""
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits must lie in [1, 8], got {bits}")
+    _check_images(images)
+    levels = (1 << bits) - 1
+    return (images.detach() * levels).round() / levels
+
+
+BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
+    "gaussian_blur": gaussian_blur,
+    "median": median,
+    "non_local_means": non_local_means,
+    "total_variation": total_variation,
+    "jpeg": jpeg,
+    "bit_depth": bit_depth,
+}
+
+
+def _each(images: Tensor, filter_image: Callable[[Any], Any]) -> Tensor:
+    """Filter each image on the CPU, on its own, so that no statistic crosses images."""
+    _check_images(images)
+    filtered = np.stack([filter_image(image) for image in images.detach().cpu().numpy()])
+    return torch.from_numpy(filtered).to(images).clamp(0, 1)  # rounding leaves [0, 1] by an ulp
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dim() != 4 or images.numel() == 0:
+        raise ValueError(f"images must be (B, C, H, W) and not empty, got {tuple(images.shape)}")
+    if images.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"images must be float32 or float64, got {images.dtype}")
+    if not ((images >= 0) & (images <= 1)).all():
+        raise ValueError(f"images must lie in [0, 1], got {images.min():.3g} to {images.max():.3g}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")

@@ -1,0 +1,276 @@
+"""Image data sets as one type: digits (no download), MNIST, CIFAR-10 and folders of photographs."""
+
+import csv
+import gzip
+import json
+import math
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets import CIFAR10, MNIST
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+__all__ = ["DATASETS", "ImageDataset", "cache_folder", "digits_split", "load_dataset"]
+
+DIGITS = tuple("0123456789")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """Labelled images, each float32 (C, H, W) in [0, 1], decoded when it is asked for."""
+
+    name: str
+    class_names: tuple[str, ...]
+    labels: Tensor  # (N,) int64
+    index: Tensor  # (N,) int64: position of each image in the original data set
+    read: Callable[[int], Tensor]  # position in this data set -> image
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+        return self.read(position), int(self.labels[position])
+
+    def batch(self, positions: Sequence[int]) -> Tensor:
+        """Images at these positions, (B, C, H, W)."""
+        return torch.stack([self.read(position) for position in positions])
+
+
+def load_dataset(name: str, path: str | Path | None = None, *, size: int | None = None) -> ImageDataset:
+    """Load a data set's test images.
+
+    Args:
+        name: one of `DATASETS`.
+            `digits`: scikit-learn's digits, held-out part, 1x32x32.
+            `mnist`: 1x28x28, from a folder of idx files (`t10k-*`, plain or gzip).
+            `cifar10`: 3x32x32, from an npz of images, labels, index and class_names, or the python batches.
+            `folder`: RGB photographs listed in labels.csv (file, class_index), or one folder per class.
+        path: where the data lie; None downloads `mnist` and `cifar10` into `cache_folder()`.
+        size: side in pixels of the square cut from a photograph of `folder` (224 by default), after its short
+            side was brought to size * 256 / 224.
+
+    Raises:
+        FileNotFoundError: the path, or a file expected there, does not exist.
+        ValueError: the name is unknown, an argument does not fit it, or a file is torn.
+    """
+    if name not in DATASETS:
+        raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
+    if size is not None and name != "folder":
+        raise ValueError(f"size must be None for {name}, whose images have a size of their own, got {size}")
+    if path is None:
+        return DATASETS[name](None, size)
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist: expected the data of {name} there")
+    return DATASETS[name](Path(path), size)
+
+
+def cache_folder() -> Path:
+    """Where downloads and trained weights are kept: $DIPDEFENSE_CACHE, or ~/.cache/dipdefense."""
+    return Path(os.environ.get("DIPDEFENSE_CACHE") or Path.home() / ".cache" / "dipdefense")
+
+
+def digits_split(train: bool) -> ImageDataset:
+    """scikit-learn's 1797 digits: every fourth image (449) is held out, the others (1348) train.
+
+    The 8x8 images of 16 grey levels are resized bilinearly to 32x32. Both parts share their 13 writers.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("digits needs scikit-learn: pip install 'dipdefense[eval]'") from error
+    digits = load_digits()
+    position = torch.arange(len(digits.target))
+    index = position[(position % 4 != 3) if train else (position % 4 == 3)]
+    images = torch.from_numpy(digits.images).to(torch.uint8)[index]
+    labels = torch.from_numpy(digits.target).long()[index]
+    read = partial(_read_digit, images)
+    return ImageDataset(name="digits", class_names=DIGITS, labels=labels, index=index, read=read)
+
+
+def _read_digit(images: Tensor, position: int) -> Tensor:
+    image = images[position].float()[None, None] / 16  # (1, 1, 8, 8)
+    return F.interpolate(image, size=(32, 32), mode="bilinear")[0]
+
+
+def _digits(path: Path | None, size: int | None) -> ImageDataset:
+    if path is not None:
+        raise ValueError(f"path must be None for digits, which comes with scikit-learn, got {path}")
+    return digits_split(train=False)
+
+
+def _mnist(path: Path | None, size: int | None) -> ImageDataset:
+    if path is None:
+        path = Path(MNIST(cache_folder(), train=False, download=True).raw_folder)
+    images, labels = _read_idx(path, "t10k-images-idx3-ubyte"), _read_idx(path, "t10k-labels-idx1-ubyte")
+    return _from_arrays("mnist", path, images[..., None], labels, np.arange(len(images)), DIGITS)
+
+
+def _read_idx(folder: Path, name: str) -> np.ndarray[Any, Any]:
+    """Read a file of bytes in LeCun's idx format: 0 0 8 ndim, big-endian int32 sides, then the bytes."""
+    path = next((file for file in (folder / name, folder / f"{name}.gz") if file.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{folder} must be a folder holding {name} or {name}.gz")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a readable gzip file: {error}") from error
+    ndim = int(name[-7])  # idx3-ubyte, idx1-ubyte
+    start = 4 + 4 * ndim
+    if len(content) < start or content[:4] != bytes((0, 0, 8, ndim)):
+        raise ValueError(f"{path} must start as an idx file of {ndim}-dimensional bytes, got {content[:4]!r}")
+    shape = struct.unpack(f">{ndim}I", content[4:start])
+    if len(content) - start != math.prod(shape):
+        raise ValueError(f"{path} must hold {math.prod(shape)} bytes of data, got {len(content) - start}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _cifar10(path: Path | None, size: int | None) -> ImageDataset:
+    if path is not None and path.is_dir() and (path / "test.npz").is_file():
+        path = path / "test.npz"
+    if path is not None and path.suffix == ".npz":
+        return _read_npz(path)
+    if path is None:
+        root = cache_folder()
+    else:
+        root = path.parent if path.name == CIFAR10.base_folder else path
+        if not (root / CIFAR10.base_folder).is_dir():
+            raise FileNotFoundError(f"{path} must be an npz file, or hold test.npz or {CIFAR10.base_folder}/")
+    try:
+        cifar = CIFAR10(root, train=False, download=path is None)
+    except RuntimeError as error:  # torchvision's word for a wrong checksum
+        raise ValueError(f"{root / CIFAR10.base_folder} must hold the original batches: {error}") from error
+    return _from_arrays("cifar10", root, cifar.data, cifar.targets, np.arange(len(cifar.data)), cifar.classes)
+
+
+def _read_npz(path: Path) -> ImageDataset:
+    try:
+        with np.load(path) as archive:
+            arrays = {key: archive[key] for key in ("images", "labels", "index", "class_names")}
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} must be an npz of images, labels, index, class_names: {error}") from error
+    names = [str(name) for name in arrays["class_names"]]
+    return _from_arrays("cifar10", path, arrays["images"], arrays["labels"], arrays["index"], names)
+
+
+def _from_arrays(
+    name: str, source: Path, images: Any, labels: Any, index: Any, class_names: Sequence[str]
+) -> ImageDataset:
+    """Check arrays read from `source` and wrap them; images are uint8 (N, H, W, C)."""
+    labels, index = np.asarray(labels), np.asarray(index)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(f"images in {source} must be uint8 (N, H, W, C), got {images.dtype} {images.shape}")
+    for key, array in {"labels": labels, "index": index}.items():
+        if array.shape != (len(images),) or not np.issubdtype(array.dtype, np.integer):
+            raise ValueError(
+                f"{key} in {source} must be {len(images)} integers, got {array.dtype} {array.shape}"
+            )
+    _check_labels(labels, len(class_names), source)
+    return ImageDataset(
+        name=name,
+        class_names=tuple(class_names),
+        labels=torch.from_numpy(labels.astype(np.int64)),
+        index=torch.from_numpy(index.astype(np.int64)),
+        read=partial(_read_array, images),
+    )
+
+
+def _check_labels(labels: Any, classes: int, source: Path) -> None:
+    if len(labels) == 0:
+        raise ValueError(f"{source} must hold at least one image, got none")
+    if min(labels) < 0 or max(labels) >= classes:
+        raise ValueError(f"labels in {source} must lie in [0, {classes}), got {min(labels)} to {max(labels)}")
+
+
+def _read_array(images: np.ndarray[Any, Any], position: int) -> Tensor:
+    return torch.from_numpy(images[position].transpose(2, 0, 1).astype(np.float32) / 255)
+
+
+def _folder(path: Path | None, size: int | None) -> ImageDataset:
+    size = 224 if size is None else size
+    if path is None or not path.is_dir():
+        raise FileNotFoundError(f"folder needs a path to a folder of images, got {path}")
+    if size < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
+    listing = _listed if (path / "labels.csv").is_file() else _class_folders
+    files, labels, class_names = listing(path)
+    _check_labels(labels, len(class_names), path)
+    return ImageDataset(
+        name="folder",
+        class_names=class_names,
+        labels=torch.tensor(labels),
+        index=torch.arange(len(labels)),
+        read=partial(_read_photo, files, size),
+    )
+
+
+def _listed(path: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
+    """Files and labels of labels.csv, classes of class_names.txt (JSON, index to name), else the numbers."""
+    table = path / "labels.csv"
+    with table.open(newline="", encoding="utf-8-sig") as lines:
+        rows = list(csv.DictReader(lines))
+    try:
+        files = [path / row["file"] for row in rows]
+        labels = [int(row["class_index"]) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{table} must have a file and an integer class_index in each row: {error}"
+        ) from error
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise FileNotFoundError(f"{missing} does not exist, but {table} lists it")
+    listing = path / "class_names.txt"
+    if not listing.is_file():
+        return files, labels, tuple(str(label) for label in range(max(labels, default=-1) + 1))
+    try:
+        names = json.loads(listing.read_text(encoding="utf-8"))
+        return files, labels, tuple(str(names[str(label)]) for label in range(len(names)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{listing} must be JSON, each index from 0 on to a name: {error!r}") from error
+
+
+def _class_folders(path: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
+    """Images of one folder per class; the classes are the folders' names, sorted."""
+    classes = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
+    found = [(file, label) for label, item in enumerate(classes) for file in sorted(item.iterdir())]
+    found = [(file, label) for file, label in found if file.suffix.lower() in IMG_EXTENSIONS]
+    return [file for file, _ in found], [label for _, label in found], tuple(item.name for item in classes)
+
+
+def _read_photo(files: Sequence[Path], size: int, position: int) -> Tensor:
+    """Decode upright (EXIF), as RGB without alpha, resize the short side bilinearly, cut the centre."""
+    path = files[position]
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode in ("I", "F") or image.mode.startswith("I;"):  # PIL would saturate these to white
+                raise ValueError(f"mode must have 8 bits a channel, got {image.mode}")
+            rgb = image.convert("RGBA").convert("RGB")  # by way of RGBA: P with transparency warns otherwise
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+    short = round(size * 256 / 224)
+    rgb = TF.resize(rgb, [short], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    pixels: Tensor = TF.pil_to_tensor(TF.center_crop(rgb, [size, size]))
+    return pixels.float() / 255
+
+
+DATASETS: dict[str, Callable[[Path | None, int | None], ImageDataset]] = {
+    "digits": _digits,
+    "mnist": _mnist,
+    "cifar10": _cifar10,
+    "folder": _folder,
+}

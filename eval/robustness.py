@@ -1,0 +1,213 @@
+"""Accuracy of a classifier, bare and defended, on clean and attacked images: one resumable run, one table.
+
+A run writes into its folder `config.json`, one record per image and row to `records.jsonl` as it is made, and at
+its end `summary.csv`, `summary.json` and `paired.csv`. Killed, it goes on where it was.
+"""
+
+import hashlib
+import inspect
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks import ATTACKS
+from dipdefense import DefendedClassifier, Purifier
+from eval.datasets import ImageDataset
+from eval.metrics import psnr, ssim
+from eval.records import Record, append_records, configuration_hash, read_records, write_whole
+from eval.summary import paired_differences, summarise
+
+__all__ = ["CRAFTED_ON", "RunConfig", "evaluate_robustness"]
+
+CRAFTED_ON = {"bare": ("bare",), "defended": ("defended",), "both": ("bare", "defended")}
+
+Defence = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> same
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Numbers of one evaluation.
+
+    Raises:
+        ValueError: an unknown attack or `crafted_on` (the message lists the known ones), a number out of range.
+    """
+
+    attacks: Sequence[str] = ("fgsm", "pgd", "momentum_pgd")  # keys of ATTACKS
+    norm: str = "linf"
+    eps: float = 8 / 255  # radius of the ball, images in [0, 1]
+    alpha: float | None = None  # step size; eps / 4 if None
+    steps: int = 20
+    targeted: bool = False  # the labels are the targets; the true labels are then unknown to the attack
+    crafted_on: str = "bare"  # bare: the attack knows only the classifier; defended: it attacks through the defence
+    n: int = 100  # images: the first n of a seeded permutation
+    n_defended: int | None = None  # how many of them are attacked through the defence; n if None
+    seed: int = 0  # of the permutation, the attacks and the fits
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for attack in self.attacks:
+            if attack not in ATTACKS:
+                raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {attack!r}")
+        if self.crafted_on not in CRAFTED_ON:
+            raise ValueError(f"crafted_on must be one of {', '.join(CRAFTED_ON)}, got {self.crafted_on!r}")
+        if not (math.isfinite(self.eps) and self.eps >= 0):
+            raise ValueError(f"eps must not be negative, in [0, 1] units such as 8/255, got {self.eps}")
+        if self.norm not in ("linf", "l2"):
+            raise ValueError(f"norm must be one of linf, l2, got {self.norm!r}")
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(f"eps must be at most 1 in the linf norm, in [0, 1] units such as 8/255, got {self.eps}")
+        if self.norm == "l2" and "fgsm" in self.attacks:
+            raise ValueError("attacks must leave out fgsm when norm is l2, got both")
+        for name in ("n", "steps", "batch_size", "n_defended"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def evaluate_robustness(
+    classifier: nn.Module,
+    dataset: ImageDataset,
+    config: RunConfig | None = None,
+    *,
+    out: str | Path,
+    purifier: Purifier | None = None,
+    gradient: str = "straight_through",
+    filters: Mapping[str, Defence] | None = None,
+    classifier_name: str | None = None,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """Score a classifier bare, behind the purifier (`dip`) and behind filters, on identical images.
+
+    Args:
+        classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), in eval mode, on `device`.
+        dataset: labelled images; with `config.targeted` the labels are the targets and accuracy counts hits.
+        config: numbers of the evaluation; `RunConfig()` if None.
+        out: folder of the run, made if missing.
+        purifier: the defence `dip`; `Purifier(seed=config.seed)` if None.
+        gradient: how an attack crafted on the defended model passes the fit, see `Purifier`.
+        filters: further defences by name, scored on the images crafted on the bare classifier.
+        classifier_name: for the table; the class name if None.
+        device: where the classifier is and the images go.
+        progress: called with (records made, records in all) after every batch and row.
+
+    Returns:
+        The table, one row per attack and defence; columns as in `eval.summary.summarise`.
+
+    Raises:
+        ValueError: more images asked for than there are; logits that are not finite or not (B, K).
+        OSError: the folder cannot be written.
+    """
+    config, purifier = config or RunConfig(), purifier or Purifier(seed=(config or RunConfig()).seed)
+    if config.n > len(dataset):
+        raise ValueError(f"n must be at most the {len(dataset)} images of {dataset.name}, got {config.n}")
+    run = Path(out)
+    run.mkdir(parents=True, exist_ok=True)
+    description = {
+        "dataset": dataset.name,
+        "index": hashlib.sha256(dataset.index.numpy().tobytes()).hexdigest()[:16],
+        "classifier": classifier_name or type(classifier).__name__,
+        "weights": _fingerprint(classifier),
+        "fit": asdict(purifier.config) if purifier.config else "default",
+        "fit_seed": purifier.seed,
+        "gradient": gradient,
+        **asdict(config),
+    }
+    key = configuration_hash(description)
+    write_whole(run / "config.json", json.dumps(description | {"hash": key}, indent=2) + "\n")
+    records = [record for record in read_records(run / "records.jsonl") if record["config"] == key]
+    done = {(r["attack"], r["crafted_on"], r["defence"], r["index"]) for r in records}
+
+    defences: dict[str, Defence | None] = {"none": None, "dip": purifier, **(filters or {})}
+    targets = {"bare": classifier, "defended": DefendedClassifier(classifier, purifier, gradient=gradient)}
+    plan = _plan(config, defences)
+    total = sum(_images(config, crafted_on) * len(names) for (_, crafted_on), names in plan.items())
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))[: config.n]
+    for start in range(0, config.n, config.batch_size):
+        clean = dataset.batch(order[start : start + config.batch_size].tolist()).to(device)
+        for (attack, crafted_on), names in plan.items():
+            positions = order[: _images(config, crafted_on)][start : start + config.batch_size]
+            index, labels = dataset.index[positions].tolist(), dataset.labels[positions].to(device)
+            missing = [name for name in names if any((attack, crafted_on, name, i) not in done for i in index)]
+            if not missing:
+                continue
+            images = clean[: len(positions)]
+            attacked = images if attack == "clean" else _craft(attack, targets[crafted_on], images, labels, config)
+            for name in missing:
+                made = _score(classifier, defences[name], images, attacked, labels)
+                row = {"config": key, "attack": attack, "crafted_on": crafted_on, "defence": name}
+                new = [row | {"index": i} | r for i, r in zip(index, made, strict=True)]
+                new = [r for r in new if (attack, crafted_on, name, r["index"]) not in done]
+                append_records(run / "records.jsonl", new)
+                records += new
+                if progress is not None:
+                    progress(len(records), total)
+    table = summarise(records, description)
+    write_whole(run / "summary.csv", table.to_csv(index=False))
+    write_whole(run / "summary.json", table.to_json(orient="records", indent=2) + "\n")
+    write_whole(run / "paired.csv", paired_differences(records).to_csv(index=False))
+    return table
+
+
+def _plan(config: RunConfig, defences: Mapping[str, Defence | None]) -> dict[tuple[str, str], list[str]]:
+    """(attack, crafted_on) -> the defences scored on those images. Filters are never attacked themselves."""
+    plan = {("clean", ""): list(defences)}
+    for attack in config.attacks:
+        for crafted_on in CRAFTED_ON[config.crafted_on]:
+            plan[attack, crafted_on] = list(defences) if crafted_on == "bare" else ["dip"]
+    return plan
+
+
+def _images(config: RunConfig, crafted_on: str) -> int:
+    return min(config.n, config.n_defended or config.n) if crafted_on == "defended" else config.n
+
+
+def _craft(attack: str, target: nn.Module, images: Tensor, labels: Tensor, config: RunConfig) -> Tensor:
+    function = ATTACKS[attack]
+    numbers = {name: getattr(config, name) for name in ("eps", "norm", "alpha", "steps", "targeted", "seed")}
+    known = inspect.signature(function).parameters
+    return function(target, images, labels, **{name: v for name, v in numbers.items() if name in known})
+
+
+@torch.no_grad()
+def _score(
+    classifier: nn.Module, defence: Defence | None, clean: Tensor, attacked: Tensor, labels: Tensor
+) -> list[Record]:
+    """One record per image: prediction, PSNR and SSIM against the clean image, seconds of defence and classifier."""
+    start = time.perf_counter()
+    purified = attacked if defence is None else defence(attacked)
+    logits = classifier(purified)
+    seconds = (time.perf_counter() - start) / len(clean)
+    if logits.dim() != 2 or len(logits) != len(clean) or not logits.isfinite().all():
+        raise ValueError(f"classifier must return finite logits (B, K), got shape {tuple(logits.shape)}")
+    predictions = logits.argmax(1)
+    measured = {
+        "label": labels.tolist(),
+        "prediction": predictions.tolist(),
+        "correct": (predictions == labels).tolist(),
+        "psnr_attacked": _finite(psnr(attacked, clean)),
+        "ssim_attacked": _finite(ssim(attacked, clean)),
+        "psnr_defended": _finite(psnr(purified, clean)) if defence else [None] * len(clean),
+        "ssim_defended": _finite(ssim(purified, clean)) if defence else [None] * len(clean),
+        "seconds": [round(seconds, 6)] * len(clean),
+    }
+    return [dict(zip(measured, values, strict=True)) for values in zip(*measured.values(), strict=True)]
+
+
+def _finite(values: Tensor) -> list[float | None]:
+    """JSON has no infinity: the PSNR of equal images is left empty."""
+    return [value if math.isfinite(value) else None for value in values.tolist()]
+
+
+def _fingerprint(net: nn.Module) -> str:
+    digest = hashlib.sha256(str(net).encode())
+    for tensor in net.state_dict().values():
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,23 @@
+"""Shared fixtures: the folder with real images and weights."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+DATA = Path(os.environ.get("DIPDEFENSE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip `data` tests, visibly, where the folder is missing."""
+    if not DATA.is_dir():
+        reason = f"real data not found at {DATA}: set DIPDEFENSE_DATA"
+        for item in items:
+            if item.get_closest_marker("data"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """Folder with the real images, labels and weights; only `data` tests may ask for it."""
+    return DATA
