@@ -39,7 +39,7 @@ class FitConfig:
     ema: float = 0.0  # weight of the past in the average of iterates that is returned; 0: the iterate itself
     stopping: str = "fixed"  # a key of STOPPING_RULES
     stopping_options: Mapping[str, Any] = field(default_factory=dict)  # keywords of its class
-    rollback_db: float = 5.0  # an image whose fit drops by this many dB returns to its last good state
+    rollback_db: float = 5.0  # an image whose loss rises by this many dB returns to its last good state
     memory_gb: float = 1.0  # the fit works in chunks of images that stay within it, in GiB
 
     def __post_init__(self) -> None:

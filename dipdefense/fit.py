@@ -27,13 +27,13 @@ from torch.optim.adam import adam
 
 from dipdefense.config import FitConfig, build_network, build_rule
 from dipdefense.inputs import INPUTS
-from dipdefense.losses import LOSSES, SCALE_BLIND, Loss, least_squares_gain, mse
+from dipdefense.losses import LOSSES, SCALE_BLIND, Loss, least_squares_gain
 
 __all__ = ["FitResult", "Progress", "fit"]
 
 CHECK_EVERY = 10  # iterations between two looks at who leaves and who rolls back
 MAX_ROLLBACKS = 10  # an image that rolls back more often in a row has diverged
-FITTED_DB = 40.0  # above it an iterate counts as fitted: its ups and downs roll nothing back
+FITTED = 1e-4  # a loss below it (40 dB) counts as fitted: its ups and downs roll nothing back
 
 Degrade = Callable[[Tensor, Tensor], Tensor]  # (images (B, C, H, W), index (B,)) -> observed-like (B, ...)
 
@@ -148,16 +148,15 @@ class _Problem:
         image: Tensor = functional_call(self.net, stacked, (z,))
         return image[self.crop]
 
-    def losses(self, theta: Tensor, z: Tensor, index: Tensor, observed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss of each image, (B,); its iterate, (B, C, H, W); and how well it fits, (B,) dB."""
+    def losses(self, theta: Tensor, z: Tensor, index: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of each image, (B,), and its iterate, (B, C, H, W), without gradient."""
         output = self.generate(theta, z)
         degraded = self.degrade(output, index)
         losses = self.loss(degraded, observed, index)
+        if losses.shape != index.shape:
+            raise ValueError(f"loss must give one number an image, {tuple(index.shape)}, got {tuple(losses.shape)}")
         output, degraded = output.detach(), degraded.detach()
-        if self.blind:
-            gain = least_squares_gain(degraded, observed).view(-1, 1, 1, 1)
-            output, degraded = gain * output, gain.view(-1, *[1] * (degraded.dim() - 1)) * degraded
-        return losses, output, (-10 * mse(degraded, observed).log10()).clamp_max(FITTED_DB)
+        return losses, output * _per_row(least_squares_gain(degraded, observed)) if self.blind else output
 
 
 @dataclass
@@ -169,9 +168,9 @@ class _Batch:
     step: Tensor  # (B,) Adam's step count
     saved_adam: Tensor  # both as they were at the last good look
     saved_step: Tensor
-    saved_db: Tensor  # (B,) how well the iterate fitted then
-    rollbacks: Tensor  # (B,) times returned to it
-    sane: Tensor  # (B,) bool: the last iterate is finite and fits as well as then, within `rollback_db`
+    saved_loss: Tensor  # (B,) the loss then
+    rollbacks: Tensor  # (B,) times in a row that it returned there
+    sane: Tensor  # (B,) bool: the last loss is finite, and not above the saved one by more than `rollback_db`
     output: Tensor  # (B, C, H, W) last sane iterate
     average: Tensor  # (B, C, H, W) its moving average
     best: Tensor  # (B, C, H, W) the iterate to return so far
@@ -196,29 +195,31 @@ def _fit_chunk(
     z, observed = problem.z, problem.observed[index]
     generator = torch.Generator(z.device).manual_seed(seed)
     rule, batch, left = build_rule(config), _begin(problem, theta, index), []
+    rise = 10 ** (config.rollback_db / 10)
     for iteration in range(1, config.iterations + 1):
         noise = torch.randn(z.shape[1:], dtype=z.dtype, device=z.device, generator=generator)
         here = (z if len(z) == 1 else z[batch.index]) + config.jitter * noise
         theta = batch.adam[:, 0].detach().requires_grad_()
-        losses, output, fit_db = problem.losses(theta, here, batch.index, observed)
+        losses, output = problem.losses(theta, here, batch.index, observed)
         (gradient,) = torch.autograd.grad(losses.sum(), theta)
         with torch.no_grad():
             _adam_step(batch, gradient, config.lr)
-            batch.sane = fit_db >= batch.saved_db - config.rollback_db  # False where it is not a number
-            batch.output = torch.where(_as_mask(batch.sane), output, batch.output)
+            losses = losses.detach()
+            worst = rise * batch.saved_loss.abs().clamp_min(FITTED)
+            batch.sane = losses.isfinite() & (losses <= worst)
+            batch.output = torch.where(_per_row(batch.sane), output, batch.output)
             past = config.ema if iteration > 1 else 0.0
             batch.average = batch.output.lerp(batch.average, past)
             better, done = rule.observe(iteration, batch.output)
             better &= ~batch.done
-            batch.best = torch.where(_as_mask(better), batch.average, batch.best)
+            batch.best = torch.where(_per_row(better), batch.average, batch.best)
             batch.chosen = batch.chosen.masked_fill(better, iteration)
             batch.done |= done
             batch.iterations += 1
         if callback is not None:
-            losses = losses.detach()
             callback(Progress(iteration, batch.index, batch.output, batch.average, losses, finished))
         if iteration % CHECK_EVERY == 0 or iteration == config.iterations:
-            _save_or_roll_back(batch, fit_db)
+            _save_or_roll_back(batch, losses)
             if batch.done.any():
                 left.append(batch.rows(batch.done))
                 finished += len(left[-1].index)
@@ -245,7 +246,7 @@ def _begin(problem: _Problem, theta: Tensor, index: Tensor) -> _Batch:
         step=step,
         saved_adam=adam.clone(),
         saved_step=step.clone(),
-        saved_db=torch.full_like(step, -math.inf, dtype=theta.dtype),
+        saved_loss=torch.full_like(step, math.inf, dtype=theta.dtype),
         rollbacks=count.clone(),
         sane=no.clone(),
         output=canvas,
@@ -277,22 +278,24 @@ def _adam_step(batch: _Batch, gradient: Tensor, lr: float) -> None:
     )
 
 
-def _save_or_roll_back(batch: _Batch, fit_db: Tensor) -> None:
+def _save_or_roll_back(batch: _Batch, losses: Tensor) -> None:
     """Keep the state of images that fit as well as before; the others return to the state kept last."""
     sane = batch.sane
     if sane.all():
         batch.saved_adam.copy_(batch.adam)
         batch.saved_step.copy_(batch.step)
-        batch.saved_db = fit_db
+        batch.saved_loss = losses
+        batch.rollbacks.zero_()
         return
-    if bool((~sane & batch.saved_db.isinf()).any()):
-        worst = batch.index[~sane & batch.saved_db.isinf()].tolist()
-        raise RuntimeError(f"the fit of images {worst} must be finite from its start: lower lr, or check the loss")
+    hopeless = ~sane & batch.saved_loss.isinf()
+    if hopeless.any():
+        images = batch.index[hopeless].tolist()
+        raise RuntimeError(f"the fit of images {images} must be finite from its start: lower lr, or check the loss")
     rows = sane.view(-1, 1, 1)
     kept, step = torch.where(rows, batch.adam, batch.saved_adam), torch.where(sane, batch.step, batch.saved_step)
     batch.adam, batch.saved_adam = kept, kept.clone()
     batch.step, batch.saved_step = step, step.clone()
-    batch.saved_db = torch.where(sane, fit_db, batch.saved_db)
+    batch.saved_loss = torch.where(sane, losses, batch.saved_loss)
     batch.rollbacks = torch.where(sane, 0, batch.rollbacks + 1)
     diverged = batch.rollbacks > MAX_ROLLBACKS
     if diverged.any():
@@ -384,7 +387,7 @@ def _chunk_size(problem: _Problem, theta: Tensor, config: FitConfig) -> int:
     return int(budget // one)
 
 
-def _as_mask(rows: Tensor) -> Tensor:
+def _per_row(rows: Tensor) -> Tensor:
     return rows.view(-1, 1, 1, 1)
 
 

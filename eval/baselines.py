@@ -1,12 +1,13 @@
 """Cheap filters that an image defence must beat; images (B, C, H, W) in [0, 1] to the same."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 try:
     from scipy import ndimage
@@ -44,12 +45,17 @@ def non_local_means(images: Tensor, h: float = 0.07) -> Tensor:
     Source: Buades, Coll and Morel (2005), by scikit-image.
     """
     _check_positive("h", h)
-    return _each(
-        images,
-        lambda image: restoration.denoise_nl_means(
-            image, patch_size=5, patch_distance=6, h=h, fast_mode=True, channel_axis=0
-        ),
-    )
+
+    def denoise(image: Any) -> Any:
+        last = np.moveaxis(
+            image, 0, -1
+        )  # skimage 0.26 drops a single channel, and transposes with channel_axis=0
+        filtered = restoration.denoise_nl_means(
+            last, patch_size=5, patch_distance=6, h=h, fast_mode=True, channel_axis=-1
+        )
+        return np.moveaxis(filtered.reshape(last.shape), -1, 0)
+
+    return _each(images, denoise)
 
 
 def total_variation(images: Tensor, weight: float = 0.08) -> Tensor:
@@ -65,12 +71,18 @@ def jpeg(images: Tensor, quality: int = 75) -> Tensor:
     """Encode as JPEG of `quality` in [1, 100] and decode; RGB or grey, rounded to 8 bits on the way."""
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must lie in [1, 100], got {quality}")
-    _check_images(images)
-    if images.shape[1] not in (1, 3):
+    if images.dim() == 4 and images.shape[1] not in (1, 3):
         raise ValueError(f"images must have 1 or 3 channels, got {images.shape[1]}")
-    pixels = (images.detach().cpu() * 255).round().to(torch.uint8)
-    decoded = [decode_jpeg(encode_jpeg(image, quality), ImageReadMode.UNCHANGED) for image in pixels]
-    return torch.stack(decoded).to(images) / 255
+
+    def encode(image: Any) -> Any:
+        pixels = (image * 255).round().astype(np.uint8).transpose(1, 2, 0)
+        with io.BytesIO() as file:
+            grey_or_rgb = pixels.squeeze(2) if pixels.shape[2] == 1 else pixels
+            Image.fromarray(grey_or_rgb).save(file, "JPEG", quality=quality)
+            decoded = np.asarray(Image.open(file)).reshape(pixels.shape)
+        return decoded.transpose(2, 0, 1).astype(image.dtype) / 255
+
+    return _each(images, encode)
 
 
 def bit_depth(images: Tensor, bits: int = 4) -> Tensor:

@@ -185,7 +185,7 @@ def load_classifier(
         raise ValueError(f"spec must be one of {known}, got {spec!r}")
     if weights is not None:
         _load(net, read_weights(weights), weights)
-    elif isinstance(net, DigitsCNN):
+    elif spec == "digits_cnn":
         net = trained_digits_cnn()
     elif not own:
         raise ValueError(

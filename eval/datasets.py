@@ -9,7 +9,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,15 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """Images at these positions, (B, C, H, W)."""
         return torch.stack([self.read(position) for position in positions])
 
+    def between(self, start: int | None, stop: int | None) -> "ImageDataset":
+        """The images whose `index` lies in start:stop, so that choices and figures never share an image."""
+        low, high = start or 0, int(self.index.max()) + 1 if stop is None else stop
+        kept = torch.where((self.index >= low) & (self.index < high))[0]
+        if len(kept) == 0:
+            raise ValueError(f"index {low}:{high} must hold at least one image of {self.name}, holds none")
+        read = partial(_read_at, self.read, kept)
+        return replace(self, labels=self.labels[kept], index=self.index[kept], read=read)
+
 
 def load_dataset(name: str, path: str | Path | None = None, *, size: int | None = None) -> ImageDataset:
     """Load a data set's test images.
@@ -77,6 +86,10 @@ def load_dataset(name: str, path: str | Path | None = None, *, size: int | None 
     if not Path(path).exists():
         raise FileNotFoundError(f"{path} does not exist: expected the data of {name} there")
     return DATASETS[name](Path(path), size)
+
+
+def _read_at(read: Callable[[int], Tensor], kept: Tensor, position: int) -> Tensor:
+    return read(int(kept[position]))
 
 
 def cache_folder() -> Path:
@@ -159,9 +172,9 @@ def _cifar10(path: Path | None, size: int | None) -> ImageDataset:
 
 def _read_npz(path: Path) -> ImageDataset:
     try:
-        with np.load(path) as archive:
+        with path.open("rb") as file, np.load(file) as archive:
             arrays = {key: archive[key] for key in ("images", "labels", "index", "class_names")}
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} must be an npz of images, labels, index, class_names: {error}") from error
     names = [str(name) for name in arrays["class_names"]]
     return _from_arrays("cifar10", path, arrays["images"], arrays["labels"], arrays["index"], names)

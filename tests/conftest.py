@@ -4,6 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # the networks of the tests are tiny: threads would only wait for each other
 
 DATA = Path(os.environ.get("DIPDEFENSE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

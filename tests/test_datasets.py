@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 import eval.datasets
 from eval.datasets import DATASETS, ImageDataset, cache_folder, digits_split, load_dataset
 
-CIFAR_NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CIFAR_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -201,6 +201,13 @@ def test_torn_npz_is_named(keep: int, tmp_path: Path) -> None:
         load_dataset("cifar10", file)
 
 
+def test_an_array_in_place_of_an_npz_is_named(tmp_path: Path) -> None:
+    with (tmp_path / "test.npz").open("wb") as file:
+        np.save(file, pixels(2, 32, 32, 3))
+    with pytest.raises(ValueError, match=r"test\.npz must be an npz of"):
+        load_dataset("cifar10", tmp_path)
+
+
 def test_npz_without_labels_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "test.npz", images=pixels(2, 32, 32, 3))
     with pytest.raises(ValueError, match=r"test\.npz must be an npz of .*labels"):
@@ -274,7 +281,7 @@ def test_class_folders_are_sorted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(400, 300), (300, 400), (30, 40), (256, 256)])
 def test_photographs_are_resized_and_cut_in_the_middle(width: int, height: int, tmp_path: Path) -> None:
-    """Smooth ramps survive any resize: the value at the crop's pixel x is that of its place in the photograph."""
+    """Ramps survive a resize: the crop's pixel has the value of its place in the photograph."""
     x = np.linspace(0, 255, width)[None].repeat(height, 0)
     y = np.linspace(0, 255, height)[:, None].repeat(width, 1)
     (tmp_path / "ramp").mkdir()

@@ -39,7 +39,7 @@ def test_bootstrap_has_the_normal_limit() -> None:
 
 
 def test_bootstrap_keeps_the_pairing() -> None:
-    """Two noisy columns that differ by nearly a constant: unpaired, the interval would be 100 times as wide."""
+    """Columns that differ by nearly a constant: unpaired, the interval would be 100 times as wide."""
     rng = np.random.default_rng(2)
     a = rng.normal(0, 1, 200)
     difference, low, high = paired_bootstrap(a, a - 0.5 + 0.01 * rng.normal(size=200))

@@ -74,7 +74,7 @@ def test_both_agree_with_scikit_image(grey: bool, sigma: float) -> None:
 
 
 def test_ssim_leaves_the_border_out() -> None:
-    """An error in the corner pixel alone is seen only through windows inside the image, as in scikit-image."""
+    """An error at the border counts only through windows inside the image, as in scikit-image."""
     reference = photo()[:1]
     reconstruction = reference.clone()
     reconstruction[..., :5, :] = 0

@@ -1,0 +1,57 @@
+"""Configurations: a JSON round trip, and one clear error for each bad value."""
+
+import dataclasses
+import json
+
+import pytest
+
+from dipdefense import FitConfig, default_config
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FitConfig(),
+        FitConfig(architecture_options={"channels": (8, 8), "skip_channels": [0, 4]}, stopping="emv"),
+        default_config((3, 32, 32)),
+        default_config((1, 28, 28)),
+        default_config((3, 224, 224)),
+    ],
+)
+def test_json_round_trip(config):
+    assert FitConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 224, 224), (3, 512, 512)])
+def test_the_default_is_never_the_large_slow_network(shape):
+    config = default_config(shape)
+    assert config.iterations <= 1000
+    assert max(config.architecture_options["channels"]) <= 128
+    assert sum(config.architecture_options["channels"]) < 5 * 128
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"architecture": "resnet"}, "architecture must be one of autoencoder, unet, skip, got 'resnet'"),
+        ({"input": "zeros"}, "input must be one of noise, meshgrid"),
+        ({"loss": "huber"}, "loss must be one of mse, l1, cosine"),
+        ({"stopping": "never"}, "stopping must be one of fixed, wmv, emv, got 'never'"),
+        ({"iterations": 0}, "iterations must be an integer of at least 1, got 0"),
+        ({"iterations": 2.5}, "iterations must be an integer of at least 1, got 2.5"),
+        ({"input_channels": 0}, "input_channels must be an integer of at least 1"),
+        ({"lr": 0.0}, "lr must be positive and finite"),
+        ({"lr": float("nan")}, "lr must be positive and finite"),
+        ({"memory_gb": -1.0}, "memory_gb must be positive"),
+        ({"rollback_db": 0.0}, "rollback_db must be positive"),
+        ({"jitter": -0.1}, "jitter must be finite and not negative"),
+        ({"ema": 1.0}, r"ema must lie in \[0, 1\)"),
+        ({"architecture_options": {"depth": 3}}, "skip must be given options among channels, .*got 'depth'"),
+        ({"architecture_options": {"padding": "wrap"}}, "padding must be one of"),
+        ({"stopping_options": {"patience": 5}}, r"fixed must be given options among \(none\), got 'patience'"),
+        ({"stopping": "wmv", "stopping_options": {"window": 1}}, "window must be at least 2"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        FitConfig(**settings)
