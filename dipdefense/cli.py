@@ -4,20 +4,25 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from dipdefense.config import FitConfig
-from dipdefense.fit import Progress as FitProgress
-from dipdefense.images import list_images, read_image, write_image
-from dipdefense.presets import default_config
+from dipdefense.files import purify_files
+from dipdefense.images import list_images
 from dipdefense.purify import Purifier
 
 __all__ = ["app", "main"]
@@ -27,6 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Purify images by an early-stopped deep image prior, and measure what that is worth.",
 )
+benchmark = typer.Typer(no_args_is_help=True, help="Measure the library itself.")
+app.add_typer(benchmark, name="benchmark")
 console = Console()
 errors = Console(stderr=True)
 
@@ -45,7 +52,9 @@ def main() -> None:
 
 
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="Folder for the table, records and picture.")] = Path("runs/demo")) -> None:
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the table, records and picture.")] = Path("runs/demo"),
+) -> None:
     """Attack a digit classifier with FGSM, PGD and momentum PGD, purify, and print the table. Needs no data."""
     from eval.demo import run_demo
 
@@ -60,43 +69,27 @@ def purify(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Image file, or a folder of them.")],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Image file, or a folder for a folder.")],
     config: ConfigFile = None,
-    iterations: Annotated[int | None, typer.Option(help="Iterations of the fit, in place of the configured.")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> None:
-    """Purify an image file, or every image of a folder.
+    """Purify an image file, or every image of a folder, into PNG files of the same names.
 
-    Each image is written as soon as it is done; one that cannot be read is named and left out, and the exit code
-    is 1.
+    Images of one size are fitted together, and written as soon as they are done. One that cannot be read is named
+    and left out, and the exit code is 1.
     """
-    where = _device(device)
+    where, settings = _device(device), _fit_config(config)
     files = list_images(source) if source.is_dir() else [source]
     targets = [target / f"{file.stem}.png" for file in files] if source.is_dir() else [target]
     if source.is_dir():
         target.mkdir(parents=True, exist_ok=True)
-        if len({path.name for path in targets}) < len(targets):
-            raise ValueError(f"{source}: file names must differ by more than their suffix, since PNG is written")
-    failed = 0
-    with _progress("iterations") as progress:
-        for number, (file, goal) in enumerate(zip(files, targets, strict=True)):
-            try:
-                image = read_image(file).to(where)
-            except (ValueError, OSError) as error:
-                if not source.is_dir():
-                    raise
-                errors.print(f"left out: {error}", markup=False, highlight=False, soft_wrap=True)
-                failed += 1
-                continue
-            chosen = _fit_config(config) or default_config(tuple(image.shape))
-            chosen = replace(chosen, iterations=iterations) if iterations else chosen
-
-            def report(state: FitProgress, done: int = number, each: int = chosen.iterations) -> None:
-                progress(done * each + state.iteration, len(files) * each)
-
-            result = Purifier(chosen, seed=seed).fit(image[None], callback=report)
-            write_image(result.reconstruction[0].cpu(), goal)
-    if failed:
-        raise ValueError(f"{failed} of {len(files)} images could not be read")
+    with _progress("images") as progress:
+        failures = purify_files(files, targets, Purifier(settings, seed=seed), device=where, progress=progress)
+    if failures and not source.is_dir():
+        raise failures[0]
+    for failure in failures:
+        errors.print(f"left out: {failure}", markup=False, highlight=False, soft_wrap=True)
+    if failures:
+        raise ValueError(f"{len(failures)} of {len(files)} images could not be read")
 
 
 @app.command()
@@ -104,7 +97,8 @@ def evaluate(
     dataset: Annotated[str, typer.Option(help="digits, mnist, cifar10 or folder.")] = "digits",
     data: Annotated[Path | None, typer.Option(help="File or folder of the data set.")] = None,
     classifier: Annotated[
-        str, typer.Option(help="digits_cnn, mnist_lenet, cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY.")
+        str,
+        typer.Option(help="digits_cnn, mnist_lenet, cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY."),
     ] = "digits_cnn",
     weights: Annotated[Path | None, typer.Option(help="State dict, .pt or .safetensors.")] = None,
     attacks: Annotated[str, typer.Option(help="Comma-separated: fgsm, pgd, momentum_pgd.")] = "fgsm,pgd,momentum_pgd",
@@ -169,10 +163,31 @@ def evaluate(
     console.print(f"table and records: {out}", markup=False)
 
 
+@benchmark.command()
+def speed(
+    device: Device = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Folder for speed.csv; none by default.")] = None,
+) -> None:
+    """Image-steps per second of the batched engine, beside a plain loop and the machine's matrix product."""
+    from eval.speed import benchmark_speed
+
+    table = benchmark_speed(device=_device(device))
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        table.to_csv(out / "speed.csv", index=False)
+
+
 @contextmanager
-def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
+def _progress(unit: str) -> Iterator[Callable[[float, float], None]]:
     """A bar with the remaining time, on stderr; nothing where that is no terminal."""
-    columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn(unit),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
         task = bar.add_task(unit, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
@@ -180,7 +195,17 @@ def _progress(unit: str) -> Iterator[Callable[[int, int], None]]:
 
 def _print_table(table: Any) -> None:
     """Accuracy with its interval, PSNR, SSIM and time; as plain tab-separated text where stdout is no terminal."""
-    header = ["attack", "crafted on", "defence", "n", "accuracy", "95 % interval", "PSNR dB", "SSIM", "s / image"]
+    header = [
+        "attack",
+        "crafted on",
+        "defence",
+        "n",
+        "accuracy",
+        "95 % interval",
+        "PSNR dB",
+        "SSIM",
+        "s / image",
+    ]
     shown = Table(*header)
     lines = []
     for row in table.itertuples():

@@ -110,9 +110,7 @@ def fit(
                 if not _out_of_memory(error) or size == 1:
                     raise
                 size = math.ceil(len(index) / 2)
-                warnings.warn(
-                    f"out of memory: going on with chunks of {size} images; lower memory_gb", stacklevel=2
-                )
+                warnings.warn(f"out of memory: going on with chunks of {size} images; lower memory_gb", stacklevel=2)
     order = torch.cat([part.index for part in parts]).argsort()
     iterations = torch.cat([part.iterations for part in parts])[order]
     return FitResult(
@@ -140,9 +138,9 @@ class _Problem:
 
     def generate(self, theta: Tensor, z: Tensor) -> Tensor:
         """f_theta(z): (B, P), (1 or B, C_in, H', W') -> (B, C, H, W)."""
-        columns = theta.split([shape.numel() for shape in self.shapes.values()], dim=1)
+        columns = torch.split(theta, [shape.numel() for shape in self.shapes.values()], dim=1)
         stacked = {
-            name: column.unflatten(1, shape)
+            name: column.view(len(theta), *shape)
             for (name, shape), column in zip(self.shapes.items(), columns, strict=True)
         }
         image: Tensor = functional_call(self.net, stacked, (z,))
@@ -292,7 +290,10 @@ def _save_or_roll_back(batch: _Batch, losses: Tensor) -> None:
         images = batch.index[hopeless].tolist()
         raise RuntimeError(f"the fit of images {images} must be finite from its start: lower lr, or check the loss")
     rows = sane.view(-1, 1, 1)
-    kept, step = torch.where(rows, batch.adam, batch.saved_adam), torch.where(sane, batch.step, batch.saved_step)
+    kept, step = (
+        torch.where(rows, batch.adam, batch.saved_adam),
+        torch.where(sane, batch.step, batch.saved_step),
+    )
     batch.adam, batch.saved_adam = kept, kept.clone()
     batch.step, batch.saved_step = step, step.clone()
     batch.saved_loss = torch.where(sane, losses, batch.saved_loss)
@@ -307,7 +308,12 @@ def _save_or_roll_back(batch: _Batch, losses: Tensor) -> None:
 
 
 def _pose(
-    observed: Tensor, config: FitConfig, seed: int, degrade: Degrade | None, z: Tensor | None, loss: Loss | None
+    observed: Tensor,
+    config: FitConfig,
+    seed: int,
+    degrade: Degrade | None,
+    z: Tensor | None,
+    loss: Loss | None,
 ) -> tuple[_Problem, Tensor, int]:
     """The problem, the initial parameters (1, P) that all images share, and the seed of the jitter."""
     C, H, W = observed.shape[1:]

@@ -5,8 +5,8 @@ import math
 import os
 import secrets
 import struct
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-__all__ = ["READABLE", "WRITABLE", "check_images", "list_images", "read_image", "write_image"]
+__all__ = ["READABLE", "WRITABLE", "check_images", "check_target", "list_images", "read_image", "write_image"]
 
 # Suffix -> Pillow's options for saving; only JPEG loses anything, and as little as it can.
 WRITABLE: dict[str, dict[str, Any]] = {
@@ -109,9 +109,7 @@ def _check_mode(image: Image.Image) -> None:
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode in GREY_16_BIT:
         white_is_zero = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
         if white_is_zero or image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE) == (12,):
-            raise ValueError(
-                "12-bit and white-is-zero grey are not supported; convert it to 16-bit grey first"
-            )
+            raise ValueError("12-bit and white-is-zero grey are not supported; convert it to 16-bit grey first")
 
 
 def _opaque(image: Image.Image) -> Image.Image:
@@ -120,9 +118,7 @@ def _opaque(image: Image.Image) -> Image.Image:
         return image
     rgba = image if image.mode in GREY_16_BIT else image.convert("RGBA")
     if rgba.mode != "RGBA" or rgba.getchannel("A").getextrema() != (255, 255):
-        raise ValueError(
-            "an image must be opaque, got transparent pixels; flatten it onto a background first"
-        )
+        raise ValueError("an image must be opaque, got transparent pixels; flatten it onto a background first")
     return rgba.getchannel("R") if image.mode in GREY else rgba.convert("RGB")
 
 
@@ -142,21 +138,46 @@ def write_image(image: Tensor, path: str | Path) -> None:
         ValueError: the suffix is unknown, or the image's shape or range is wrong.
     """
     path = Path(path)
-    options = WRITABLE.get(path.suffix.lower())
-    if options is None:
-        raise ValueError(f"{path}: the suffix must be one of {', '.join(WRITABLE)}, got {path.suffix!r}")
+    options = _saving_options(path)
     check_images(image, "image", ndim=3, channels=(1, 3))
     levels = (image.detach().cpu().float() * 255).round().to(torch.uint8)
     encoded = Image.fromarray(levels.permute(1, 2, 0).squeeze(2).numpy())
+    with _beside(path) as file:
+        encoded.save(file, **options)
+        file.close()
+        Path(file.name).replace(path)
+
+
+def check_target(path: str | Path) -> None:
+    """Raise what `write_image` would raise for this path, before the work of an hour is done for it.
+
+    Raises:
+        OSError: the folder is missing, full, or closed to this user.
+        ValueError: the suffix is unknown.
+    """
+    _saving_options(Path(path))
+    with _beside(Path(path)):
+        pass
+
+
+def _saving_options(path: Path) -> dict[str, Any]:
+    options = WRITABLE.get(path.suffix.lower())
+    if options is None:
+        raise ValueError(f"{path}: the suffix must be one of {', '.join(WRITABLE)}, got {path.suffix!r}")
+    return options
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary file in the folder of `path`, gone at the end unless it was moved; errors name `path`."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
-            encoded.save(file, **options)
-        temporary.replace(path)
-    except OSError as error:  # name the file that was asked for, not the temporary one
+            yield file
+    except OSError as error:
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), os.fspath(path)) from error
     finally:
-        with suppress(OSError):  # gone when the write succeeded, never made when its folder is missing
+        with suppress(OSError):  # moved when the write succeeded, never made when its folder is missing
             temporary.unlink()
 
 
@@ -210,7 +231,5 @@ def list_images(folder: str | Path) -> list[Path]:
         if path.suffix.lower() in READABLE and not path.name.startswith(".") and not path.is_dir()
     )
     if not paths:
-        raise ValueError(
-            f"{folder}: the folder must hold at least one image ({', '.join(READABLE)}), got none"
-        )
+        raise ValueError(f"{folder}: the folder must hold at least one image ({', '.join(READABLE)}), got none")
     return paths

@@ -9,6 +9,7 @@ image), so images never meet.
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 __all__ = ["ARCHITECTURES", "Autoencoder", "Conv", "Norm", "SkipNet", "UNet"]
 
-PADDINGS = {"reflection": "reflect", "zero": "zeros"}
+PADDINGS: dict[str, Literal["reflect", "zeros"]] = {"reflection": "reflect", "zero": "zeros"}
 UPSAMPLINGS = ("bilinear", "nearest")
 DOWNSAMPLINGS: dict[str, Callable[[], nn.Module] | None] = {
     "stride": None,  # the convolution itself steps by 2
@@ -40,7 +41,7 @@ class Conv(nn.Conv2d):
         weight, bias = self.weight, self.bias
         assert bias is not None
         if weight.dim() == 4:
-            return self._conv_forward(x, weight, bias)
+            return super().forward(x)
         ragged = -weight.shape[2] % 16 if len(x) > 1 and weight.shape[2] > 16 else 0
         if ragged:  # grouped convolution is two to four times faster when channels come in sixteens
             x = F.pad(x, (0, 0, 0, 0, 0, ragged))

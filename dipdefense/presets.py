@@ -8,7 +8,9 @@ __all__ = ["default_config"]
 SMALL_GREY = FitConfig(architecture_options={"channels": [16, 32, 64], "skip_channels": 0}, iterations=60)
 SMALL_COLOUR = FitConfig(architecture_options={"channels": [16, 32, 64], "skip_channels": 4}, iterations=200)
 LARGE = FitConfig(
-    architecture_options={"channels": [16, 32, 64, 128, 128], "skip_channels": 4}, iterations=400, memory_gb=2.0
+    architecture_options={"channels": [16, 32, 64, 128, 128], "skip_channels": 4},
+    iterations=400,
+    memory_gb=2.0,
 )
 
 

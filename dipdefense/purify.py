@@ -37,7 +37,10 @@ class _NoGradient(torch.autograd.Function):
         )
 
 
-GRADIENTS: dict[str, type[torch.autograd.Function]] = {"straight_through": _StraightThrough, "none": _NoGradient}
+GRADIENTS: dict[str, type[torch.autograd.Function]] = {
+    "straight_through": _StraightThrough,
+    "none": _NoGradient,
+}
 
 
 class Purifier(nn.Module):
@@ -68,8 +71,11 @@ class Purifier(nn.Module):
             TypeError, ValueError: not a floating image batch, or outside [0, 1].
         """
         check_images(images)
-        config = self.config or default_config(tuple(images.shape[1:]))
-        return fit(images, config, seed=self.seed, callback=callback)
+        return fit(images, self.config_for(images), seed=self.seed, callback=callback)
+
+    def config_for(self, images: Tensor) -> FitConfig:
+        """The numbers of the fit to images of this shape, (B, C, H, W)."""
+        return self.config or default_config(tuple(images.shape[1:]))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) or (C, H, W) in [0, 1] -> same shape, purified.
@@ -99,9 +105,7 @@ class DefendedClassifier(nn.Module):
         ValueError: unknown gradient.
     """
 
-    def __init__(
-        self, classifier: nn.Module, purifier: Purifier | None = None, *, gradient: str = "straight_through"
-    ):
+    def __init__(self, classifier: nn.Module, purifier: Purifier | None = None, *, gradient: str = "straight_through"):
         super().__init__()
         if not isinstance(classifier, nn.Module):
             raise TypeError(f"classifier must be a torch.nn.Module, got {type(classifier).__name__}")

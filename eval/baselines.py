@@ -47,9 +47,7 @@ def non_local_means(images: Tensor, h: float = 0.07) -> Tensor:
     _check_positive("h", h)
 
     def denoise(image: Any) -> Any:
-        last = np.moveaxis(
-            image, 0, -1
-        )  # skimage 0.26 drops a single channel, and transposes with channel_axis=0
+        last = np.moveaxis(image, 0, -1)  # skimage 0.26 drops a single channel, and transposes with channel_axis=0
         filtered = restoration.denoise_nl_means(
             last, patch_size=5, patch_distance=6, h=h, fast_mode=True, channel_axis=-1
         )

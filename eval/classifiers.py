@@ -125,9 +125,7 @@ def _cifar_resnet(depth: int) -> Callable[[int | None], Built]:
 
 def _torchvision(name: str, num_classes: int | None) -> Built:
     if name not in torchvision.models.list_models(module=torchvision.models):
-        raise ValueError(
-            f"torchvision: must name a classifier of torchvision.models.list_models(), got {name!r}"
-        )
+        raise ValueError(f"torchvision: must name a classifier of torchvision.models.list_models(), got {name!r}")
     sizes = {} if num_classes is None else {"num_classes": num_classes}
     return torchvision.models.get_model(name, weights=None, **sizes), Normalize(IMAGENET_MEAN, IMAGENET_STD)
 
@@ -152,9 +150,7 @@ CLASSIFIERS: dict[str, Callable[[int | None], Built]] = {
 LIBRARIES: dict[str, Callable[[str, int | None], Built]] = {"torchvision": _torchvision, "timm": _timm}
 
 
-def load_classifier(
-    spec: str, weights: str | Path | None = None, *, num_classes: int | None = None
-) -> nn.Module:
+def load_classifier(spec: str, weights: str | Path | None = None, *, num_classes: int | None = None) -> nn.Module:
     """Build a classifier in eval mode, on the CPU, with its weights.
 
     Args:
@@ -188,9 +184,7 @@ def load_classifier(
     elif spec == "digits_cnn":
         net = trained_digits_cnn()
     elif not own:
-        raise ValueError(
-            f"{spec} needs weights: random ones make every figure meaningless; pass --weights FILE"
-        )
+        raise ValueError(f"{spec} needs weights: random ones make every figure meaningless; pass --weights FILE")
     return (net if normalize is None else nn.Sequential(normalize, net)).eval()
 
 

@@ -189,9 +189,7 @@ def _from_arrays(
         raise ValueError(f"images in {source} must be uint8 (N, H, W, C), got {images.dtype} {images.shape}")
     for key, array in {"labels": labels, "index": index}.items():
         if array.shape != (len(images),) or not np.issubdtype(array.dtype, np.integer):
-            raise ValueError(
-                f"{key} in {source} must be {len(images)} integers, got {array.dtype} {array.shape}"
-            )
+            raise ValueError(f"{key} in {source} must be {len(images)} integers, got {array.dtype} {array.shape}")
     _check_labels(labels, len(class_names), source)
     return ImageDataset(
         name=name,
@@ -240,9 +238,7 @@ def _listed(path: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
         files = [path / row["file"] for row in rows]
         labels = [int(row["class_index"]) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{table} must have a file and an integer class_index in each row: {error}"
-        ) from error
+        raise ValueError(f"{table} must have a file and an integer class_index in each row: {error}") from error
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
         raise FileNotFoundError(f"{missing} does not exist, but {table} lists it")

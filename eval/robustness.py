@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import ATTACKS
-from dipdefense import DefendedClassifier, Purifier, default_config
+from dipdefense import DefendedClassifier, Purifier
 from eval.datasets import ImageDataset
 from eval.metrics import psnr, ssim
 from eval.records import Record, append_records, configuration_hash, read_records, write_whole
@@ -115,7 +115,7 @@ def evaluate_robustness(
         "index": hashlib.sha256(dataset.index.numpy().tobytes()).hexdigest()[:16],
         "classifier": classifier_name or type(classifier).__name__,
         "weights": _fingerprint(classifier),
-        "fit": asdict(purifier.config or default_config(tuple(dataset[0][0].shape))),
+        "fit": asdict(purifier.config_for(dataset.batch([0]))),
         "fit_seed": purifier.seed,
         "gradient": gradient,
         **asdict(config),

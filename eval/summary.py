@@ -11,10 +11,12 @@ from eval.records import Record
 
 __all__ = ["COLUMNS", "paired_differences", "summarise"]
 
-COLUMNS = (
-    "dataset classifier attack norm eps crafted_on defence gradient n accuracy ci_low ci_high psnr_attacked "
-    "psnr_defended ssim_attacked ssim_defended seconds_per_image seed"
-).split()
+COLUMNS = [
+    *("dataset", "classifier", "attack", "norm", "eps", "crafted_on", "defence", "gradient"),
+    *("n", "accuracy", "ci_low", "ci_high"),
+    *("psnr_attacked", "psnr_defended", "ssim_attacked", "ssim_defended"),
+    *("seconds_per_image", "seed"),
+]
 ROW = ["attack", "crafted_on", "defence"]
 
 
@@ -44,7 +46,7 @@ def summarise(records: Iterable[Record], description: Mapping[str, Any]) -> pd.D
                 "eps": 0.0 if clean else description["eps"],
                 "crafted_on": crafted_on,
                 "defence": defence,
-                "gradient": {"": "", "bare": "exact"}.get(crafted_on, description["gradient"]),
+                "gradient": {"": "", "bare": "exact", "defended": description["gradient"]}[str(crafted_on)],
                 "n": len(group),
                 "accuracy": group["correct"].mean(),
                 "ci_low": low,

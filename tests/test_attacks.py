@@ -17,9 +17,7 @@ import attacks.gradient
 from attacks import ATTACKS, MomentumPGD, fgsm, momentum_pgd, pgd
 
 EPS = 8 / 255
-VARIANTS = [("fgsm", "linf")] + [
-    (name, norm) for name in ATTACKS if name != "fgsm" for norm in ("linf", "l2")
-]
+VARIANTS = [("fgsm", "linf")] + [(name, norm) for name in ATTACKS if name != "fgsm" for norm in ("linf", "l2")]
 every_variant = pytest.mark.parametrize(("name", "norm"), VARIANTS)
 iterative = pytest.mark.parametrize("attack", [pgd, momentum_pgd])
 
@@ -97,9 +95,7 @@ def test_l2_attack_on_a_linear_classifier_is_its_unit_weights(attack):
 def test_l2_pgd_advances_where_the_gradient_is_nearly_zero():
     classifier, images, labels = linear(torch.float32)
     classifier.w *= 1e-15  # as behind a saturated softmax
-    delta = (
-        pgd(classifier, images / 2 + 0.25, labels, eps=0.1, norm="l2", random_start=False) - images / 2 - 0.25
-    )
+    delta = pgd(classifier, images / 2 + 0.25, labels, eps=0.1, norm="l2", random_start=False) - images / 2 - 0.25
     torch.testing.assert_close(length(delta, "l2"), torch.full((5,), 0.1))
 
 

@@ -71,9 +71,7 @@ def test_every_classifier_gives_differentiable_logits(name: str, tmp_path: Path)
 
 @pytest.mark.parametrize("name", NEED_WEIGHTS)
 def test_num_classes(name: str, tmp_path: Path) -> None:
-    classifier = load_classifier(
-        name, save(random_net(name, num_classes=7), tmp_path / "w.pt"), num_classes=7
-    )
+    classifier = load_classifier(name, save(random_net(name, num_classes=7), tmp_path / "w.pt"), num_classes=7)
     channels, side = SIDES.get(name, (3, 32))
     assert classifier(torch.rand(1, channels, side, side)).shape == (1, 7)
 
@@ -87,9 +85,7 @@ def test_random_weights_are_refused(spec: str) -> None:
 def test_normalize_is_affine_and_has_no_weights() -> None:
     layer = Normalize((0.5, 0.25), (0.5, 0.25))
     black, white = torch.zeros(1, 2, 1, 1), torch.ones(1, 2, 1, 1)
-    assert torch.equal(
-        torch.cat([layer(black), layer(white)]).flatten(1), torch.tensor([[-1.0, -1.0], [1.0, 3.0]])
-    )
+    assert torch.equal(torch.cat([layer(black), layer(white)]).flatten(1), torch.tensor([[-1.0, -1.0], [1.0, 3.0]]))
     assert layer.state_dict() == {}
 
 
@@ -121,9 +117,7 @@ def test_library_classifiers_normalise_first(library: str, tmp_path: Path) -> No
     normalised = (images - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     with torch.no_grad():
         assert torch.allclose(classifier(images), source.eval()(normalised), atol=1e-5)
-    with pytest.raises(
-        ValueError, match=r"fc\.weight in .*w\.pt must have the shape \(5, 512\), got \(1000, 512\)"
-    ):
+    with pytest.raises(ValueError, match=r"fc\.weight in .*w\.pt must have the shape \(5, 512\), got \(1000, 512\)"):
         load_classifier(f"{library}:resnet18", tmp_path / "w.pt", num_classes=5)
 
 

@@ -48,7 +48,10 @@ def test_the_default_is_never_the_large_slow_network(shape):
         ({"ema": 1.0}, r"ema must lie in \[0, 1\)"),
         ({"architecture_options": {"depth": 3}}, "skip must be given options among channels, .*got 'depth'"),
         ({"architecture_options": {"padding": "wrap"}}, "padding must be one of"),
-        ({"stopping_options": {"patience": 5}}, r"fixed must be given options among \(none\), got 'patience'"),
+        (
+            {"stopping_options": {"patience": 5}},
+            r"fixed must be given options among \(none\), got 'patience'",
+        ),
         ({"stopping": "wmv", "stopping_options": {"window": 1}}, "window must be at least 2"),
     ],
 )

@@ -223,9 +223,7 @@ def test_cifar10_batches_with_a_wrong_checksum_are_refused(tmp_path: Path) -> No
             load_dataset("cifar10", path)
 
 
-def test_cifar10_batches_and_downloads_go_through_torchvision(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cifar10_batches_and_downloads_go_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     class Fake:

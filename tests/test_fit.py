@@ -210,7 +210,9 @@ def test_chunks_change_nothing():
     whole = fit(observed, TINY)
     sizes = set()
     parts = fit(
-        observed, dataclasses.replace(TINY, memory_gb=0.0015), callback=lambda p: sizes.add((p.finished, len(p.index)))
+        observed,
+        dataclasses.replace(TINY, memory_gb=0.0015),
+        callback=lambda p: sizes.add((p.finished, len(p.index))),
     )
     assert len(sizes) > 1
     assert db(parts.reconstruction, whole.reconstruction) > 45

@@ -69,9 +69,7 @@ def test_read_decides_by_content_not_by_suffix(tmp_path):
     assert torch.equal(read_image(str(path)), tensor(RGB))
 
 
-@pytest.mark.parametrize(
-    ("suffix", "dtype"), [(".png", "<u2"), (".tif", "<u2"), (".tif", ">u2"), (".tif", "<i4")]
-)
+@pytest.mark.parametrize(("suffix", "dtype"), [(".png", "<u2"), (".tif", "<u2"), (".tif", ">u2"), (".tif", "<i4")])
 def test_read_16_bit_grey_at_full_precision(tmp_path, suffix, dtype):
     levels = np.arange(65536).reshape(256, 256)
     image = read_image(saved(Image.fromarray(levels.astype(dtype)), tmp_path / f"x{suffix}"))
@@ -251,9 +249,7 @@ def test_write_leaves_the_image_and_an_ordinary_file(tmp_path):
     assert (tmp_path / "x.png").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-@pytest.mark.parametrize(
-    "error", [OSError("encoder error"), KeyboardInterrupt()], ids=["OSError", "interrupt"]
-)
+@pytest.mark.parametrize("error", [OSError("encoder error"), KeyboardInterrupt()], ids=["OSError", "interrupt"])
 def test_interrupted_write_keeps_the_older_file(tmp_path, monkeypatch, error):
     path = tmp_path / "x.png"
     write_image(tensor(RGB), path)

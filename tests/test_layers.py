@@ -10,9 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("dipdefense", "attacks", "eval")
-MODULES = sorted(
-    path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")
-)
+MODULES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 CLI = "dipdefense/cli.py"
 CLI_LIBRARIES = {"typer", "rich"}
 # What the core may need at import time.

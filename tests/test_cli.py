@@ -1,0 +1,152 @@
+"""The command, as a user runs it: in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dipdefense.images import read_image, write_image
+
+QUICK = {
+    "architecture_options": {"channels": [8, 8], "skip_channels": 0},
+    "input_channels": 8,
+    "iterations": 30,
+}
+
+
+def dipdefense(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            "from dipdefense.cli import main; main()",
+            *map(str, arguments),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        check=False,
+    )
+
+
+def refused(message: str, *arguments: object) -> None:
+    """One clear line on stderr, exit code 1, no traceback."""
+    result = dipdefense(*arguments)
+    assert result.returncode == 1, result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stdout == ""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(QUICK))
+    return path
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "in.png"
+    write_image(torch.rand(3, 20, 24, generator=torch.Generator().manual_seed(0)), path)
+    return path
+
+
+def test_help_names_the_commands():
+    result = dipdefense("--help", COLUMNS="200")
+    assert result.returncode == 0
+    for command in ("demo", "purify", "evaluate", "benchmark"):
+        assert command in result.stdout
+
+
+def test_purify_a_file(tmp_path, picture, config):
+    result = dipdefense("purify", picture, tmp_path / "out.png", "--config", config)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert read_image(tmp_path / "out.png").shape == (3, 20, 24)
+
+
+def test_purify_a_folder_leaves_out_the_torn_and_writes_the_rest(tmp_path, config):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, shape in (("a.png", (1, 8, 8)), ("c.png", (3, 20, 24))):
+        write_image(torch.rand(*shape, generator=torch.Generator().manual_seed(0)), folder / name)
+    whole = (folder / "c.png").read_bytes()
+    (folder / "b.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "d.png").write_bytes(b"")
+    result = dipdefense("purify", folder, tmp_path / "out", "--config", config)
+    assert result.returncode == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    assert "b.png" in result.stderr
+    assert "d.png" in result.stderr
+    assert "2 of 4 images could not be read" in result.stderr
+
+
+def test_purify_refuses(tmp_path, picture, config):
+    refused("missing.png", "purify", tmp_path / "missing.png", tmp_path / "out.png")
+    refused("out.xyz", "purify", picture, tmp_path / "out.xyz", "--config", config)
+    (tmp_path / "empty").mkdir()
+    refused("empty", "purify", tmp_path / "empty", tmp_path / "out")
+    refused("device must be one that this machine has", "purify", picture, tmp_path / "o.png", "--device", "tpu")
+    config.write_text("{")
+    refused("config.json: must be JSON", "purify", picture, tmp_path / "out.png", "--config", config)
+    config.write_text('{"iteration": 3}')
+    refused("settings must be among architecture", "purify", picture, tmp_path / "out.png", "--config", config)
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_purify_refuses_an_unwritable_target_before_it_computes(tmp_path, picture):
+    (tmp_path / "file").write_text("precious")
+    refused("file", "purify", picture, tmp_path / "file" / "out.png")
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_evaluate_prints_and_writes_one_table(tmp_path, config):
+    command = ("evaluate", "--n", 6, "--steps", 2, "--eps", "51/255", "--attacks", "pgd", "--config", config)
+    result = dipdefense(*command, "--filters", "gaussian_blur", "--out", tmp_path / "run")
+    assert (result.returncode, result.stderr) == (0, "")
+    header, *rows = [line.split("\t") for line in result.stdout.splitlines() if "\t" in line]
+    assert header[:5] == ["attack", "crafted on", "defence", "n", "accuracy"]
+    assert [row[:3] for row in rows] == [
+        [attack, crafted, defence]
+        for attack, crafted in (("clean", ""), ("pgd", "bare"))
+        for defence in ("none", "dip", "gaussian_blur")
+    ]
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"config.json", "records.jsonl", "summary.csv", "summary.json", "paired.csv"}
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["eps"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dataset", "svhn"), "digits, mnist, cifar10, folder"),
+        (("--classifier", "vgg"), "digits_cnn"),
+        (("--attacks", "cw"), "attack must be one of fgsm, pgd, momentum_pgd, got 'cw'"),
+        (("--filters", "magic"), "filters must be among"),
+        (("--eps", "-1/255"), "eps must not be negative"),
+        (("--eps", "eight"), "eps must be a number such as 0.03 or 8/255, got 'eight'"),
+        (("--norm", "l0"), "norm must be one of linf, l2"),
+        (("--index", "7"), "index must be START:STOP"),
+        (("--index", "9000:"), "must hold at least one image of digits"),
+        (("--n", "9999"), "n must be at most the 449 images of digits, got 9999"),
+        (("--gradient", "exact"), "gradient must be one of straight_through, none"),
+        (("--dataset", "mnist", "--data", "nowhere"), "nowhere does not exist"),
+        (("--classifier", "mnist_lenet"), "weights"),
+        (("--out", "/proc/nothing"), "/proc/nothing"),
+    ],
+)
+def test_evaluate_refuses(arguments, message, config):
+    refused(message, "evaluate", "--config", config, *arguments)
+
+
+@pytest.mark.data
+def test_a_weights_file_that_does_not_fit_names_the_key(data):
+    weights = data / "weights" / "mnist_lenet5_clntrained.pt"
+    refused("conv1", "evaluate", "--classifier", "cifar_resnet20", "--weights", weights)

@@ -1,0 +1,123 @@
+"""The defence as a module: shapes, what a backward pass means, and what it leaves alone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import dipdefense
+from dipdefense import DefendedClassifier, FitConfig, Purifier, defend
+
+TINY = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=20)
+
+
+def images(n: int = 2) -> torch.Tensor:
+    return torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Linear(nn.Module):
+    """A linear classifier, whose gradient is its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.randn(5, 3 * 16 * 16, generator=torch.Generator().manual_seed(1))
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ self.weight.T
+
+
+def test_a_batch_and_its_single_images():
+    purifier = Purifier(TINY)
+    batch = purifier(images().double())
+    assert batch.shape == images().shape
+    torch.testing.assert_close(purifier(images()[0].double()), batch[0])
+
+
+def test_is_a_transform():
+    from torchvision.transforms import v2
+
+    assert v2.Compose([v2.Resize(16), Purifier(TINY)])(torch.rand(3, 20, 20)).shape == (3, 16, 16)
+
+
+def test_straight_through_is_the_identity_backwards():
+    net = Linear()
+    x = images().requires_grad_()
+    logits = DefendedClassifier(net, Purifier(TINY), gradient="straight_through")(x)
+    logits[:, 2].sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, net.weight[2].view(1, 3, 16, 16).expand_as(x))
+
+
+def test_no_gradient_raises_with_the_remedy():
+    x = images().requires_grad_()
+    for output in (defend(Linear(), TINY, gradient="none")(x), Purifier(TINY, gradient="none")(x)):
+        assert output.requires_grad  # never silently detached
+        with pytest.raises(RuntimeError, match='use gradient="straight_through"'):
+            output.sum().backward()
+
+
+def test_logits_are_those_of_the_purified_images():
+    net, purifier = Linear(), Purifier(TINY, seed=3)
+    torch.testing.assert_close(DefendedClassifier(net, purifier)(images()), net(purifier(images())))
+
+
+def test_works_without_gradients_and_keeps_every_mode():
+    defended = defend(Linear(), TINY)
+    plain = defended(images())
+    with torch.no_grad():
+        assert torch.equal(defended(images()), plain)
+        assert not torch.is_grad_enabled()
+    with torch.inference_mode():
+        assert torch.equal(defended(images()), plain)
+        assert torch.is_inference_mode_enabled()
+    assert defended.training
+    assert torch.equal(defended.eval()(images()), plain)
+
+
+def test_the_networks_of_a_fit_stay_out_of_the_module():
+    defended = defend(Linear(), TINY)
+    defended(images())
+    assert list(defended.state_dict()) == ["classifier.weight"]
+    assert list(Purifier(TINY).state_dict()) == []
+    assert [id(p) for p in defended.parameters()] == [id(defended.classifier.weight)]
+    again = copy.deepcopy(defended)
+    torch.testing.assert_close(again(images()), defended(images()))
+
+
+def test_fresh_seeds_differ_and_a_seed_repeats():
+    assert torch.equal(Purifier(TINY, seed=1)(images()), Purifier(TINY, seed=1)(images()))
+    fresh = Purifier(TINY, seed=None)
+    assert not torch.equal(fresh(images()), fresh(images()))
+
+
+def test_defend_has_a_default_for_the_size():
+    purified = Purifier()(torch.full((1, 1, 8, 8), 0.5))
+    assert purified.shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: defend(Linear(), gradient="exact"),
+            ValueError,
+            "gradient must be one of straight_through, none",
+        ),
+        (lambda: Purifier(gradient="exact"), ValueError, "gradient must be one of straight_through, none"),
+        (lambda: defend(lambda x: x), TypeError, "classifier must be a torch.nn.Module, got function"),
+        (lambda: Purifier(TINY)(images() * 255), ValueError, "255"),
+        (lambda: Purifier(TINY)((images() * 255).byte()), TypeError, "255"),
+        (lambda: Purifier(TINY)(images() * float("nan")), ValueError, "NaN|finite"),
+        (lambda: Purifier(TINY)(images()[0, 0]), ValueError, "images must"),
+    ],
+)
+def test_bad_input_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_public_names():
+    for name in dipdefense.__all__:
+        assert hasattr(dipdefense, name)
