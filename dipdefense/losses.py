@@ -13,11 +13,13 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (degraded output, observed,
 
 def mse(output: Tensor, observed: Tensor) -> Tensor:
     """Mean squared error of each image: (B, ...), (B, ...) -> (B,)."""
+    _check_shapes(output, observed)
     return (output - observed).square().flatten(1).mean(1)
 
 
 def l1(output: Tensor, observed: Tensor) -> Tensor:
     """Mean absolute error of each image: (B, ...), (B, ...) -> (B,)."""
+    _check_shapes(output, observed)
     return (output - observed).abs().flatten(1).mean(1)
 
 
@@ -26,6 +28,7 @@ def cosine(output: Tensor, observed: Tensor) -> Tensor:
 
     It does not see the scale of the output: the engine multiplies by `least_squares_gain`.
     """
+    _check_shapes(output, observed)
     return 1 - F.cosine_similarity(output.flatten(1), observed.flatten(1))
 
 
@@ -59,6 +62,14 @@ def least_squares_gain(output: Tensor, observed: Tensor) -> Tensor:
     """The g of each image that minimises |g output - observed|^2: (B, ...), (B, ...) -> (B,)."""
     x, y = output.flatten(1), observed.flatten(1)
     return (x * y).sum(1) / x.square().sum(1).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def _check_shapes(output: Tensor, observed: Tensor) -> None:
+    if output.shape != observed.shape:
+        raise ValueError(
+            f"output and observed must have one shape, got {tuple(output.shape)} and {tuple(observed.shape)}: "
+            "let degrade map one to the other"
+        )
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse, "l1": l1, "cosine": cosine}

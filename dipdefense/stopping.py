@@ -19,8 +19,13 @@ PIXELS = 4096  # values of an image that a window holds; larger images are read 
 class StoppingRule(Protocol):
     """What the engine asks of a rule."""
 
-    def observe(self, iteration: int, output: Tensor) -> tuple[Tensor, Tensor]:
+    def observe(self, iteration: int, output: Tensor, sane: Tensor) -> tuple[Tensor, Tensor]:
         """Look at iterate `iteration` (1, 2, ...), (B, C, H, W).
+
+        Args:
+            iteration: its number.
+            output: the iterates.
+            sane: (B,) bool; an image whose loss jumped is passed over, as if this iteration had not been.
 
         Returns:
             Two (B,) masks: the current iterate is the one to return so far; the image is done.
@@ -33,10 +38,9 @@ class StoppingRule(Protocol):
 class Fixed:
     """Return the last iterate; end at the fit's own `iterations`."""
 
-    def observe(self, iteration: int, output: Tensor) -> tuple[Tensor, Tensor]:
+    def observe(self, iteration: int, output: Tensor, sane: Tensor) -> tuple[Tensor, Tensor]:
         """See `StoppingRule.observe`."""
-        always = output.new_ones(len(output), dtype=torch.bool)
-        return always, ~always
+        return sane, torch.zeros_like(sane)
 
     def keep(self, alive: Tensor) -> None:
         """Hold nothing, drop nothing."""
@@ -52,13 +56,13 @@ class _LeastVariance:
         self.least: Tensor | None = None  # (B,) smallest variance so far
         self.since: Tensor | None = None  # (B,) iterations since then
 
-    def _judge(self, variance: Tensor) -> tuple[Tensor, Tensor]:
+    def _judge(self, variance: Tensor, sane: Tensor) -> tuple[Tensor, Tensor]:
         if self.least is None or self.since is None:
             self.least = torch.full_like(variance, math.inf)
             self.since = torch.zeros_like(variance, dtype=torch.long)
-        better = variance < self.least
+        better = sane & (variance < self.least)
         self.least = torch.where(better, variance, self.least)
-        self.since = torch.where(better, 0, self.since + 1)
+        self.since = torch.where(better, 0, self.since + sane)
         return better, self.since >= self.patience
 
     def keep(self, alive: Tensor) -> None:
@@ -93,22 +97,23 @@ class WindowedMovingVariance(_LeastVariance):
         self.total: Tensor | None = None  # (B, P) float64, their sum
         self.energy: Tensor | None = None  # (B,) float64, the sum of their squares
 
-    def observe(self, iteration: int, output: Tensor) -> tuple[Tensor, Tensor]:
+    def observe(self, iteration: int, output: Tensor, sane: Tensor) -> tuple[Tensor, Tensor]:
         """See `StoppingRule.observe`."""
         x = _grid(output)
         if self.frames is None or self.total is None or self.energy is None:
+            exact = torch.float32 if x.device.type == "mps" else torch.float64  # which MPS does not have
             self.frames = x.new_zeros(len(x), self.window, x.shape[1])
-            self.total = torch.zeros_like(x, dtype=torch.float64)
+            self.total = torch.zeros_like(x, dtype=exact)
             self.energy = self.total.sum(1)
         slot = iteration % self.window
-        leaving = self.frames[:, slot]
-        self.total += x.double() - leaving
-        self.energy += (x.double().square() - leaving.double().square()).sum(1)
-        self.frames[:, slot] = x
+        leaving = self.frames[:, slot].to(self.total.dtype)
+        entering = torch.where(sane[:, None], x.to(leaving.dtype), leaving)
+        self.total += entering - leaving
+        self.energy += (entering.square() - leaving.square()).sum(1)
+        self.frames[:, slot] = entering.to(x.dtype)
         if iteration < self.window:
-            early = x.new_ones(len(x), dtype=torch.bool)
-            return early, ~early
-        return self._judge(self.energy / self.window - (self.total / self.window).square().sum(1))
+            return sane, torch.zeros_like(sane)
+        return self._judge(self.energy / self.window - (self.total / self.window).square().sum(1), sane)
 
     def keep(self, alive: Tensor) -> None:
         """See `StoppingRule.keep`."""
@@ -142,18 +147,17 @@ class ExponentialMovingVariance(_LeastVariance):
         self.average: Tensor | None = None  # (B, P)
         self.variance: Tensor | None = None  # (B,)
 
-    def observe(self, iteration: int, output: Tensor) -> tuple[Tensor, Tensor]:
+    def observe(self, iteration: int, output: Tensor, sane: Tensor) -> tuple[Tensor, Tensor]:
         """See `StoppingRule.observe`."""
         x = _grid(output)
         if self.average is None or self.variance is None:
             self.average, self.variance = x.clone(), x.new_zeros(len(x))
         deviation = (x - self.average).square().mean(1)
-        self.variance = (1 - self.rate) * (self.variance + self.rate * deviation)
-        self.average = torch.lerp(self.average, x, self.rate)
+        self.variance = torch.where(sane, (1 - self.rate) * (self.variance + self.rate * deviation), self.variance)
+        self.average = torch.where(sane[:, None], torch.lerp(self.average, x, self.rate), self.average)
         if iteration * self.rate < 1:
-            early = torch.ones_like(self.variance, dtype=torch.bool)
-            return early, ~early
-        return self._judge(self.variance)
+            return sane, torch.zeros_like(sane)
+        return self._judge(self.variance, sane)
 
     def keep(self, alive: Tensor) -> None:
         """See `StoppingRule.keep`."""

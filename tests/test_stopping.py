@@ -8,6 +8,8 @@ from dipdefense.stopping import STOPPING_RULES, ExponentialMovingVariance, Windo
 
 # A trajectory that calms down until iterate 30 and then grows restless, for three images at different times.
 T, B = 60, 3
+SANE = torch.ones(B, dtype=torch.bool)
+OPTIONS = {"fixed": {}, "wmv": {"window": 7, "patience": 12}, "emv": {"patience": 12}}
 
 
 def trajectory() -> torch.Tensor:
@@ -20,7 +22,7 @@ def chosen_and_end(rule, frames):
     chosen = torch.zeros(frames.shape[1], dtype=torch.long)
     end = torch.full_like(chosen, T)
     for i, frame in enumerate(frames, 1):
-        better, done = rule.observe(i, frame)
+        better, done = rule.observe(i, frame, SANE)
         chosen[better & (end == T)] = i
         end[done & (end == T)] = i
     return chosen, end
@@ -68,7 +70,7 @@ def test_emv_follows_the_recursion():
 
 @pytest.mark.parametrize("name", STOPPING_RULES)
 def test_an_image_is_judged_alone(name):
-    options = {} if name == "fixed" else {"patience": 12}
+    options = OPTIONS[name]
     together = STOPPING_RULES[name](**options)
     alone = STOPPING_RULES[name](**options)
     keep = torch.tensor([False, True, True])
@@ -76,15 +78,31 @@ def test_an_image_is_judged_alone(name):
         if i == 25:
             together.keep(keep)
         frame = frame if i < 25 else frame[keep]
-        better, done = together.observe(i, frame)
-        alone_better, alone_done = alone.observe(i, frame[-1:])
+        better, done = together.observe(i, frame, SANE[: len(frame)])
+        alone_better, alone_done = alone.observe(i, frame[-1:], SANE[:1])
         assert better[-1] == alone_better[0]
         assert done[-1] == alone_done[0]
 
 
+@pytest.mark.parametrize("name", STOPPING_RULES)
+def test_an_iterate_that_is_not_sane_is_passed_over(name):
+    """Image 0 holds still for ten iterations that do not count: its choice is that of the trajectory without them."""
+    options = OPTIONS[name]
+    disturbed, plain = STOPPING_RULES[name](**options), STOPPING_RULES[name](**options)
+    chosen, expected = [], []
+    for i, frame in enumerate(trajectory(), 1):
+        if i == 25:
+            for _ in range(10):
+                better, _ = disturbed.observe(i - 1, torch.full_like(frame, 0.5), ~SANE)
+                assert not better.any()
+        chosen.append(disturbed.observe(i, frame, SANE)[0])
+        expected.append(plain.observe(i, frame, SANE)[0])
+    assert torch.equal(torch.stack(chosen), torch.stack(expected))
+
+
 def test_a_window_of_large_images_stays_small():
     rule = WindowedMovingVariance(window=4)
-    rule.observe(1, torch.zeros(1, 3, 512, 512))
+    rule.observe(1, torch.zeros(1, 3, 512, 512), SANE[:1])
     assert rule.frames is not None
     assert rule.frames[0, 0].numel() < 1.1 * 4096
 

@@ -1,0 +1,162 @@
+"""What a fit solves: min_theta loss(A(f_theta(z)), observed), for many images with one network each."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import EllipsisType
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from dipdefense.config import FitConfig, build_network
+from dipdefense.inputs import INPUTS
+from dipdefense.losses import LOSSES, SCALE_BLIND, Loss, least_squares_gain
+from dipdefense.networks import Conv
+
+__all__ = ["Degrade", "Problem", "per_row", "pose"]
+
+Degrade = Callable[[Tensor, Tensor], Tensor]  # (images (B, C, H, W), index (B,)) -> observed-like (B, ...)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that does not change along a fit."""
+
+    net: nn.Module
+    shapes: dict[str, torch.Size]  # of the network's parameters, in the order of theta's columns
+    theta: Tensor  # (1, P) initial parameters, shared by all images
+    observed: Tensor  # (N, C, H, W)
+    z: Tensor  # (1 or N, C_in, H', W')
+    jitter_seed: int
+    crop: tuple[slice | EllipsisType, ...]  # of the network's output
+    degrade: Degrade
+    loss: Loss
+    blind: bool  # the loss does not see the scale of the output
+
+    def generate(self, theta: Tensor, z: Tensor) -> Tensor:
+        """f_theta(z): (B, P), (1 or B, C_in, H', W') -> (B, C, H, W)."""
+        columns = torch.split(theta, [shape.numel() for shape in self.shapes.values()], dim=1)
+        stacked = {
+            name: column.view(len(theta), *shape)
+            for (name, shape), column in zip(self.shapes.items(), columns, strict=True)
+        }
+        image: Tensor = functional_call(self.net, stacked, (z,))
+        return image[self.crop]
+
+    def losses(self, theta: Tensor, z: Tensor, index: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of each image, (B,), and its iterate, (B, C, H, W), without gradient."""
+        output = self.generate(theta, z)
+        degraded = self.degrade(output, index)
+        losses = self.loss(degraded, observed, index)
+        if losses.shape != index.shape:
+            raise ValueError(f"loss must give one number an image, {tuple(index.shape)}, got {tuple(losses.shape)}")
+        output, degraded = output.detach(), degraded.detach()
+        return losses, output * per_row(least_squares_gain(degraded, observed)) if self.blind else output
+
+    def chunk_size(self, memory_gb: float) -> int:
+        """How many images fit into a budget, by what one step of one image keeps for its backward pass.
+
+        Raises:
+            ValueError: not even one.
+        """
+        storages: dict[int, int] = {}
+
+        def weigh(tensor: Tensor) -> Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        first = torch.zeros(1, dtype=torch.long, device=self.theta.device)
+        with torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
+            output = self.losses(self.theta.clone().requires_grad_(), self.z[:1], first, self.observed[:1])[1]
+        state = 9 * self.theta.numel() + 6 * output.numel()  # Adam twice, gradient, weights laid out anew; images
+        one = 1.5 * sum(storages.values()) + state * self.theta.element_size()  # half as much again in flight
+        if one > memory_gb * 2**30:
+            raise ValueError(
+                f"memory_gb must be at least {one / 2**30:.3f} for one image of this size, got {memory_gb}: "
+                "raise it, or make the image smaller"
+            )
+        return int(memory_gb * 2**30 // one)
+
+
+def pose(
+    observed: Tensor,
+    config: FitConfig,
+    seed: int,
+    degrade: Degrade | None,
+    z: Tensor | None,
+    loss: Loss | None,
+) -> Problem:
+    """The problem of `fit`'s arguments; its errors are those that `fit` names."""
+    observed = _checked(observed, "observed")
+    C, H, W = observed.shape[1:]
+    for_weights, for_z, for_jitter = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # modules draw from the global generator
+        torch.default_generator.manual_seed(for_weights)
+        net = build_network(config, C)
+    theta = nn.utils.parameters_to_vector(net.parameters()).detach()[None].to(observed)
+    stride = int(net.stride)  # type: ignore[arg-type]
+    widest = max(module.kernel_size[0] for module in net.modules() if isinstance(module, Conv))
+    least = max(2, widest // 2 + 1) * stride  # the coarsest map can be reflected at its border
+    crop: tuple[slice | EllipsisType, ...] = (...,)
+    if z is None:
+        height, width = (max(least, math.ceil(side / stride) * stride) for side in (H, W))
+        with torch.device("cpu"):
+            generator = torch.Generator().manual_seed(for_z)
+            z = INPUTS[config.input](config.input_channels, height, width, generator=generator).to(observed)
+        top, left = (height - H) // 2, (width - W) // 2
+        crop = (..., slice(top, top + H), slice(left, left + W))
+    else:
+        z = _checked(z, "z")
+        _check_z(z, observed, config.input_channels, stride, least, degrade)
+    return Problem(
+        net=net,
+        shapes={name: parameter.shape for name, parameter in net.named_parameters()},
+        theta=theta,
+        observed=observed,
+        z=z,
+        jitter_seed=for_jitter,
+        crop=crop,
+        degrade=degrade or (lambda images, index: images),
+        loss=loss or (lambda output, target, index: LOSSES[config.loss](output, target)),
+        blind=loss is None and config.loss in SCALE_BLIND,
+    )
+
+
+def per_row(rows: Tensor) -> Tensor:
+    """(B,) -> (B, 1, 1, 1), one value for each image."""
+    return rows.view(-1, 1, 1, 1)
+
+
+def _checked(tensor: Tensor, name: str) -> Tensor:
+    """A copy that autograd may use, even of an inference tensor."""
+    if not isinstance(tensor, Tensor) or tensor.dtype not in (torch.float32, torch.float64):
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be a float32 or float64 tensor, got {kind}: convert it")
+    if tensor.dim() != 4 or tensor.numel() == 0:
+        raise ValueError(f"{name} must be a non-empty (B, C, H, W), got shape {tuple(tensor.shape)}")
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return tensor.detach().clone()
+
+
+def _check_z(z: Tensor, observed: Tensor, channels: int, stride: int, least: int, degrade: Degrade | None) -> None:
+    if len(z) not in (1, len(observed)) or z.shape[1] != channels:
+        wanted = f"(1 or {len(observed)}, {channels}, H, W)"
+        raise ValueError(f"z must be {wanted}, got shape {tuple(z.shape)}: set input_channels to its channels")
+    if z.dtype != observed.dtype or z.device != observed.device:
+        raise ValueError(
+            f"z must have the dtype and device of observed, {observed.dtype} on {observed.device}, "
+            f"got {z.dtype} on {z.device}: convert one of them"
+        )
+    if any(side % stride or side < least for side in z.shape[2:]):
+        raise ValueError(
+            f"z must have sides that are multiples of the network's stride {stride}, at least {least}, "
+            f"got {tuple(z.shape[2:])}: pad it, and crop in degrade"
+        )
+    if degrade is None and z.shape[2:] != observed.shape[2:]:
+        raise ValueError(
+            f"z must have the size of observed, {tuple(observed.shape[2:])}, unless degrade maps one to the other, "
+            f"got {tuple(z.shape[2:])}"
+        )
