@@ -47,7 +47,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        errors.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        message = " ".join(str(error).split())
+        errors.print(f"error: {message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
 
 
@@ -79,9 +80,12 @@ def purify(
     """
     where, settings = _device(device), _fit_config(config)
     files = list_images(source) if source.is_dir() else [source]
-    targets = [target / f"{file.stem}.png" for file in files] if source.is_dir() else [target]
     if source.is_dir():
         target.mkdir(parents=True, exist_ok=True)
+    targets = [target / f"{file.stem}.png" for file in files] if target.is_dir() else [target]
+    overwritten = [path for path in targets if path.exists() and any(path.samefile(file) for file in files)]
+    if overwritten:
+        raise ValueError(f"OUTPUT must not replace the images it comes from, {overwritten[0]} would be")
     with _progress("images") as progress:
         failures = purify_files(files, targets, Purifier(settings, seed=seed), device=where, progress=progress)
     if failures and not source.is_dir():
@@ -89,7 +93,7 @@ def purify(
     for failure in failures:
         errors.print(f"left out: {failure}", markup=False, highlight=False, soft_wrap=True)
     if failures:
-        raise ValueError(f"{len(failures)} of {len(files)} images could not be read")
+        raise ValueError(f"{len(failures)} of {len(files)} images or batches were left out")
 
 
 @app.command()
@@ -242,14 +246,19 @@ def _fit_config(file: Path | None) -> FitConfig | None:
     if unknown:
         known = ", ".join(FitConfig.__dataclass_fields__)
         raise ValueError(f"{file}: settings must be among {known}, got {sorted(unknown)[0]!r}")
+    if not {"architecture_options", "iterations"} <= settings.keys():
+        raise ValueError(
+            f"{file}: must state architecture_options and iterations, whose defaults are the published 5x128 network "
+            "and 3000 iterations"
+        )
     return FitConfig(**settings)
 
 
 def _number(name: str, text: str) -> float:
     """A decimal or a fraction such as 8/255."""
-    above, _, below = text.partition("/")
+    above, slash, below = text.partition("/")
     try:
-        return float(above) / float(below or 1)
+        return float(above) / float(below if slash else 1)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{name} must be a number such as 0.03 or 8/255, got {text!r}") from None
 
@@ -261,7 +270,7 @@ def _names(text: str) -> list[str]:
 def _range(text: str) -> tuple[int | None, int | None]:
     start, colon, stop = text.partition(":")
     try:
-        if not colon:
+        if not colon or "-" in text:
             raise ValueError
         return (int(start) if start else None), (int(stop) if stop else None)
     except ValueError:

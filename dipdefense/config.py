@@ -39,7 +39,7 @@ class FitConfig:
     ema: float = 0.0  # weight of the past in the average of iterates that is returned; 0: the iterate itself
     stopping: str = "fixed"  # a key of STOPPING_RULES
     stopping_options: Mapping[str, Any] = field(default_factory=dict)  # keywords of its class
-    rollback_db: float = 5.0  # an image whose loss rises by this many dB returns to its last good state
+    rollback_db: float = 5.0  # an image whose loss rises by more, in 10 log10, returns to its last good state
     memory_gb: float = 1.0  # the fit works in chunks of images that stay within it, in GiB
 
     def __post_init__(self) -> None:
@@ -50,11 +50,15 @@ class FitConfig:
             ("stopping", STOPPING_RULES),
         ):
             value = getattr(self, name)
-            if value not in known:
+            if not isinstance(value, str) or value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        for name in ("lr", "jitter", "ema", "rollback_db", "memory_gb"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         for name, least in (("iterations", 1), ("input_channels", 1)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
         for name in ("lr", "rollback_db", "memory_gb"):
             value = getattr(self, name)
@@ -65,6 +69,8 @@ class FitConfig:
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema!r}")
         for name in ("architecture_options", "stopping_options"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"{name} must map names to values, got {getattr(self, name)!r}")
             plain = {k: list(v) if isinstance(v, tuple) else v for k, v in getattr(self, name).items()}
             object.__setattr__(self, name, plain)  # JSON knows lists only
         with torch.device("meta"):  # refuses bad options at once, and costs nothing

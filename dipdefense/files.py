@@ -22,19 +22,21 @@ def purify_files(
     batch_size: int = 64,
     device: str | torch.device = "cpu",
     progress: Callable[[float, float], None] | None = None,
-) -> list[ValueError | OSError]:
+) -> list[Exception]:
     """Purify each source into its target; files of one shape are fitted together and written when they are done.
+
+    At most `batch_size` images wait: the shape with the most of them goes first.
 
     Args:
         sources: image files.
         targets: where each goes; the suffix gives the format.
         purifier: what is applied.
-        batch_size: images of one shape that are held until they are fitted.
+        batch_size: images that are held until they are fitted.
         device: where to fit.
         progress: called with (images done, images in all); a batch under way counts in part.
 
     Returns:
-        The errors of the sources that could not be read, which are left out.
+        The errors of the images that could not be read or purified, which are left out.
 
     Raises:
         ValueError: two sources share a target, or a target has an unknown suffix; before anything is computed.
@@ -45,11 +47,13 @@ def purify_files(
         raise ValueError(f"{twice}: must be the target of one image, is that of several")
     for target in targets:
         check_target(target)
-    failures: list[ValueError | OSError] = []
+    failures: list[Exception] = []
     waiting: dict[tuple[int, ...], list[tuple[Tensor, Path]]] = defaultdict(list)
     done = 0
 
-    def finish(batch: list[tuple[Tensor, Path]]) -> None:
+    def finish() -> None:
+        nonlocal done
+        batch = waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
         images = torch.stack([image for image, _ in batch]).to(device)
 
         def report(state: Progress) -> None:
@@ -57,9 +61,13 @@ def purify_files(
                 share = state.iteration / purifier.config_for(images).iterations
                 progress(done + state.finished + share * len(state.index), len(sources))
 
-        purified = purifier.fit(images, callback=report).reconstruction.cpu()
-        for image, (_, target) in zip(purified, batch, strict=True):
-            write_image(image, target)
+        try:
+            purified = purifier.fit(images, callback=report).reconstruction.clamp(max=1).cpu()
+            for image, (_, target) in zip(purified, batch, strict=True):
+                write_image(image, target)
+        except (ValueError, OSError, RuntimeError) as error:
+            failures.append(type(error)(f"{', '.join(path.name for _, path in batch)}: {error}"))
+        done += len(batch)
 
     for source, target in zip(sources, targets, strict=True):
         try:
@@ -68,12 +76,9 @@ def purify_files(
             failures.append(error)
             done += 1
             continue
-        batch = waiting[tuple(image.shape)]
-        batch.append((image, target))
-        if len(batch) == batch_size:
-            finish(waiting.pop(tuple(image.shape)))
-            done += batch_size
-    for batch in waiting.values():
-        finish(batch)
-        done += len(batch)
+        waiting[tuple(image.shape)].append((image, target))
+        if sum(map(len, waiting.values())) >= batch_size:
+            finish()
+    while waiting:
+        finish()
     return failures

@@ -252,8 +252,9 @@ def _upsample(x: Tensor, mode: str) -> Tensor:
 
 
 def _check(channels: Sequence[int], upsampling: str, downsampling: str, padding: str) -> None:
-    if not channels or min(channels) < 1:
-        raise ValueError(f"channels must be positive, one for each scale, got {list(channels)}")
+    whole = not isinstance(channels, int) and all(isinstance(c, int) for c in channels)
+    if not whole or not channels or min(channels) < 1:
+        raise ValueError(f"channels must be a list of positive integers, one for each scale, got {channels!r}")
     for name, value, known in (
         ("upsampling", upsampling, UPSAMPLINGS),
         ("downsampling", downsampling, DOWNSAMPLINGS),
@@ -265,7 +266,7 @@ def _check(channels: Sequence[int], upsampling: str, downsampling: str, padding:
 
 def _per_scale(value: Sequence[int] | int, scales: int, name: str, least: int) -> list[int]:
     values = [value] * scales if isinstance(value, int) else list(value)
-    if len(values) != scales or min(values) < least:
+    if len(values) != scales or not all(isinstance(v, int) for v in values) or min(values) < least:
         raise ValueError(f"{name} must be {least} or more, one number or {scales} of them, got {value}")
     return values
 

@@ -55,11 +55,14 @@ class Purifier(nn.Module):
             Athalye et al. 2018). `none`: a backward pass raises.
 
     Raises:
+        TypeError: config is no FitConfig.
         ValueError: unknown gradient.
     """
 
     def __init__(self, config: FitConfig | None = None, *, seed: int | None = 0, gradient: str = "straight_through"):
         super().__init__()
+        if config is not None and not isinstance(config, FitConfig):
+            raise TypeError(f"config must be a FitConfig or None, got {type(config).__name__}")
         self.config = config
         self.seed = seed
         self.gradient = _known_gradient(gradient)
@@ -85,7 +88,15 @@ class Purifier(nn.Module):
         """
         if isinstance(images, Tensor) and images.dim() == 3:
             return self(images[None])[0]  # type: ignore[no-any-return]
-        return GRADIENTS[self.gradient].apply(images, self.fit(images).reconstruction)  # type: ignore[no-any-return]
+        return self.purify(images, self.gradient)
+
+    def purify(self, images: Tensor, gradient: str) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> same, with the given meaning of a backward pass.
+
+        Values that the gain of the cosine loss lifts above 1 are clipped.
+        """
+        purified = self.fit(images).reconstruction.clamp(max=1)
+        return GRADIENTS[gradient].apply(images, purified)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -98,25 +109,24 @@ class DefendedClassifier(nn.Module):
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K); normalisation is its own first layer.
         purifier: what stands in front; `Purifier()` if None.
-        gradient: meaning of a backward pass, in place of the purifier's own; see `Purifier`.
+        gradient: meaning of a backward pass, see `Purifier`; the purifier's own if None.
 
     Raises:
         TypeError: the classifier is no module.
         ValueError: unknown gradient.
     """
 
-    def __init__(self, classifier: nn.Module, purifier: Purifier | None = None, *, gradient: str = "straight_through"):
+    def __init__(self, classifier: nn.Module, purifier: Purifier | None = None, *, gradient: str | None = None):
         super().__init__()
         if not isinstance(classifier, nn.Module):
             raise TypeError(f"classifier must be a torch.nn.Module, got {type(classifier).__name__}")
         self.classifier = classifier
         self.purifier = purifier or Purifier()
-        self.gradient = _known_gradient(gradient)
+        self.gradient = self.purifier.gradient if gradient is None else _known_gradient(gradient)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> logits (B, K)."""
-        purified = self.purifier.fit(images).reconstruction
-        return self.classifier(GRADIENTS[self.gradient].apply(images, purified))  # type: ignore[no-any-return]
+        return self.classifier(self.purifier.purify(images, self.gradient))  # type: ignore[no-any-return]
 
 
 def defend(

@@ -32,7 +32,13 @@ class Normalize(nn.Module):
         self.std: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images."""
+        """Normalised images.
+
+        Raises:
+            ValueError: the images have another number of channels than the mean.
+        """
+        if images.shape[1] != len(self.mean):
+            raise ValueError(f"images must have {len(self.mean)} channels for this classifier, got {images.shape[1]}")
         return (images - self.mean) / self.std
 
 

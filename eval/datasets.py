@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import CIFAR10, MNIST
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
+
+from dipdefense.images import read_image
 
 __all__ = ["DATASETS", "ImageDataset", "cache_folder", "digits_split", "load_dataset"]
 
@@ -261,20 +262,12 @@ def _class_folders(path: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
 
 
 def _read_photo(files: Sequence[Path], size: int, position: int) -> Tensor:
-    """Decode upright (EXIF), as RGB without alpha, resize the short side bilinearly, cut the centre."""
-    path = files[position]
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode in ("I", "F") or image.mode.startswith("I;"):  # PIL would saturate these to white
-                raise ValueError(f"mode must have 8 bits a channel, got {image.mode}")
-            rgb = image.convert("RGBA").convert("RGB")  # by way of RGBA: P with transparency warns otherwise
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable image: {error}") from error
+    """Read as RGB, resize the short side bilinearly, cut the centre."""
+    image = read_image(files[position])
     short = round(size * 256 / 224)
-    rgb = TF.resize(rgb, [short], interpolation=InterpolationMode.BILINEAR, antialias=True)
-    pixels: Tensor = TF.pil_to_tensor(TF.center_crop(rgb, [size, size]))
-    return pixels.float() / 255
+    resized = TF.resize(image, [short], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    pixels: Tensor = TF.center_crop(resized, [size, size]).clamp(0, 1)  # rounding can leave [0, 1] by 1e-7
+    return pixels.expand(3, -1, -1)
 
 
 DATASETS: dict[str, Callable[[Path | None, int | None], ImageDataset]] = {

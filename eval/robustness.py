@@ -10,7 +10,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -65,6 +67,10 @@ class RunConfig:
             raise ValueError(f"eps must be at most 1 in the linf norm, in [0, 1] units such as 8/255, got {self.eps}")
         if self.norm == "l2" and "fgsm" in self.attacks:
             raise ValueError("attacks must leave out fgsm when norm is l2, got both")
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"alpha must be positive, in [0, 1] units such as 2/255, got {self.alpha}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         for name in ("n", "steps", "batch_size", "n_defended"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -102,58 +108,110 @@ def evaluate_robustness(
         The table, one row per attack and defence; columns as in `eval.summary.summarise`.
 
     Raises:
-        ValueError: more images asked for than there are; logits that are not finite or not (B, K).
+        ValueError: more images asked for than there are; a classifier in training mode, with other classes than
+            the data set, or whose logits are not finite or not (B, K); a filter named `none` or `dip`.
         OSError: the folder cannot be written.
     """
     config, purifier = config or RunConfig(), purifier or Purifier(seed=(config or RunConfig()).seed)
-    if config.n > len(dataset):
-        raise ValueError(f"n must be at most the {len(dataset)} images of {dataset.name}, got {config.n}")
+    defences: dict[str, Defence | None] = {"none": None, "dip": purifier}
+    if taken := defences.keys() & (filters or {}).keys():
+        raise ValueError(f"filters must not be named {', '.join(taken)}")
+    defences |= filters or {}
+    _check(classifier, dataset, config, device)
     run = Path(out)
     run.mkdir(parents=True, exist_ok=True)
-    description = {
+    described = {
         "dataset": dataset.name,
-        "index": hashlib.sha256(dataset.index.numpy().tobytes()).hexdigest()[:16],
         "classifier": classifier_name or type(classifier).__name__,
         "weights": _fingerprint(classifier),
         "fit": asdict(purifier.config_for(dataset.batch([0]))),
         "fit_seed": purifier.seed,
         "gradient": gradient,
+        "filters": {name: _describe(function) for name, function in (filters or {}).items()},
+        "device": str(device),
+        "versions": {name: version(name) for name in ("dipdefense", "torch", "torchattacks")},
         **asdict(config),
     }
-    key = configuration_hash(description)
-    write_whole(run / "config.json", json.dumps(description | {"hash": key}, indent=2) + "\n")
-    records = [record for record in read_records(run / "records.jsonl") if record["config"] == key]
-    done = {(r["attack"], r["crafted_on"], r["defence"], r["index"]) for r in records}
-
-    defences: dict[str, Defence | None] = {"none": None, "dip": purifier, **(filters or {})}
-    targets = {"bare": classifier, "defended": DefendedClassifier(classifier, purifier, gradient=gradient)}
+    key = configuration_hash({k: v for k, v in described.items() if k not in ("attacks", "crafted_on")})
+    write_whole(run / "config.json", json.dumps(described | {"hash": key}, indent=2) + "\n")
     plan = _plan(config, defences)
     total = sum(_images(config, crafted_on) * len(names) for (_, crafted_on), names in plan.items())
+    made = _Made(run / "records.jsonl", key)
+    targets = {"bare": classifier, "defended": DefendedClassifier(classifier, purifier, gradient=gradient)}
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))[: config.n]
+    records: list[Record] = []
     for start in range(0, config.n, config.batch_size):
-        clean = dataset.batch(order[start : start + config.batch_size].tolist()).to(device)
+        clean = dataset.batch(order[start : start + config.batch_size].tolist())
         for (attack, crafted_on), names in plan.items():
             positions = order[: _images(config, crafted_on)][start : start + config.batch_size]
-            index, labels = dataset.index[positions].tolist(), dataset.labels[positions].to(device)
-            missing = [name for name in names if any((attack, crafted_on, name, i) not in done for i in index)]
-            if not missing:
-                continue
-            images = clean[: len(positions)]
-            attacked = images if attack == "clean" else _craft(attack, targets[crafted_on], images, labels, config)
-            for name in missing:
-                made = _score(classifier, defences[name], images, attacked, labels)
-                row = {"config": key, "attack": attack, "crafted_on": crafted_on, "defence": name}
-                new = [row | {"index": i} | r for i, r in zip(index, made, strict=True)]
-                new = [r for r in new if (attack, crafted_on, name, r["index"]) not in done]
-                append_records(run / "records.jsonl", new)
-                records += new
-                if progress is not None:
+            images, labels = clean[: len(positions)], dataset.labels[positions]
+            rows = _identify(images, labels, dataset.index[positions])
+            missing = [name for name in names if not made.holds(attack, crafted_on, name, rows)]
+            if missing:
+                images, labels = images.to(device), labels.to(device)
+                attacked = images if attack == "clean" else _craft(attack, targets[crafted_on], images, labels, config)
+            for name in names:
+                if name in missing:
+                    scores = _score(classifier, defences[name], images, attacked, labels)
+                    made.add(attack, crafted_on, name, [a | b for a, b in zip(rows, scores, strict=True)])
+                records += made.these(attack, crafted_on, name, rows)
+                if name in missing and progress is not None:
                     progress(len(records), total)
-    table = summarise(records, description)
+    table = summarise(records, described)
     write_whole(run / "summary.csv", table.to_csv(index=False))
     write_whole(run / "summary.json", table.to_json(orient="records", indent=2) + "\n")
     write_whole(run / "paired.csv", paired_differences(records).to_csv(index=False))
     return table
+
+
+class _Made:
+    """The records of a run: those found in its file, and those added to it."""
+
+    def __init__(self, path: Path, key: str):
+        self.path, self.key = path, key
+        found = [record for record in read_records(path) if record.get("config") == key]
+        self._records = {self._name(r["attack"], r["crafted_on"], r["defence"], r): r for r in found}
+
+    @staticmethod
+    def _name(attack: str, crafted_on: str, defence: str, row: Record) -> tuple[str, str, str, int, str]:
+        return attack, crafted_on, defence, row["index"], row["image"]
+
+    def holds(self, attack: str, crafted_on: str, defence: str, rows: list[Record]) -> bool:
+        """Are all these images scored?"""
+        return all(self._name(attack, crafted_on, defence, row) in self._records for row in rows)
+
+    def these(self, attack: str, crafted_on: str, defence: str, rows: list[Record]) -> list[Record]:
+        """The records of these images."""
+        return [self._records[self._name(attack, crafted_on, defence, row)] for row in rows]
+
+    def add(self, attack: str, crafted_on: str, defence: str, rows: list[Record]) -> None:
+        """Append the records that are not there yet."""
+        head = {"config": self.key, "attack": attack, "crafted_on": crafted_on, "defence": defence}
+        new = {self._name(attack, crafted_on, defence, row): head | row for row in rows}
+        new = {name: record for name, record in new.items() if name not in self._records}
+        append_records(self.path, new.values())
+        self._records |= new
+
+
+@torch.no_grad()
+def _check(classifier: nn.Module, dataset: ImageDataset, config: RunConfig, device: str | torch.device) -> None:
+    """Refuse, before anything is computed, what would fail or mislead later."""
+    if config.n > len(dataset):
+        raise ValueError(f"n must be at most the {len(dataset)} images of {dataset.name}, got {config.n}")
+    if classifier.training:
+        raise ValueError("classifier must be in eval mode, or its images would meet: call classifier.eval()")
+    logits = classifier(dataset.batch([0]).to(device))
+    _check_logits(logits, 1)
+    if int(dataset.labels.max()) >= logits.shape[1]:
+        raise ValueError(
+            f"labels must be below the classifier's {logits.shape[1]} classes, got {int(dataset.labels.max())}: "
+            "classifier and data set do not belong together"
+        )
+
+
+def _check_logits(logits: Tensor, n: int) -> None:
+    if logits.dim() != 2 or len(logits) != n or not logits.isfinite().all():
+        raise ValueError(f"classifier must return finite logits (B, K), got shape {tuple(logits.shape)}")
 
 
 def _plan(config: RunConfig, defences: Mapping[str, Defence | None]) -> dict[tuple[str, str], list[str]]:
@@ -181,12 +239,11 @@ def _score(
     classifier: nn.Module, defence: Defence | None, clean: Tensor, attacked: Tensor, labels: Tensor
 ) -> list[Record]:
     """One record per image: prediction, PSNR and SSIM against the clean image, seconds of defence and classifier."""
-    start = time.perf_counter()
+    start = _clock(clean.device)
     purified = attacked if defence is None else defence(attacked)
     logits = classifier(purified)
-    seconds = (time.perf_counter() - start) / len(clean)
-    if logits.dim() != 2 or len(logits) != len(clean) or not logits.isfinite().all():
-        raise ValueError(f"classifier must return finite logits (B, K), got shape {tuple(logits.shape)}")
+    seconds = (_clock(clean.device) - start) / len(clean)
+    _check_logits(logits, len(clean))
     predictions = logits.argmax(1)
     measured = {
         "label": labels.tolist(),
@@ -206,8 +263,33 @@ def _finite(values: Tensor) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _identify(images: Tensor, labels: Tensor, index: Tensor) -> list[Record]:
+    """What names each image in a record: its position in the data set, and a digest of its pixels and label."""
+    return [
+        {"index": i, "image": hashlib.sha256(image.numpy().tobytes() + bytes([label % 256])).hexdigest()[:16]}
+        for image, label, i in zip(images, labels.tolist(), index.tolist(), strict=True)
+    ]
+
+
+def _describe(function: Defence) -> str:
+    """A filter's name and parameters, for the hash of the configuration."""
+    inner = getattr(function, "func", function)
+    name = f"{inner.__module__}.{getattr(inner, '__qualname__', type(inner).__qualname__)}"
+    return f"{name}{getattr(function, 'args', ())}{getattr(function, 'keywords', {})}"
+
+
 def _fingerprint(net: nn.Module) -> str:
+    """A digest of a classifier's structure, code, parameters and buffers, those out of its state dict too."""
     digest = hashlib.sha256(str(net).encode())
-    for tensor in net.state_dict().values():
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    for kind in sorted({type(module) for module in net.modules()}, key=lambda kind: kind.__qualname__):
+        with suppress(OSError, TypeError):  # built where there is no source file
+            digest.update(inspect.getsource(kind).encode())
+    for _, tensor in (*net.named_parameters(), *net.named_buffers()):
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -1,5 +1,6 @@
 """From records to tables."""
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import Any
@@ -70,7 +71,9 @@ def paired_differences(records: Iterable[Record]) -> pd.DataFrame:
     for (attack, crafted_on), group in pd.DataFrame(list(records)).groupby(ROW[:2], sort=False):
         wide = group.pivot(index="index", columns="defence", values="correct").astype(float)
         for a, b in combinations([d for d in group["defence"].unique() if d != "none"], 2):
-            difference, low, high = paired_bootstrap(wide[a].to_numpy(), wide[b].to_numpy())
+            right = wide[a].to_numpy(), wide[b].to_numpy()
+            one = (float(right[0][0] - right[1][0]), math.nan, math.nan)  # a single image has no interval
+            difference, low, high = paired_bootstrap(*right) if len(wide) > 1 else one
             rows.append((attack, crafted_on, a, b, len(wide), difference, low, high))
     return pd.DataFrame(
         rows, columns=["attack", "crafted_on", "defence", "against", "n", "difference", "ci_low", "ci_high"]

@@ -85,7 +85,7 @@ def test_purify_a_folder_leaves_out_the_torn_and_writes_the_rest(tmp_path, confi
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
     assert "b.png" in result.stderr
     assert "d.png" in result.stderr
-    assert "2 of 4 images could not be read" in result.stderr
+    assert "2 of 4 images or batches were left out" in result.stderr
 
 
 def test_purify_refuses(tmp_path, picture, config):
@@ -98,6 +98,12 @@ def test_purify_refuses(tmp_path, picture, config):
     refused("config.json: must be JSON", "purify", picture, tmp_path / "out.png", "--config", config)
     config.write_text('{"iteration": 3}')
     refused("settings must be among architecture", "purify", picture, tmp_path / "out.png", "--config", config)
+    config.write_text('{"memory_gb": 4}')
+    refused("must state architecture_options and iterations", "purify", picture, tmp_path / "o.png", "--config", config)
+    before = picture.read_bytes()
+    refused("OUTPUT must not replace the images it comes from", "purify", picture, picture)
+    refused("OUTPUT must not replace the images it comes from", "purify", picture, tmp_path)
+    assert picture.read_bytes() == before
     assert not (tmp_path / "out.png").exists()
 
 
@@ -133,6 +139,10 @@ def test_evaluate_prints_and_writes_one_table(tmp_path, config):
         (("--eps", "-1/255"), "eps must not be negative"),
         (("--eps", "eight"), "eps must be a number such as 0.03 or 8/255, got 'eight'"),
         (("--norm", "l0"), "norm must be one of linf, l2"),
+        (("--eps", "8/"), "eps must be a number such as"),
+        (("--alpha", "0"), "alpha must be positive"),
+        (("--seed", "-1"), "seed"),
+        (("--index", "-5:"), "index must be START:STOP"),
         (("--index", "7"), "index must be START:STOP"),
         (("--index", "9000:"), "must hold at least one image of digits"),
         (("--n", "9999"), "n must be at most the 449 images of digits, got 9999"),

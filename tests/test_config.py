@@ -34,6 +34,9 @@ def test_the_default_is_never_the_large_slow_network(shape):
     ("settings", "message"),
     [
         ({"architecture": "resnet"}, "architecture must be one of autoencoder, unet, skip, got 'resnet'"),
+        ({"architecture": ["skip"]}, "architecture must be one of"),
+        ({"lr": "fast"}, "lr must be a number, got 'fast'"),
+        ({"architecture_options": "ab"}, "architecture_options must map names to values, got 'ab'"),
         ({"input": "zeros"}, "input must be one of noise, meshgrid"),
         ({"loss": "huber"}, "loss must be one of mse, l1, cosine"),
         ({"stopping": "never"}, "stopping must be one of fixed, wmv, emv, got 'never'"),

@@ -57,7 +57,15 @@ def test_an_interruption_keeps_what_is_finished(tmp_path, sources):
 
     with pytest.raises(KeyboardInterrupt):
         purify_files(sources, targets, Purifier(TINY), batch_size=2, progress=interrupt)
-    assert [path.exists() for path in targets] == [True, False, True, False, False]
+    assert [path.exists() for path in targets] == [True, True, False, False, False]
+
+
+def test_images_too_large_for_the_budget_are_returned_and_the_rest_written(tmp_path, sources):
+    write_image(torch.full((3, 64, 64), 0.5), sources[0])
+    targets = [tmp_path / f"{path.stem}.tif" for path in sources]
+    (failure,) = purify_files(sources, targets, Purifier(TINY))
+    assert "0.tif: memory_gb must be at least" in str(failure)
+    assert [path.exists() for path in targets] == [False, True, True, True, True]
 
 
 def test_bad_targets_are_refused_before_anything_is_computed(tmp_path, sources):

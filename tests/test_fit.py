@@ -252,7 +252,9 @@ def test_chunks_change_nothing():
 
 
 def test_a_budget_too_small_says_how_much():
-    with pytest.raises(ValueError, match=r"memory_gb must be at least 0\.\d+ for one image of this size, got 1e-06: raise it"):
+    with pytest.raises(
+        ValueError, match=r"memory_gb must be at least 0\.\d+ for one image of this size, got 1e-06: raise it"
+    ):
         fit(images(1), dataclasses.replace(TINY, memory_gb=1e-6))
 
 

@@ -87,8 +87,11 @@ def test_conv_reflects_at_the_border():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"channels": []}, "channels must be positive"),
-        ({"channels": [4, 0]}, "channels must be positive"),
+        ({"channels": []}, "channels must be a list of positive integers"),
+        ({"channels": [4, 0]}, "channels must be a list of positive integers"),
+        ({"channels": 8}, "channels must be a list of positive integers, one for each scale, got 8"),
+        ({"channels": [8.5]}, "channels must be a list of positive integers"),
+        ({"channels": "ab"}, "channels must be a list of positive integers"),
         ({"skip_channels": [4]}, "skip_channels must be 0 or more, one number or 5 of them"),
         ({"skip_channels": -1}, "skip_channels must be 0 or more"),
         ({"kernel_down": 4}, "kernel_down must be odd, got 4"),

@@ -1,6 +1,7 @@
 """The defence as a module: shapes, what a backward pass means, and what it leaves alone."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -35,6 +36,13 @@ def test_a_batch_and_its_single_images():
     torch.testing.assert_close(purifier(images()[0].double()), batch[0])
 
 
+def test_the_cosine_loss_stays_in_range():
+    config = dataclasses.replace(TINY, loss="cosine", iterations=100)
+    stripes = torch.tensor([0.0, 1.0]).repeat(8).expand(1, 3, 16, 16)
+    assert dipdefense.fit(stripes, config).reconstruction.max() > 1  # the least-squares gain
+    assert Purifier(config)(stripes).max() == 1
+
+
 def test_is_a_transform():
     from torchvision.transforms import v2
 
@@ -52,7 +60,8 @@ def test_straight_through_is_the_identity_backwards():
 
 def test_no_gradient_raises_with_the_remedy():
     x = images().requires_grad_()
-    for output in (defend(Linear(), TINY, gradient="none")(x), Purifier(TINY, gradient="none")(x)):
+    blind = Purifier(TINY, gradient="none")
+    for output in (defend(Linear(), TINY, gradient="none")(x), blind(x), DefendedClassifier(Linear(), blind)(x)):
         assert output.requires_grad  # never silently detached
         with pytest.raises(RuntimeError, match='use gradient="straight_through"'):
             output.sum().backward()
@@ -107,6 +116,7 @@ def test_defend_has_a_default_for_the_size():
         ),
         (lambda: Purifier(gradient="exact"), ValueError, "gradient must be one of straight_through, none"),
         (lambda: defend(lambda x: x), TypeError, "classifier must be a torch.nn.Module, got function"),
+        (lambda: Purifier({"lr": 0.1}), TypeError, "config must be a FitConfig or None, got dict"),
         (lambda: Purifier(TINY)(images() * 255), ValueError, "255"),
         (lambda: Purifier(TINY)((images() * 255).byte()), TypeError, "255"),
         (lambda: Purifier(TINY)(images() * float("nan")), ValueError, "NaN|finite"),

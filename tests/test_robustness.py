@@ -1,17 +1,19 @@
 """The evaluation: its table, its resumption, and what it refuses. A real classifier on real digits."""
 
+import copy
 import dataclasses
 import json
+import math
+from functools import partial
 
 import pandas as pd
 import pytest
-import torch
 from torch import nn
 
 from dipdefense import FitConfig, Purifier
 from eval import RunConfig, evaluate_robustness
 from eval.baselines import gaussian_blur
-from eval.classifiers import load_classifier
+from eval.classifiers import Normalize, load_classifier
 from eval.datasets import load_dataset
 from eval.summary import COLUMNS, paired_differences, summarise
 
@@ -93,16 +95,34 @@ def test_another_configuration_shares_no_record(tmp_path, classifier, digits):
     small = dataclasses.replace(RUN, attacks=("fgsm",), crafted_on="bare", n=4)
     run(classifier, digits, tmp_path, small)
     calls = []
-    run(classifier, digits, tmp_path, dataclasses.replace(small, eps=0.1), progress=lambda *n: calls.append(n))
-    run(
-        classifier,
-        digits,
-        tmp_path,
-        small,
-        purifier=Purifier(QUICK, seed=1),
-        progress=lambda *n: calls.append(n),
-    )
-    assert len(calls) == 2 * 6
+    count = {"progress": lambda *n: calls.append(n)}
+    run(classifier, digits, tmp_path, dataclasses.replace(small, eps=0.1), **count)
+    run(classifier, digits, tmp_path, small, purifier=Purifier(QUICK, seed=1), **count)
+    run(classifier, digits, tmp_path, small, filters={"blur": partial(gaussian_blur, sigma=0.5)}, **count)
+    run(classifier, dataclasses.replace(digits, labels=(digits.labels + 1) % 10), tmp_path, small, **count)
+    darkened = dataclasses.replace(digits, read=lambda position: digits.read(position) / 2)
+    run(classifier, darkened, tmp_path, small, **count)
+    for mean in (0.1, 0.2):
+        run(nn.Sequential(Normalize([mean], [0.9]), classifier).eval(), digits, tmp_path, small, **count)
+    assert len(calls) == 7 * 6
+
+
+def test_another_attack_keeps_the_records_there_are(tmp_path, classifier, digits):
+    small = dataclasses.replace(RUN, attacks=("fgsm",), crafted_on="bare", n=4)
+    run(classifier, digits, tmp_path, small)
+    calls = []
+    more = dataclasses.replace(small, attacks=("fgsm", "pgd"))
+    table = run(classifier, digits, tmp_path, more, progress=lambda *n: calls.append(n))
+    assert len(calls) == 3
+    assert len(table) == 9
+    assert len(run(classifier, digits, tmp_path, small)) == 6
+
+
+def test_a_single_image_has_no_paired_interval(tmp_path, classifier, digits):
+    run(classifier, digits, tmp_path, dataclasses.replace(RUN, attacks=(), n=1))
+    (row,) = pd.read_csv(tmp_path / "paired.csv").to_dict("records")
+    assert row["n"] == 1
+    assert math.isnan(row["ci_low"])
 
 
 def test_targets_are_hit(tmp_path, classifier, digits):
@@ -159,6 +179,9 @@ def test_paired_difference_by_hand():
         ({"eps": 8.0}, "eps must be at most 1 in the linf norm"),
         ({"norm": "l1"}, "norm must be one of linf, l2"),
         ({"norm": "l2"}, "attacks must leave out fgsm when norm is l2"),
+        ({"alpha": -1.0}, "alpha must be positive"),
+        ({"alpha": 0.0}, "alpha must be positive"),
+        ({"seed": -1}, "seed must not be negative"),
         ({"n": 0}, "n must be at least 1"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
@@ -173,14 +196,18 @@ def test_bad_runs_are_refused(tmp_path, classifier, digits):
     with pytest.raises(ValueError, match="n must be at most the 449 images of digits, got 450"):
         run(classifier, digits, tmp_path, dataclasses.replace(RUN, n=450))
     with pytest.raises(ValueError, match="classifier must return finite logits"):
-        run(nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, -1))), digits, tmp_path / "shape")
-
-    class NotANumber(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.flatten(1)[:, :10] * float("nan")
-
+        run(nn.Flatten(0).eval(), digits, tmp_path)
     with pytest.raises(ValueError, match="classifier must return finite logits"):
-        run(NotANumber(), digits, tmp_path / "nan")
+        run(nn.Sequential(nn.Flatten(), nn.Threshold(2, math.nan)).eval(), digits, tmp_path)
+    with pytest.raises(ValueError, match=r"call classifier\.eval\(\)"):
+        run(copy.deepcopy(classifier).train(), digits, tmp_path)
+    with pytest.raises(ValueError, match="labels must be below the classifier's 10 classes, got 19"):
+        run(classifier, dataclasses.replace(digits, labels=digits.labels + 10), tmp_path)
+    with pytest.raises(ValueError, match="images must have 3 channels for this classifier, got 1"):
+        run(nn.Sequential(Normalize([0.5] * 3, [0.5] * 3), nn.Flatten()).eval(), digits, tmp_path)
+    with pytest.raises(ValueError, match="filters must not be named dip"):
+        run(classifier, digits, tmp_path, filters={"dip": gaussian_blur})
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         run(classifier, digits, tmp_path / "file" / "below")
