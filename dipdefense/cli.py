@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from rich.table import Table
 from dipdefense.config import FitConfig
 from dipdefense.files import purify_files
 from dipdefense.images import list_images
+from dipdefense.presets import default_config
 from dipdefense.purify import Purifier
 
 __all__ = ["app", "main"]
@@ -39,6 +41,17 @@ errors = Console(stderr=True)
 
 Seed = Annotated[int, typer.Option(help="Seed of images, attacks and fits.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+DatasetName = Annotated[str, typer.Option("--dataset", help="digits, digits_train, mnist, cifar10 or folder.")]
+DataPath = Annotated[Path | None, typer.Option("--data", help="File or folder of the data set.")]
+ClassifierSpec = Annotated[
+    str,
+    typer.Option(
+        "--classifier", help="digits_cnn, mnist_lenet, cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY."
+    ),
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="State dict, .pt or .safetensors.")]
+Eps = Annotated[str, typer.Option("--eps", help="Radius, images in [0, 1]: 8/255 or 0.03.")]
+Index = Annotated[str, typer.Option("--index", help="START:STOP, use only images of that range of the data set.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON file of FitConfig settings.")]
 
 
@@ -98,17 +111,14 @@ def purify(
 
 @app.command()
 def evaluate(
-    dataset: Annotated[str, typer.Option(help="digits, mnist, cifar10 or folder.")] = "digits",
-    data: Annotated[Path | None, typer.Option(help="File or folder of the data set.")] = None,
-    classifier: Annotated[
-        str,
-        typer.Option(help="digits_cnn, mnist_lenet, cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY."),
-    ] = "digits_cnn",
-    weights: Annotated[Path | None, typer.Option(help="State dict, .pt or .safetensors.")] = None,
+    dataset: DatasetName = "digits",
+    data: DataPath = None,
+    classifier: ClassifierSpec = "digits_cnn",
+    weights: Weights = None,
     attacks: Annotated[str, typer.Option(help="Comma-separated: fgsm, pgd, momentum_pgd.")] = "fgsm,pgd,momentum_pgd",
     filters: Annotated[str, typer.Option(help="Comma-separated cheap filters beside the defence.")] = "",
     norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
-    eps: Annotated[str, typer.Option(help="Radius, images in [0, 1]: 8/255 or 0.03.")] = "8/255",
+    eps: Eps = "8/255",
     alpha: Annotated[str | None, typer.Option(help="Step size; eps / 4 by default.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of PGD and momentum PGD.")] = 20,
     crafted_on: Annotated[str, typer.Option(help="bare, defended or both.")] = "bare",
@@ -119,7 +129,7 @@ def evaluate(
     n_defended: Annotated[int | None, typer.Option(help="How many are attacked through the defence; n by default.")] = (
         None
     ),
-    index: Annotated[str, typer.Option(help="START:STOP, use only images of that range of the data set.")] = ":",
+    index: Index = ":",
     batch_size: Annotated[int, typer.Option(help="Images attacked and purified together.")] = 64,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -180,6 +190,49 @@ def speed(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         table.to_csv(out / "speed.csv", index=False)
+
+
+@benchmark.command()
+def iterations(
+    dataset: DatasetName = "digits_train",
+    data: DataPath = None,
+    classifier: ClassifierSpec = "digits_cnn",
+    weights: Weights = None,
+    eps: Eps = "0.2",
+    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 50,
+    index: Index = ":",
+    longest: Annotated[int, typer.Option(help="Iterations of the fit.")] = 200,
+    every: Annotated[int, typer.Option(help="Iterations between two rows.")] = 20,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    config: ConfigFile = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for iterations.csv; none by default.")] = None,
+) -> None:
+    """Accuracy and PSNR along a fit, clean and under PGD: how the iterations of a default were chosen."""
+    from eval.classifiers import load_classifier
+    from eval.datasets import load_dataset
+    from eval.robustness import RunConfig
+    from eval.trajectory import accuracy_along_fit
+
+    where = _device(device)
+    images = load_dataset(dataset, data).between(*_range(index))
+    numbers = RunConfig(attacks=("pgd",), eps=_number("eps", eps), n=min(n, len(images)), seed=seed)
+    chosen = _fit_config(config) or default_config(tuple(images[0][0].shape))
+    net = load_classifier(classifier, weights).to(where)
+    with _progress("iterations") as progress:
+        table = accuracy_along_fit(
+            net,
+            images,
+            numbers,
+            replace(chosen, iterations=longest),
+            every=every,
+            device=where,
+            progress=progress,
+        )
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        table.to_csv(out / "iterations.csv", index=False)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def load_dataset(name: str, path: str | Path | None = None, *, size: int | None 
 
     Args:
         name: one of `DATASETS`.
-            `digits`: scikit-learn's digits, held-out part, 1x32x32.
+            `digits`: scikit-learn's digits, held-out part, 1x32x32; `digits_train`: those that `digits_cnn` saw.
             `mnist`: 1x28x28, from a folder of idx files (`t10k-*`, plain or gzip).
             `cifar10`: 3x32x32, from an npz of images, labels, index and class_names, or the python batches.
             `folder`: RGB photographs listed in labels.csv (file, class_index), or one folder per class.
@@ -113,7 +113,8 @@ def digits_split(train: bool) -> ImageDataset:
     images = torch.from_numpy(digits.images).to(torch.uint8)[index]
     labels = torch.from_numpy(digits.target).long()[index]
     read = partial(_read_digit, images)
-    return ImageDataset(name="digits", class_names=DIGITS, labels=labels, index=index, read=read)
+    name = "digits_train" if train else "digits"
+    return ImageDataset(name=name, class_names=DIGITS, labels=labels, index=index, read=read)
 
 
 def _read_digit(images: Tensor, position: int) -> Tensor:
@@ -121,10 +122,10 @@ def _read_digit(images: Tensor, position: int) -> Tensor:
     return F.interpolate(image, size=(32, 32), mode="bilinear")[0]
 
 
-def _digits(path: Path | None, size: int | None) -> ImageDataset:
+def _digits(path: Path | None, size: int | None, *, train: bool) -> ImageDataset:
     if path is not None:
         raise ValueError(f"path must be None for digits, which comes with scikit-learn, got {path}")
-    return digits_split(train=False)
+    return digits_split(train)
 
 
 def _mnist(path: Path | None, size: int | None) -> ImageDataset:
@@ -271,7 +272,8 @@ def _read_photo(files: Sequence[Path], size: int, position: int) -> Tensor:
 
 
 DATASETS: dict[str, Callable[[Path | None, int | None], ImageDataset]] = {
-    "digits": _digits,
+    "digits": partial(_digits, train=False),
+    "digits_train": partial(_digits, train=True),
     "mnist": _mnist,
     "cifar10": _cifar10,
     "folder": _folder,

@@ -26,7 +26,7 @@ from eval.metrics import psnr, ssim
 from eval.records import Record, append_records, configuration_hash, read_records, write_whole
 from eval.summary import paired_differences, summarise
 
-__all__ = ["CRAFTED_ON", "RunConfig", "evaluate_robustness"]
+__all__ = ["CRAFTED_ON", "RunConfig", "craft", "evaluate_robustness"]
 
 CRAFTED_ON = {"bare": ("bare",), "defended": ("defended",), "both": ("bare", "defended")}
 
@@ -149,7 +149,7 @@ def evaluate_robustness(
             missing = [name for name in names if not made.holds(attack, crafted_on, name, rows)]
             if missing:
                 images, labels = images.to(device), labels.to(device)
-                attacked = images if attack == "clean" else _craft(attack, targets[crafted_on], images, labels, config)
+                attacked = images if attack == "clean" else craft(attack, targets[crafted_on], images, labels, config)
             for name in names:
                 if name in missing:
                     scores = _score(classifier, defences[name], images, attacked, labels)
@@ -227,7 +227,8 @@ def _images(config: RunConfig, crafted_on: str) -> int:
     return min(config.n, config.n_defended or config.n) if crafted_on == "defended" else config.n
 
 
-def _craft(attack: str, target: nn.Module, images: Tensor, labels: Tensor, config: RunConfig) -> Tensor:
+def craft(attack: str, target: nn.Module, images: Tensor, labels: Tensor, config: RunConfig) -> Tensor:
+    """Adversarial examples by an attack's name; it gets those of the run's numbers that it knows."""
     function = ATTACKS[attack]
     numbers = {name: getattr(config, name) for name in ("eps", "norm", "alpha", "steps", "targeted", "seed")}
     known = inspect.signature(function).parameters

@@ -12,11 +12,15 @@ DATA = Path(os.environ.get("DIPDEFENSE_DATA", Path(__file__).parents[2] / "share
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `data` tests, visibly, where the folder is missing."""
+    """Skip `data` and `gpu` tests, visibly, where there is nothing to run them on."""
+    missing = {}
     if not DATA.is_dir():
-        reason = f"real data not found at {DATA}: set DIPDEFENSE_DATA"
-        for item in items:
-            if item.get_closest_marker("data"):
+        missing["data"] = f"real data not found at {DATA}: set DIPDEFENSE_DATA"
+    if not torch.cuda.is_available():
+        missing["gpu"] = "no CUDA device"
+    for item in items:
+        for marker, reason in missing.items():
+            if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 

@@ -132,7 +132,7 @@ def test_evaluate_prints_and_writes_one_table(tmp_path, config):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--dataset", "svhn"), "digits, mnist, cifar10, folder"),
+        (("--dataset", "svhn"), "digits, digits_train, mnist, cifar10, folder"),
         (("--classifier", "vgg"), "digits_cnn"),
         (("--attacks", "cw"), "attack must be one of fgsm, pgd, momentum_pgd, got 'cw'"),
         (("--filters", "magic"), "filters must be among"),

@@ -61,6 +61,7 @@ def write_folder(folder: Path) -> Path:
 
 WRITERS: dict[str, Callable[[Path], Path | None]] = {
     "digits": lambda folder: None,
+    "digits_train": lambda folder: None,
     "mnist": write_mnist,
     "cifar10": write_cifar10,
     "folder": write_folder,
@@ -390,7 +391,7 @@ def test_an_empty_folder_is_refused(content: str | None, tmp_path: Path) -> None
 
 
 def test_arguments_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must be one of digits, mnist, cifar10, folder, got 'imagenet'"):
+    with pytest.raises(ValueError, match="must be one of digits, digits_train, mnist, cifar10, folder, got 'imagenet'"):
         load_dataset("imagenet")
     with pytest.raises(ValueError, match="size must be None for digits"):
         load_dataset("digits", size=28)
@@ -406,7 +407,7 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
             load_dataset(name, tmp_path / name)
 
 
-@pytest.mark.parametrize("name", [name for name in DATASETS if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in DATASETS if not name.startswith("digits")])
 def test_a_missing_path_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"nowhere does not exist: expected the data of {name}"):
         load_dataset(name, tmp_path / "nowhere")

@@ -1,0 +1,46 @@
+"""Accuracy along a fit against the fit itself, stopped there."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from attacks import pgd
+from dipdefense import FitConfig, fit
+from eval import RunConfig
+from eval.classifiers import load_classifier
+from eval.datasets import load_dataset
+from eval.trajectory import accuracy_along_fit
+
+QUICK = FitConfig(
+    architecture_options={"channels": [8, 8], "skip_channels": 0},
+    input_channels=8,
+    iterations=40,
+    ema=0.5,
+    memory_gb=0.004,  # several chunks
+)
+RUN = RunConfig(attacks=("pgd",), eps=0.2, steps=3, n=12)
+
+
+def test_every_row_is_what_a_fit_of_that_length_gives():
+    digits, classifier = load_dataset("digits_train"), load_classifier("digits_cnn")
+    seen = []
+    table = accuracy_along_fit(classifier, digits, RUN, QUICK, every=20, progress=lambda *n: seen.append(n))
+    assert table[["attack", "iteration"]].values.tolist() == [["clean", 20], ["clean", 40], ["pgd", 20], ["pgd", 40]]
+    assert seen == sorted(seen)
+    assert seen[-1] == (2 * 12 * 40, 2 * 12 * 40)
+    positions = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))[:12]
+    images, labels = digits.batch(positions.tolist()), digits.labels[positions]
+    attacked = pgd(classifier, images, labels, eps=0.2, steps=3)
+    for (_, iteration), batch in zip([("clean", 20), ("pgd", 40)], [images, attacked], strict=True):
+        result = fit(batch, dataclasses.replace(QUICK, iterations=iteration)).reconstruction
+        accuracy = (classifier(result).argmax(1) == labels).float().mean().item()
+        row = table[(table["iteration"] == iteration) & (table["attack"] == ("clean" if batch is images else "pgd"))]
+        assert row["accuracy"].item() == pytest.approx(accuracy, abs=0.1)  # float32: one image may differ
+
+
+def test_another_stopping_rule_is_refused():
+    with pytest.raises(ValueError, match="fit_config must stop by the rule fixed, got 'emv'"):
+        accuracy_along_fit(
+            load_classifier("digits_cnn"), load_dataset("digits"), RUN, dataclasses.replace(QUICK, stopping="emv")
+        )
