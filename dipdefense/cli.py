@@ -106,7 +106,7 @@ def purify(
     for failure in failures:
         errors.print(f"left out: {failure}", markup=False, highlight=False, soft_wrap=True)
     if failures:
-        raise ValueError(f"{len(failures)} of {len(files)} images or batches were left out")
+        raise ValueError(f"{len(failures)} of {len(files)} images were left out")
 
 
 @app.command()
@@ -216,7 +216,7 @@ def iterations(
 
     where = _device(device)
     images = load_dataset(dataset, data).between(*_range(index))
-    numbers = RunConfig(attacks=("pgd",), eps=_number("eps", eps), n=min(n, len(images)), seed=seed)
+    numbers = RunConfig(attacks=("pgd",), eps=_number("eps", eps), n=n, seed=seed)
     chosen = _fit_config(config) or default_config(tuple(images[0][0].shape))
     net = load_classifier(classifier, weights).to(where)
     with _progress("iterations") as progress:
@@ -301,8 +301,8 @@ def _fit_config(file: Path | None) -> FitConfig | None:
         raise ValueError(f"{file}: settings must be among {known}, got {sorted(unknown)[0]!r}")
     if not {"architecture_options", "iterations"} <= settings.keys():
         raise ValueError(
-            f"{file}: must state architecture_options and iterations, whose defaults are the published 5x128 network "
-            "and 3000 iterations"
+            f"{file}: must state architecture_options and iterations, so that the published 5x128 network and 3000 "
+            "iterations are not taken unawares"
         )
     return FitConfig(**settings)
 

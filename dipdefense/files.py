@@ -22,7 +22,7 @@ def purify_files(
     batch_size: int = 64,
     device: str | torch.device = "cpu",
     progress: Callable[[float, float], None] | None = None,
-) -> list[Exception]:
+) -> list[ValueError | OSError]:
     """Purify each source into its target; files of one shape are fitted together and written when they are done.
 
     At most `batch_size` images wait: the shape with the most of them goes first.
@@ -36,7 +36,7 @@ def purify_files(
         progress: called with (images done, images in all); a batch under way counts in part.
 
     Returns:
-        The errors of the images that could not be read or purified, which are left out.
+        One error for each image that could not be read, purified or written; it is left out.
 
     Raises:
         ValueError: two sources share a target, or a target has an unknown suffix; before anything is computed.
@@ -47,14 +47,14 @@ def purify_files(
         raise ValueError(f"{twice}: must be the target of one image, is that of several")
     for target in targets:
         check_target(target)
-    failures: list[Exception] = []
-    waiting: dict[tuple[int, ...], list[tuple[Tensor, Path]]] = defaultdict(list)
+    failures: list[ValueError | OSError] = []
+    waiting: dict[tuple[int, ...], list[tuple[Tensor, Path, Path]]] = defaultdict(list)
     done = 0
 
     def finish() -> None:
         nonlocal done
         batch = waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
-        images = torch.stack([image for image, _ in batch]).to(device)
+        images = torch.stack([image for image, _, _ in batch]).to(device)
 
         def report(state: Progress) -> None:
             if progress is not None:
@@ -63,10 +63,14 @@ def purify_files(
 
         try:
             purified = purifier.fit(images, callback=report).reconstruction.clamp(max=1).cpu()
-            for image, (_, target) in zip(purified, batch, strict=True):
-                write_image(image, target)
-        except (ValueError, OSError, RuntimeError) as error:
-            failures.append(type(error)(f"{', '.join(path.name for _, path in batch)}: {error}"))
+        except (ValueError, RuntimeError) as error:
+            failures.extend(ValueError(f"{source}: {error}") for _, source, _ in batch)
+        else:
+            for image, (_, _, target) in zip(purified, batch, strict=True):
+                try:
+                    write_image(image, target)
+                except OSError as error:
+                    failures.append(error)
         done += len(batch)
 
     for source, target in zip(sources, targets, strict=True):
@@ -76,7 +80,7 @@ def purify_files(
             failures.append(error)
             done += 1
             continue
-        waiting[tuple(image.shape)].append((image, target))
+        waiting[tuple(image.shape)].append((image, source, target))
         if sum(map(len, waiting.values())) >= batch_size:
             finish()
     while waiting:

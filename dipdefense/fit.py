@@ -51,7 +51,7 @@ class Progress:
 
     iteration: int
     index: Tensor  # (B,) positions of the images that advance
-    output: Tensor  # (B, C, H, W) the iterate
+    output: Tensor  # (B, C, H, W) the iterate; the last one before, where the loss jumped
     average: Tensor  # (B, C, H, W) its moving average; the iterate itself if `ema` is 0
     loss: Tensor  # (B,)
     finished: int  # images done before
@@ -180,7 +180,7 @@ def _fit_chunk(
     rule, batch, finished = build_rule(config), _begin(problem.theta, index, outcome), int(index[0])
     rise = 10 ** (config.rollback_db / 10)
     for iteration in range(1, config.iterations + 1):
-        look = iteration % CHECK_EVERY == 0 or iteration == config.iterations
+        look = iteration == 1 or iteration % CHECK_EVERY == 0 or iteration == config.iterations
         noise = torch.randn(z.shape[1:], dtype=z.dtype, device=z.device, generator=generator)
         here = (z if len(z) == 1 else z[batch.index]) + config.jitter * noise
         theta = batch.adam[:, 0].detach().requires_grad_()
@@ -197,7 +197,7 @@ def _fit_chunk(
             batch.output = torch.where(per_row(sane), output, batch.output)
             average = output.lerp(batch.average, config.ema if iteration > 1 else 0.0)
             batch.average = torch.where(per_row(sane), average, batch.average)
-            better, stopped = rule.observe(iteration, batch.output, sane)
+            better, stopped = rule.observe(batch.output, sane)
             better &= ~batch.stopped
             batch.best = torch.where(per_row(better), batch.average, batch.best)
             batch.chosen = batch.chosen.masked_fill(better, iteration)

@@ -152,10 +152,12 @@ def check_target(path: str | Path) -> None:
     """Raise what `write_image` would raise for this path, before the work of an hour is done for it.
 
     Raises:
-        OSError: the folder is missing, full, or closed to this user.
+        OSError: the folder is missing or closed to this user, or the path is a folder itself.
         ValueError: the suffix is unknown.
     """
     _saving_options(Path(path))
+    if Path(path).is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
     with _beside(Path(path)):
         pass
 

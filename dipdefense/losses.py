@@ -51,6 +51,7 @@ def masked_mse(mask: Tensor) -> Loss:
         raise ValueError("mask must leave at least one known pixel in every image")
 
     def loss(output: Tensor, observed: Tensor, index: Tensor) -> Tensor:
+        _check_shapes(output, observed)
         here = known.expand_as(observed) if len(known) == 1 else known[index].expand_as(observed)
         error = torch.where(here, output - observed, 0).square()
         return error.flatten(1).sum(1) / here.flatten(1).sum(1)

@@ -260,7 +260,7 @@ def _check(channels: Sequence[int], upsampling: str, downsampling: str, padding:
         ("downsampling", downsampling, DOWNSAMPLINGS),
         ("padding", padding, PADDINGS),
     ):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 

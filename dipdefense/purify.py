@@ -95,8 +95,9 @@ class Purifier(nn.Module):
 
         Values that the gain of the cosine loss lifts above 1 are clipped.
         """
+        passes = GRADIENTS[_known_gradient(gradient)]
         purified = self.fit(images).reconstruction.clamp(max=1)
-        return GRADIENTS[gradient].apply(images, purified)  # type: ignore[no-any-return]
+        return passes.apply(images, purified)  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """The arguments."""

@@ -19,11 +19,10 @@ PIXELS = 4096  # values of an image that a window holds; larger images are read 
 class StoppingRule(Protocol):
     """What the engine asks of a rule."""
 
-    def observe(self, iteration: int, output: Tensor, sane: Tensor) -> tuple[Tensor, Tensor]:
-        """Look at iterate `iteration` (1, 2, ...), (B, C, H, W).
+    def observe(self, output: Tensor, sane: Tensor) -> tuple[Tensor, Tensor]:
+        """Look at the next iterates, (B, C, H, W).
 
         Args:
-            iteration: its number.
             output: the iterates.
             sane: (B,) bool; an image whose loss jumped is passed over, as if this iteration had not been.
 
@@ -38,7 +37,7 @@ class StoppingRule(Protocol):
 class Fixed:
     """Return the last iterate; end at the fit's own `iterations`."""
 
-    def observe(self, iteration: int, output: Tensor, sane: Tensor) -> tuple[Tensor, Tensor]:
+    def observe(self, output: Tensor, sane: Tensor) -> tuple[Tensor, Tensor]:
         """See `StoppingRule.observe`."""
         return sane, torch.zeros_like(sane)
 
@@ -50,25 +49,27 @@ class _LeastVariance:
     """Choose the iterate of least running variance; done when it has not fallen for `patience` iterations."""
 
     def __init__(self, patience: int):
-        if patience < 1:
-            raise ValueError(f"patience must be at least 1 iteration, got {patience}")
+        if not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience must be an integer of at least 1 iteration, got {patience!r}")
         self.patience = patience
-        self.least: Tensor | None = None  # (B,) smallest variance so far
-        self.since: Tensor | None = None  # (B,) iterations since then
+        self.state: dict[str, Tensor] = {}  # one row an image: what the rule needs to go on
 
-    def _judge(self, variance: Tensor, sane: Tensor) -> tuple[Tensor, Tensor]:
-        if self.least is None or self.since is None:
-            self.least = torch.full_like(variance, math.inf)
-            self.since = torch.zeros_like(variance, dtype=torch.long)
-        better = sane & (variance < self.least)
-        self.least = torch.where(better, variance, self.least)
-        self.since = torch.where(better, 0, self.since + sane)
-        return better, self.since >= self.patience
+    def _begin(self, sane: Tensor, least: Tensor) -> None:
+        self.state["seen"] = torch.zeros_like(sane, dtype=torch.long)  # sane iterates so far
+        self.state["least"] = torch.full_like(least, math.inf)  # smallest variance so far
+        self.state["since"] = torch.zeros_like(self.state["seen"])  # sane iterates since then
+
+    def _judge(self, variance: Tensor, sane: Tensor, ready: Tensor) -> tuple[Tensor, Tensor]:
+        """Before an image is `ready` its newest iterate is the choice."""
+        state, judged = self.state, sane & ready
+        better = judged & (variance < state["least"])
+        state["least"] = torch.where(better, variance, state["least"])
+        state["since"] = torch.where(better, 0, state["since"] + judged)
+        return better | (sane & ~ready), state["since"] >= self.patience
 
     def keep(self, alive: Tensor) -> None:
         """See `StoppingRule.keep`."""
-        if self.least is not None and self.since is not None:
-            self.least, self.since = self.least[alive], self.since[alive]
+        self.state = {name: rows[alive] for name, rows in self.state.items()}
 
 
 class WindowedMovingVariance(_LeastVariance):
@@ -90,36 +91,28 @@ class WindowedMovingVariance(_LeastVariance):
 
     def __init__(self, window: int = 100, patience: int = 1000):
         super().__init__(patience)
-        if window < 2:
-            raise ValueError(f"window must be at least 2 iterates, got {window}")
+        if not isinstance(window, int) or window < 2:
+            raise ValueError(f"window must be an integer of at least 2 iterates, got {window!r}")
         self.window = window
-        self.frames: Tensor | None = None  # (B, W, P) the last W iterates
-        self.total: Tensor | None = None  # (B, P) float64, their sum
-        self.energy: Tensor | None = None  # (B,) float64, the sum of their squares
 
-    def observe(self, iteration: int, output: Tensor, sane: Tensor) -> tuple[Tensor, Tensor]:
+    def observe(self, output: Tensor, sane: Tensor) -> tuple[Tensor, Tensor]:
         """See `StoppingRule.observe`."""
-        x = _grid(output)
-        if self.frames is None or self.total is None or self.energy is None:
+        x, W, state = _grid(output), self.window, self.state
+        if not state:
             exact = torch.float32 if x.device.type == "mps" else torch.float64  # which MPS does not have
-            self.frames = x.new_zeros(len(x), self.window, x.shape[1])
-            self.total = torch.zeros_like(x, dtype=exact)
-            self.energy = self.total.sum(1)
-        slot = iteration % self.window
-        leaving = self.frames[:, slot].to(self.total.dtype)
+            state["frames"] = x.new_zeros(len(x), W, x.shape[1])  # (B, W, P) the last W iterates
+            state["total"] = torch.zeros_like(x, dtype=exact)  # (B, P) their sum
+            state["energy"] = state["total"].sum(1)  # (B,) the sum of their squares
+            self._begin(sane, state["energy"])
+        rows, slot = torch.arange(len(x), device=x.device), state["seen"] % W
+        leaving = state["frames"][rows, slot].to(state["total"].dtype)
         entering = torch.where(sane[:, None], x.to(leaving.dtype), leaving)
-        self.total += entering - leaving
-        self.energy += (entering.square() - leaving.square()).sum(1)
-        self.frames[:, slot] = entering.to(x.dtype)
-        if iteration < self.window:
-            return sane, torch.zeros_like(sane)
-        return self._judge(self.energy / self.window - (self.total / self.window).square().sum(1), sane)
-
-    def keep(self, alive: Tensor) -> None:
-        """See `StoppingRule.keep`."""
-        super().keep(alive)
-        if self.frames is not None and self.total is not None and self.energy is not None:
-            self.frames, self.total, self.energy = self.frames[alive], self.total[alive], self.energy[alive]
+        state["frames"][rows, slot] = entering.to(x.dtype)
+        state["total"] += entering - leaving
+        state["energy"] += (entering.square() - leaving.square()).sum(1)
+        state["seen"] += sane
+        variance = state["energy"] / W - (state["total"] / W).square().sum(1)
+        return self._judge(variance, sane, state["seen"] >= W)
 
 
 class ExponentialMovingVariance(_LeastVariance):
@@ -144,26 +137,20 @@ class ExponentialMovingVariance(_LeastVariance):
         if not 0 < rate < 1:
             raise ValueError(f"rate must lie between 0 and 1, got {rate}")
         self.rate = rate
-        self.average: Tensor | None = None  # (B, P)
-        self.variance: Tensor | None = None  # (B,)
 
-    def observe(self, iteration: int, output: Tensor, sane: Tensor) -> tuple[Tensor, Tensor]:
+    def observe(self, output: Tensor, sane: Tensor) -> tuple[Tensor, Tensor]:
         """See `StoppingRule.observe`."""
-        x = _grid(output)
-        if self.average is None or self.variance is None:
-            self.average, self.variance = x.clone(), x.new_zeros(len(x))
-        deviation = (x - self.average).square().mean(1)
-        self.variance = torch.where(sane, (1 - self.rate) * (self.variance + self.rate * deviation), self.variance)
-        self.average = torch.where(sane[:, None], torch.lerp(self.average, x, self.rate), self.average)
-        if iteration * self.rate < 1:
-            return sane, torch.zeros_like(sane)
-        return self._judge(self.variance, sane)
-
-    def keep(self, alive: Tensor) -> None:
-        """See `StoppingRule.keep`."""
-        super().keep(alive)
-        if self.average is not None and self.variance is not None:
-            self.average, self.variance = self.average[alive], self.variance[alive]
+        x, state = _grid(output), self.state
+        if not state:
+            state["average"] = x.clone()  # (B, P)
+            state["variance"] = x.new_zeros(len(x))
+            self._begin(sane, state["variance"])
+        deviation = (x - state["average"]).square().mean(1)
+        variance = (1 - self.rate) * (state["variance"] + self.rate * deviation)
+        state["variance"] = torch.where(sane, variance, state["variance"])
+        state["average"] = torch.where(sane[:, None], torch.lerp(state["average"], x, self.rate), state["average"])
+        state["seen"] += sane
+        return self._judge(state["variance"], sane, state["seen"] * self.rate >= 1)
 
 
 STOPPING_RULES: dict[str, type[StoppingRule]] = {
@@ -174,7 +161,6 @@ STOPPING_RULES: dict[str, type[StoppingRule]] = {
 
 
 def _grid(images: Tensor) -> Tensor:
-    """About `PIXELS` values or fewer of each image, every s-th row and column: (B, C, H, W) -> (B, P)."""
-    values = images[0].numel()
-    s = max(1, math.ceil(math.sqrt(values / PIXELS)))
-    return images[:, :, ::s, ::s].flatten(1)
+    """At most `PIXELS` values of each image, at even steps: (B, C, H, W) -> (B, P)."""
+    values = images.flatten(1)
+    return values[:, :: math.ceil(values.shape[1] / PIXELS)]

@@ -1,5 +1,11 @@
 """Evaluate classifiers and their defences. Write `from eval import NAME`: a bare `import eval` hides a builtin."""
 
-from eval.robustness import RunConfig, evaluate_robustness
+from importlib.util import find_spec
+
+for _needed in ("pandas", "scipy", "skimage", "sklearn", "torchmetrics", "torchattacks", "matplotlib"):
+    if find_spec(_needed) is None:
+        raise ImportError(f"eval needs {_needed}: python -m pip install 'dipdefense[eval]'")
+
+from eval.robustness import RunConfig, evaluate_robustness  # noqa: E402 - after the check that says what to install
 
 __all__ = ["RunConfig", "evaluate_robustness"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append_records", "configuration_hash", "read_records", "write_whole"]
+__all__ = ["Record", "append_records", "configuration_hash", "read_records", "write_whole"]
 
 Record = dict[str, Any]
 

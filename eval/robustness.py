@@ -26,7 +26,7 @@ from eval.metrics import psnr, ssim
 from eval.records import Record, append_records, configuration_hash, read_records, write_whole
 from eval.summary import paired_differences, summarise
 
-__all__ = ["CRAFTED_ON", "RunConfig", "craft", "evaluate_robustness"]
+__all__ = ["CRAFTED_ON", "RunConfig", "check_run", "craft", "evaluate_robustness"]
 
 CRAFTED_ON = {"bare": ("bare",), "defended": ("defended",), "both": ("bare", "defended")}
 
@@ -117,9 +117,10 @@ def evaluate_robustness(
     if taken := defences.keys() & (filters or {}).keys():
         raise ValueError(f"filters must not be named {', '.join(taken)}")
     defences |= filters or {}
-    _check(classifier, dataset, config, device)
-    run = Path(out)
-    run.mkdir(parents=True, exist_ok=True)
+    check_run(classifier, dataset, config, device)
+    targets = {"bare": classifier, "defended": DefendedClassifier(classifier, purifier, gradient=gradient)}
+    if gradient == "none" and config.crafted_on != "bare" and config.attacks:
+        raise ValueError("gradient must not be none where attacks are crafted on the defended model")
     described = {
         "dataset": dataset.name,
         "classifier": classifier_name or type(classifier).__name__,
@@ -132,12 +133,13 @@ def evaluate_robustness(
         "versions": {name: version(name) for name in ("dipdefense", "torch", "torchattacks")},
         **asdict(config),
     }
+    run = Path(out)
+    run.mkdir(parents=True, exist_ok=True)
     key = configuration_hash({k: v for k, v in described.items() if k not in ("attacks", "crafted_on")})
     write_whole(run / "config.json", json.dumps(described | {"hash": key}, indent=2) + "\n")
     plan = _plan(config, defences)
     total = sum(_images(config, crafted_on) * len(names) for (_, crafted_on), names in plan.items())
     made = _Made(run / "records.jsonl", key)
-    targets = {"bare": classifier, "defended": DefendedClassifier(classifier, purifier, gradient=gradient)}
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))[: config.n]
     records: list[Record] = []
     for start in range(0, config.n, config.batch_size):
@@ -194,7 +196,7 @@ class _Made:
 
 
 @torch.no_grad()
-def _check(classifier: nn.Module, dataset: ImageDataset, config: RunConfig, device: str | torch.device) -> None:
+def check_run(classifier: nn.Module, dataset: ImageDataset, config: RunConfig, device: str | torch.device) -> None:
     """Refuse, before anything is computed, what would fail or mislead later."""
     if config.n > len(dataset):
         raise ValueError(f"n must be at most the {len(dataset)} images of {dataset.name}, got {config.n}")
@@ -280,9 +282,15 @@ def _identify(images: Tensor, labels: Tensor, index: Tensor) -> list[Record]:
 
 def _describe(function: Defence) -> str:
     """A filter's name and parameters, for the hash of the configuration."""
+    if isinstance(function, nn.Module):
+        return f"{function!r} {_fingerprint(function)}"
     inner = getattr(function, "func", function)
-    name = f"{inner.__module__}.{getattr(inner, '__qualname__', type(inner).__qualname__)}"
-    return f"{name}{getattr(function, 'args', ())}{getattr(function, 'keywords', {})}"
+    name = getattr(inner, "__qualname__", "<lambda>")
+    if "<lambda>" in name:
+        raise ValueError(
+            f"filters must be functions with a name, or modules, so that a run knows them, got {function!r}"
+        )
+    return f"{inner.__module__}.{name}{getattr(function, 'args', ())}{getattr(function, 'keywords', {})}"
 
 
 def _fingerprint(net: nn.Module) -> str:

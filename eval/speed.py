@@ -1,8 +1,9 @@
 """How fast the batched engine is: beside a plain loop over single networks, and beside the machine's matrix product."""
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dipdefense import FitConfig, default_config, fit
 from dipdefense.config import build_network
 
-__all__ = ["POINTS", "Point", "benchmark_speed"]
+__all__ = ["POINTS", "Point", "benchmark_speed", "seconds_per_step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ POINTS = (
 def benchmark_speed(
     points: Sequence[Point] = POINTS, *, device: str | torch.device = "cpu", repeats: int = 3
 ) -> pd.DataFrame:
-    """Time the engine and the plain loop in turn, on random images; the fastest of `repeats` counts for each.
+    """Time the engine and the plain loop in turn, on random images, `repeats` times.
 
     The loop is the best plain one: the same network, input and jitter, one image at a time, eager, fused Adam, all
     threads. Its rate does not depend on the number of images.
@@ -66,13 +67,11 @@ def benchmark_speed(
     for point in points:
         images = torch.rand(max(point.batches), *point.shape, generator=torch.Generator().manual_seed(0)).to(device)
         flop = _flop(point, images[:1])
-        loop = 0.0
-        engine = dict.fromkeys(point.batches, 0.0)
-        for _ in range(repeats):
-            loop = max(loop, _rate(partial(_plain_loop, images[0], point.config), point.iterations, device))
-            for B in point.batches:
-                rate = _rate(partial(_engine, images[:B], point.config), point.iterations, device)
-                engine[B] = max(engine[B], B * rate)
+        timed: dict[int | None, Callable[[int], None]] = {None: partial(_plain_loop, images[0], point.config)}
+        timed |= {B: partial(_engine, images[:B], point.config) for B in point.batches}
+        seconds = seconds_per_step(timed, point.iterations, repeats, device)
+        loop = 1 / seconds[None]
+        engine = {B: B / seconds[B] for B in point.batches}
         for B in point.batches:
             rows.append(
                 {
@@ -109,16 +108,28 @@ def _plain_loop(image: Tensor, config: FitConfig, iterations: int) -> None:
             adam.step()
 
 
-def _rate(steps: Callable[[int], None], n: int, device: torch.device) -> float:
-    """Steps per second of a call that makes n steps, its fixed costs taken out: the time of 2n less that of n."""
-    seconds = []
-    for count in (n, 2 * n):
-        _synchronize(device)
-        start = time.perf_counter()
-        steps(count)
-        _synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return n / max(seconds[1] - seconds[0], 1e-9)
+def seconds_per_step(
+    calls: Mapping[int | None, Callable[[int], None]], n: int, repeats: int, device: torch.device
+) -> dict[int | None, float]:
+    """Seconds of one step of calls that make n steps, their fixed costs taken out: the time of 2n less that of n.
+
+    Each length counts at its fastest of `repeats`, and the calls take turns, so that a disturbance slows them alike.
+
+    Raises:
+        RuntimeError: twice the steps took no longer; the machine is too restless, or n too small.
+    """
+    fastest = {(name, count): math.inf for name in calls for count in (n, 2 * n)}
+    for _ in range(repeats):
+        for name, count in fastest:
+            _synchronize(device)
+            start = time.perf_counter()
+            calls[name](count)
+            _synchronize(device)
+            fastest[name, count] = min(fastest[name, count], time.perf_counter() - start)
+    seconds = {name: (fastest[name, 2 * n] - fastest[name, n]) / n for name in calls}
+    if min(seconds.values()) <= 0:
+        raise RuntimeError("twice the steps must take longer: time again on a quiet machine, or more iterations")
+    return seconds
 
 
 def _flop(point: Point, image: Tensor) -> float:
@@ -137,7 +148,7 @@ def _matmul_flops(device: torch.device, n: int = 2048) -> float:
         for _ in range(count):
             a @ a
 
-    return max(_rate(products, 3, device) for _ in range(3)) * 2 * n**3
+    return 2 * n**3 / seconds_per_step({None: products}, 5, 3, device)[None]
 
 
 def _synchronize(device: torch.device) -> None:

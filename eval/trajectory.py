@@ -10,7 +10,7 @@ from dipdefense import FitConfig, Progress, fit
 from eval.datasets import ImageDataset
 from eval.intervals import wilson
 from eval.metrics import psnr
-from eval.robustness import RunConfig, craft
+from eval.robustness import RunConfig, check_run, craft
 
 __all__ = ["accuracy_along_fit"]
 
@@ -43,10 +43,16 @@ def accuracy_along_fit(
         of Wilson at 95 %, PSNR in dB against the clean image.
 
     Raises:
-        ValueError: another stopping rule.
+        ValueError: another stopping rule, attacks on the defended model, `every` outside the fit, and what
+            `evaluate_robustness` refuses of classifier, data set and numbers.
     """
     if fit_config.stopping != "fixed":
         raise ValueError(f"fit_config must stop by the rule fixed, got {fit_config.stopping!r}")
+    if config.crafted_on != "bare":
+        raise ValueError(f"crafted_on must be bare, since no fit is finished here, got {config.crafted_on!r}")
+    if not 1 <= every <= fit_config.iterations:
+        raise ValueError(f"every must lie between 1 and the {fit_config.iterations} iterations of the fit, got {every}")
+    check_run(classifier, dataset, config, device)
     positions = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))[: config.n]
     clean, labels = dataset.batch(positions.tolist()).to(device), dataset.labels[positions].to(device)
     rows = []

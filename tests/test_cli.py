@@ -85,7 +85,7 @@ def test_purify_a_folder_leaves_out_the_torn_and_writes_the_rest(tmp_path, confi
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
     assert "b.png" in result.stderr
     assert "d.png" in result.stderr
-    assert "2 of 4 images or batches were left out" in result.stderr
+    assert "2 of 4 images were left out" in result.stderr
 
 
 def test_purify_refuses(tmp_path, picture, config):
@@ -146,14 +146,25 @@ def test_evaluate_prints_and_writes_one_table(tmp_path, config):
         (("--index", "7"), "index must be START:STOP"),
         (("--index", "9000:"), "must hold at least one image of digits"),
         (("--n", "9999"), "n must be at most the 449 images of digits, got 9999"),
+        (("--gradient", "none", "--crafted-on", "both"), "gradient must not be none"),
         (("--gradient", "exact"), "gradient must be one of straight_through, none"),
         (("--dataset", "mnist", "--data", "nowhere"), "nowhere does not exist"),
         (("--classifier", "mnist_lenet"), "weights"),
         (("--out", "/proc/nothing"), "/proc/nothing"),
     ],
 )
-def test_evaluate_refuses(arguments, message, config):
-    refused(message, "evaluate", "--config", config, *arguments)
+def test_evaluate_refuses(arguments, message, config, tmp_path):
+    refused(message, "evaluate", "--config", config, "--out", tmp_path / "run", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_benchmark_iterations(config, tmp_path):
+    command = ("benchmark", "iterations", "--n", 4, "--longest", 20, "--every", 10, "--config", config)
+    result = dipdefense(*command, "--out", tmp_path / "run")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.split()[:3] == ["attack", "iteration", "n"]
+    assert len((tmp_path / "run" / "iterations.csv").read_text().splitlines()) == 5
+    refused("every must lie between 1 and the 20 iterations of the fit, got 0", *command, "--every", 0)
 
 
 @pytest.mark.data

@@ -55,7 +55,7 @@ def test_the_default_is_never_the_large_slow_network(shape):
             {"stopping_options": {"patience": 5}},
             r"fixed must be given options among \(none\), got 'patience'",
         ),
-        ({"stopping": "wmv", "stopping_options": {"window": 1}}, "window must be at least 2"),
+        ({"stopping": "wmv", "stopping_options": {"window": 1}}, "window must be an integer of at least 2"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

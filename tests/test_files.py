@@ -64,7 +64,7 @@ def test_images_too_large_for_the_budget_are_returned_and_the_rest_written(tmp_p
     write_image(torch.full((3, 64, 64), 0.5), sources[0])
     targets = [tmp_path / f"{path.stem}.tif" for path in sources]
     (failure,) = purify_files(sources, targets, Purifier(TINY))
-    assert "0.tif: memory_gb must be at least" in str(failure)
+    assert "0.png: memory_gb must be at least" in str(failure)
     assert [path.exists() for path in targets] == [False, True, True, True, True]
 
 

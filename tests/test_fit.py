@@ -315,7 +315,7 @@ class Poison(torch.autograd.Function):
 
 
 @pytest.mark.parametrize("stopping", ["fixed", "emv"])
-@pytest.mark.parametrize("iteration", [54, 59, 60, 61])
+@pytest.mark.parametrize("iteration", [2, 10, 54, 59, 60, 61])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_not_a_number_in_the_middle_is_survived(where, iteration, stopping):
     """At a look, before and after it; in the loss, or in the gradient alone. The neighbour feels nothing."""
@@ -403,4 +403,4 @@ def test_memory_grows_with_the_chunk_not_with_the_data():
 
     fit(images(40), config, callback=weigh)
     assert len(held) >= 4
-    assert all(rows <= 2 * chunk for chunk, rows in held)  # theta and moments, and the state kept to roll back to
+    assert all(rows == 2 * chunk for chunk, rows in held)  # theta and moments, and the state kept to roll back to

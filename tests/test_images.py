@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dipdefense.images import WRITABLE, check_images, list_images, read_image, write_image
+from dipdefense.images import WRITABLE, check_images, check_target, list_images, read_image, write_image
 
 LOSSLESS = sorted(set(WRITABLE) - {".jpg", ".jpeg"})
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -381,3 +381,16 @@ def test_list_errors(tmp_path):
     (tmp_path / "x.png").touch()
     with pytest.raises(NotADirectoryError, match=r"x\.png"):
         list_images(tmp_path / "x.png")
+
+
+def test_a_target_is_checked_before_the_work(tmp_path: Path) -> None:
+    check_target(tmp_path / "image.png")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "folder.png").mkdir()
+    for path, error, message in (
+        (tmp_path / "image.xyz", ValueError, "the suffix must be one of"),
+        (tmp_path / "missing" / "image.png", FileNotFoundError, "image.png"),
+        (tmp_path / "folder.png", IsADirectoryError, "folder.png"),
+    ):
+        with pytest.raises(error, match=message):
+            check_target(path)

@@ -58,5 +58,7 @@ def test_masked_mse_follows_the_index():
 def test_masked_mse_refuses_bad_masks():
     with pytest.raises(ValueError, match="mask must be binary"):
         masked_mse(torch.full((1, 1, 2, 2), 0.5))
+    with pytest.raises(ValueError, match="output and observed must have one shape"):
+        masked_mse(torch.ones(1, 1, 1, 2))(X.mean(3, keepdim=True), Y, INDEX)
     with pytest.raises(ValueError, match="at least one known pixel"):
         masked_mse(torch.zeros(1, 1, 2, 2))

@@ -102,9 +102,11 @@ def test_another_configuration_shares_no_record(tmp_path, classifier, digits):
     run(classifier, dataclasses.replace(digits, labels=(digits.labels + 1) % 10), tmp_path, small, **count)
     darkened = dataclasses.replace(digits, read=lambda position: digits.read(position) / 2)
     run(classifier, darkened, tmp_path, small, **count)
+    for seed in (1, 2):
+        run(classifier, digits, tmp_path, small, filters={"blur": Purifier(QUICK, seed=seed)}, **count)
     for mean in (0.1, 0.2):
         run(nn.Sequential(Normalize([mean], [0.9]), classifier).eval(), digits, tmp_path, small, **count)
-    assert len(calls) == 7 * 6
+    assert len(calls) == 9 * 6
 
 
 def test_another_attack_keeps_the_records_there_are(tmp_path, classifier, digits):
@@ -207,6 +209,10 @@ def test_bad_runs_are_refused(tmp_path, classifier, digits):
         run(nn.Sequential(Normalize([0.5] * 3, [0.5] * 3), nn.Flatten()).eval(), digits, tmp_path)
     with pytest.raises(ValueError, match="filters must not be named dip"):
         run(classifier, digits, tmp_path, filters={"dip": gaussian_blur})
+    with pytest.raises(ValueError, match="filters must be functions with a name"):
+        run(classifier, digits, tmp_path, filters={"half": lambda images: images / 2})
+    with pytest.raises(ValueError, match="gradient must not be none"):
+        run(classifier, digits, tmp_path, gradient="none")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):

@@ -10,6 +10,7 @@ from dipdefense import FitConfig, fit
 from eval import RunConfig
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
+from eval.metrics import psnr
 from eval.trajectory import accuracy_along_fit
 
 QUICK = FitConfig(
@@ -36,11 +37,20 @@ def test_every_row_is_what_a_fit_of_that_length_gives():
         result = fit(batch, dataclasses.replace(QUICK, iterations=iteration)).reconstruction
         accuracy = (classifier(result).argmax(1) == labels).float().mean().item()
         row = table[(table["iteration"] == iteration) & (table["attack"] == ("clean" if batch is images else "pgd"))]
+        assert row["psnr"].item() == pytest.approx(psnr(result, images).mean().item(), abs=0.2)
         assert row["accuracy"].item() == pytest.approx(accuracy, abs=0.1)  # float32: one image may differ
 
 
-def test_another_stopping_rule_is_refused():
-    with pytest.raises(ValueError, match="fit_config must stop by the rule fixed, got 'emv'"):
-        accuracy_along_fit(
-            load_classifier("digits_cnn"), load_dataset("digits"), RUN, dataclasses.replace(QUICK, stopping="emv")
-        )
+@pytest.mark.parametrize(
+    ("run", "config", "every", "message"),
+    [
+        (RUN, dataclasses.replace(QUICK, stopping="emv"), 20, "fit_config must stop by the rule fixed, got 'emv'"),
+        (RUN, QUICK, 0, "every must lie between 1 and the 40 iterations of the fit, got 0"),
+        (RUN, QUICK, 41, "every must lie between 1 and the 40 iterations"),
+        (dataclasses.replace(RUN, crafted_on="both"), QUICK, 20, "crafted_on must be bare"),
+        (dataclasses.replace(RUN, n=450), QUICK, 20, "n must be at most the 449 images"),
+    ],
+)
+def test_bad_numbers_are_refused(run, config, every, message):
+    with pytest.raises(ValueError, match=message):
+        accuracy_along_fit(load_classifier("digits_cnn"), load_dataset("digits"), run, config, every=every)
