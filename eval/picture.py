@@ -45,7 +45,7 @@ def save_comparison(
             axes[0, column].set_title(name)
             for row, label in enumerate(labels.tolist()):
                 axis = axes[row, column]
-                axis.imshow(batch[row].permute(1, 2, 0).squeeze(-1).cpu(), cmap="gray", vmin=0, vmax=1)
+                axis.imshow(batch[row].permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
                 axis.set(xticks=[], yticks=[])
                 if name in predictions:
                     guess = predictions[name][row]

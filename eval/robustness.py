@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -121,18 +122,8 @@ def evaluate_robustness(
     targets = {"bare": classifier, "defended": DefendedClassifier(classifier, purifier, gradient=gradient)}
     if gradient == "none" and config.crafted_on != "bare" and config.attacks:
         raise ValueError("gradient must not be none where attacks are crafted on the defended model")
-    described = {
-        "dataset": dataset.name,
-        "classifier": classifier_name or type(classifier).__name__,
-        "weights": _fingerprint(classifier),
-        "fit": asdict(purifier.config_for(dataset.batch([0]))),
-        "fit_seed": purifier.seed,
-        "gradient": gradient,
-        "filters": {name: _describe(function) for name, function in (filters or {}).items()},
-        "device": str(device),
-        "versions": {name: version(name) for name in ("dipdefense", "torch", "torchattacks")},
-        **asdict(config),
-    }
+    name = classifier_name or type(classifier).__name__
+    described = _description(classifier, name, dataset, config, purifier, gradient, filters or {}, device)
     run = Path(out)
     run.mkdir(parents=True, exist_ok=True)
     key = configuration_hash({k: v for k, v in described.items() if k not in ("attacks", "crafted_on")})
@@ -164,6 +155,31 @@ def evaluate_robustness(
     write_whole(run / "summary.json", table.to_json(orient="records", indent=2) + "\n")
     write_whole(run / "paired.csv", paired_differences(records).to_csv(index=False))
     return table
+
+
+def _description(
+    classifier: nn.Module,
+    classifier_name: str,
+    dataset: ImageDataset,
+    config: RunConfig,
+    purifier: Purifier,
+    gradient: str,
+    filters: Mapping[str, Defence],
+    device: str | torch.device,
+) -> dict[str, Any]:
+    """All that a figure depends on, in plain values; the images are named in the records."""
+    return {
+        "dataset": dataset.name,
+        "classifier": classifier_name,
+        "weights": _fingerprint(classifier),
+        "fit": asdict(purifier.config_for(dataset.batch([0]))),
+        "fit_seed": purifier.seed,
+        "gradient": gradient,
+        "filters": {name: _describe(function) for name, function in filters.items()},
+        "device": str(device),
+        "versions": {name: version(name) for name in ("dipdefense", "torch", "torchattacks")},
+        **asdict(config),
+    }
 
 
 class _Made:

@@ -36,7 +36,7 @@ def dipdefense(*arguments: object, **environment: str) -> subprocess.CompletedPr
     )
 
 
-def refused(message: str, *arguments: object) -> None:
+def assert_refused(message: str, *arguments: object) -> None:
     """One clear line on stderr, exit code 1, no traceback."""
     result = dipdefense(*arguments)
     assert result.returncode == 1, result.stderr
@@ -89,27 +89,29 @@ def test_purify_a_folder_leaves_out_the_torn_and_writes_the_rest(tmp_path, confi
 
 
 def test_purify_refuses(tmp_path, picture, config):
-    refused("missing.png", "purify", tmp_path / "missing.png", tmp_path / "out.png")
-    refused("out.xyz", "purify", picture, tmp_path / "out.xyz", "--config", config)
+    assert_refused("missing.png", "purify", tmp_path / "missing.png", tmp_path / "out.png")
+    assert_refused("out.xyz", "purify", picture, tmp_path / "out.xyz", "--config", config)
     (tmp_path / "empty").mkdir()
-    refused("empty", "purify", tmp_path / "empty", tmp_path / "out")
-    refused("device must be one that this machine has", "purify", picture, tmp_path / "o.png", "--device", "tpu")
+    assert_refused("empty", "purify", tmp_path / "empty", tmp_path / "out")
+    assert_refused("device must be one that this machine has", "purify", picture, tmp_path / "o.png", "--device", "tpu")
     config.write_text("{")
-    refused("config.json: must be JSON", "purify", picture, tmp_path / "out.png", "--config", config)
+    assert_refused("config.json: must be JSON", "purify", picture, tmp_path / "out.png", "--config", config)
     config.write_text('{"iteration": 3}')
-    refused("settings must be among architecture", "purify", picture, tmp_path / "out.png", "--config", config)
+    assert_refused("settings must be among architecture", "purify", picture, tmp_path / "out.png", "--config", config)
     config.write_text('{"memory_gb": 4}')
-    refused("must state architecture_options and iterations", "purify", picture, tmp_path / "o.png", "--config", config)
+    assert_refused(
+        "must state architecture_options and iterations", "purify", picture, tmp_path / "o.png", "--config", config
+    )
     before = picture.read_bytes()
-    refused("OUTPUT must not replace the images it comes from", "purify", picture, picture)
-    refused("OUTPUT must not replace the images it comes from", "purify", picture, tmp_path)
+    assert_refused("OUTPUT must not replace the images it comes from", "purify", picture, picture)
+    assert_refused("OUTPUT must not replace the images it comes from", "purify", picture, tmp_path)
     assert picture.read_bytes() == before
     assert not (tmp_path / "out.png").exists()
 
 
 def test_purify_refuses_an_unwritable_target_before_it_computes(tmp_path, picture):
     (tmp_path / "file").write_text("precious")
-    refused("file", "purify", picture, tmp_path / "file" / "out.png")
+    assert_refused("file", "purify", picture, tmp_path / "file" / "out.png")
     assert (tmp_path / "file").read_text() == "precious"
 
 
@@ -154,7 +156,7 @@ def test_evaluate_prints_and_writes_one_table(tmp_path, config):
     ],
 )
 def test_evaluate_refuses(arguments, message, config, tmp_path):
-    refused(message, "evaluate", "--config", config, "--out", tmp_path / "run", *arguments)
+    assert_refused(message, "evaluate", "--config", config, "--out", tmp_path / "run", *arguments)
     assert not (tmp_path / "run").exists()
 
 
@@ -164,10 +166,10 @@ def test_benchmark_iterations(config, tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.split()[:3] == ["attack", "iteration", "n"]
     assert len((tmp_path / "run" / "iterations.csv").read_text().splitlines()) == 5
-    refused("every must lie between 1 and the 20 iterations of the fit, got 0", *command, "--every", 0)
+    assert_refused("every must lie between 1 and the 20 iterations of the fit, got 0", *command, "--every", 0)
 
 
 @pytest.mark.data
 def test_a_weights_file_that_does_not_fit_names_the_key(data):
     weights = data / "weights" / "mnist_lenet5_clntrained.pt"
-    refused("conv1", "evaluate", "--classifier", "cifar_resnet20", "--weights", weights)
+    assert_refused("conv1", "evaluate", "--classifier", "cifar_resnet20", "--weights", weights)
