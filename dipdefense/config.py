@@ -14,7 +14,9 @@ from dipdefense.losses import LOSSES
 from dipdefense.networks import ARCHITECTURES
 from dipdefense.stopping import STOPPING_RULES, StoppingRule
 
-__all__ = ["FitConfig", "build_network", "build_rule"]
+__all__ = ["PRECISIONS", "FitConfig", "build_network", "build_rule"]
+
+PRECISIONS = ("full", "tf32", "bfloat16")  # full: that of the images, and on CUDA without TF32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class FitConfig:
     stopping_options: Mapping[str, Any] = field(default_factory=dict)  # keywords of its class
     rollback_db: float = 5.0  # an image whose loss rises by more, in 10 log10, returns to its last good state
     memory_gb: float = 1.0  # the fit works in chunks of images that stay within it, in GiB
+    precision: str = "full"  # of the network, one of PRECISIONS; weights, loss and Adam keep that of the images
+    compile: bool = False  # run the network through torch.compile; on CUDA as captured graphs
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -48,6 +52,7 @@ class FitConfig:
             ("input", INPUTS),
             ("loss", LOSSES),
             ("stopping", STOPPING_RULES),
+            ("precision", PRECISIONS),
         ):
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
@@ -66,6 +71,8 @@ class FitConfig:
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")
         if not (math.isfinite(self.jitter) and self.jitter >= 0):
             raise ValueError(f"jitter must be finite and not negative, got {self.jitter!r}")
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"compile must be True or False, got {self.compile!r}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema!r}")
         for name in ("architecture_options", "stopping_options"):

@@ -9,16 +9,14 @@ image), so images never meet.
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ARCHITECTURES", "Autoencoder", "Conv", "Norm", "SkipNet", "UNet"]
+from dipdefense.layers import PADDINGS, UPSAMPLINGS, Conv, Norm, upsample
 
-PADDINGS: dict[str, Literal["reflect", "zeros"]] = {"reflection": "reflect", "zero": "zeros"}
-UPSAMPLINGS = ("bilinear", "nearest")
+__all__ = ["ARCHITECTURES", "Autoencoder", "SkipNet", "UNet"]
+
 DOWNSAMPLINGS: dict[str, Callable[[], nn.Module] | None] = {
     "stride": None,  # the convolution itself steps by 2
     "max": lambda: nn.MaxPool2d(2),
@@ -26,62 +24,41 @@ DOWNSAMPLINGS: dict[str, Callable[[], nn.Module] | None] = {
 }
 
 
-class Conv(nn.Conv2d):
-    """Convolution that keeps the size (stride 1) or halves it (stride 2), for one network or a stack of B.
-
-    Stacked parameters, weight `(B, O, I, k, k)` and bias `(B, O)`, make one grouped call. An input of batch size
-    1 is then shared by all networks of the stack.
-    """
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: str = "reflection"):
-        super().__init__(inputs, outputs, kernel, stride, kernel // 2, padding_mode=PADDINGS[padding])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, I, H, W) -> (B, O, H / stride, W / stride)."""
-        weight, bias = self.weight, self.bias
-        assert bias is not None
-        if weight.dim() == 4:
-            return super().forward(x)
-        ragged = -weight.shape[2] % 16 if len(x) > 1 and weight.shape[2] > 16 else 0
-        if ragged:  # grouped convolution is two to four times faster when channels come in sixteens
-            x = F.pad(x, (0, 0, 0, 0, 0, ragged))
-            weight = F.pad(weight, (0, 0, 0, 0, 0, ragged))
-        if self.padding_mode != "zeros" and self.kernel_size[0] > 1:
-            x = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode)
-        y = F.conv2d(
-            x.reshape(1, -1, *x.shape[2:]),  # (1, B*I, H, W)
-            weight.flatten(0, 1),
-            bias.flatten(),
-            self.stride,
-            self.padding if self.padding_mode == "zeros" else 0,
-            groups=len(x),
-        )
-        return y.view(len(weight), -1, *y.shape[2:])
-
-
-class Norm(nn.Module):
-    """Normalise each channel of each image to its own mean and variance, then scale and shift."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> same; weight and bias are (C,) or stacked (B, C)."""
-        weight, bias = (p.expand(x.shape[:2]).reshape(-1) for p in (self.weight, self.bias))
-        flat = x.reshape(1, -1, *x.shape[2:])  # (1, B*C, H, W): one statistic per image and channel
-        return F.batch_norm(flat, None, None, weight, bias, training=True, eps=1e-5).view(x.shape)
-
-
-def block(inputs: int, outputs: int, kernel: int, padding: str, downsampling: str | None = None) -> nn.Sequential:
+class Block(nn.Module):
     """Convolution, normalisation, activation; halves the size if `downsampling` names how."""
-    pool = None if downsampling is None else DOWNSAMPLINGS[downsampling]
-    stride = 2 if downsampling == "stride" else 1
-    layers: list[nn.Module] = [Conv(inputs, outputs, kernel, stride, padding)]
-    if pool is not None:
-        layers.append(pool())
-    return nn.Sequential(*layers, Norm(outputs), nn.LeakyReLU(0.2, inplace=True))
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, padding: str, downsampling: str | None = None):
+        super().__init__()
+        pool = None if downsampling is None else DOWNSAMPLINGS[downsampling]
+        self.conv = Conv(inputs, outputs, kernel, 2 if downsampling == "stride" else 1, padding)
+        self.pool = nn.Identity() if pool is None else pool()
+        self.norm = Norm(outputs, slope=0.2)
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Parts (B, I_1, H, W) .. (B, I_n, H, W) -> (B, O, H, W), or half of H and W."""
+        y: Tensor = self.norm(self.pool(self.conv(*parts)))
+        return y
+
+
+class Blocks(nn.Sequential):
+    """Blocks one after another; the first takes the parts."""
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        """Parts (B, I_1, H, W) .. (B, I_n, H, W) -> (B, O, H', W')."""
+        for block in self:
+            parts = (block(*parts),)
+        return parts[0]
+
+
+class Norms(nn.ModuleList):
+    """A normalisation for each part."""
+
+    def __init__(self, parts: Sequence[int]):
+        super().__init__(Norm(channels) for channels in parts)
+
+    def forward(self, *parts: Tensor) -> list[Tensor]:
+        """Parts (B, I_1, H, W) .. (B, I_n, H, W) -> the same, normalised."""
+        return [norm(part) for norm, part in zip(self, parts, strict=True)]
 
 
 class SkipNet(nn.Module):
@@ -130,24 +107,22 @@ class SkipNet(nn.Module):
         k_skip = _kernels(kernel_skip, scales, "kernel_skip")
         self.stride = 2**scales
         self.upsampling = upsampling
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.down, self.enter, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.skip = nn.ModuleDict()  # keyed by scale; a scale without skip channels has none
         for i, (inputs, width) in enumerate(pairwise((in_channels, *channels))):
             deeper = channels[min(i + 1, scales - 1)]
             self.down.append(
-                nn.Sequential(
-                    block(inputs, width, k_down[i], padding, downsampling),
-                    block(width, width, k_down[i], padding),
+                Blocks(
+                    Block(inputs, width, k_down[i], padding, downsampling),
+                    Block(width, width, k_down[i], padding),
                 )
             )
             if skips[i]:
-                self.skip[str(i)] = block(inputs, skips[i], k_skip[i], padding)
+                self.skip[str(i)] = Block(inputs, skips[i], k_skip[i], padding)
+            parts = [skips[i], deeper] if skips[i] else [deeper]
+            self.enter.append(Norms(parts))
             self.up.append(
-                nn.Sequential(
-                    Norm(skips[i] + deeper),
-                    block(skips[i] + deeper, width, k_up[i], padding),
-                    block(width, width, 1, padding),
-                )
+                Blocks(Block(sum(parts), width, k_up[i], padding), Block(width, width, 1, padding)),
             )
         self.out = Conv(channels[0], out_channels, 1)
 
@@ -157,8 +132,8 @@ class SkipNet(nn.Module):
         for scale, down in enumerate(self.down):
             across.append([self.skip[str(scale)](x)] if str(scale) in self.skip else [])
             x = down(x)
-        for up, skipped in zip(reversed(self.up), reversed(across), strict=True):
-            x = up(torch.cat([*skipped, _upsample(x, self.upsampling)], dim=1))
+        for skipped, enter, up in zip(reversed(across), reversed(self.enter), reversed(self.up), strict=True):
+            x = up(*enter(*skipped, upsample(x, self.upsampling)))
         return torch.sigmoid(self.out(x))
 
 
@@ -186,10 +161,8 @@ class UNet(nn.Module):
         self.stride = 2 ** (len(channels) - 1)
         self.upsampling = upsampling
 
-        def twice(inputs: int, outputs: int, halve: str | None = None) -> nn.Sequential:
-            return nn.Sequential(
-                block(inputs, outputs, kernel, padding, halve), block(outputs, outputs, kernel, padding)
-            )
+        def twice(inputs: int, outputs: int, halve: str | None = None) -> Blocks:
+            return Blocks(Block(inputs, outputs, kernel, padding, halve), Block(outputs, outputs, kernel, padding))
 
         self.enter = twice(in_channels, channels[0])
         self.down = nn.ModuleList(twice(fine, coarse, downsampling) for fine, coarse in pairwise(channels))
@@ -203,7 +176,7 @@ class UNet(nn.Module):
             across.append(down(across[-1]))
         x = across.pop()
         for up in reversed(self.up):
-            x = up(torch.cat([across.pop(), _upsample(x, self.upsampling)], dim=1))
+            x = up(across.pop(), upsample(x, self.upsampling))
         return torch.sigmoid(self.out(x))
 
 
@@ -230,25 +203,21 @@ class Autoencoder(nn.Module):
         self.stride = 2 ** len(channels)
         self.upsampling = upsampling
         self.down = nn.Sequential(
-            *(block(a, b, kernel, padding, downsampling) for a, b in pairwise((in_channels, *channels)))
+            *(Block(a, b, kernel, padding, downsampling) for a, b in pairwise((in_channels, *channels)))
         )
         wide = tuple(reversed(channels))
-        self.up = nn.ModuleList(block(a, b, kernel, padding) for a, b in pairwise((*wide, channels[0])))
+        self.up = nn.ModuleList(Block(a, b, kernel, padding) for a, b in pairwise((*wide, channels[0])))
         self.out = Conv(channels[0], out_channels, 1)
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, C_out, H, W) in [0, 1]."""
         x = self.down(z)
         for up in self.up:
-            x = up(_upsample(x, self.upsampling))
+            x = up(upsample(x, self.upsampling))
         return torch.sigmoid(self.out(x))
 
 
 ARCHITECTURES: dict[str, type[nn.Module]] = {"autoencoder": Autoencoder, "unet": UNet, "skip": SkipNet}
-
-
-def _upsample(x: Tensor, mode: str) -> Tensor:
-    return F.interpolate(x, scale_factor=2, mode=mode, align_corners=False if mode == "bilinear" else None)
 
 
 def _check(channels: Sequence[int], upsampling: str, downsampling: str, padding: str) -> None:

@@ -1,8 +1,11 @@
 """What a fit solves: min_theta loss(A(f_theta(z)), observed), for many images with one network each."""
 
+import copy
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import EllipsisType
 
 import numpy as np
@@ -12,8 +15,8 @@ from torch.func import functional_call
 
 from dipdefense.config import FitConfig, build_network
 from dipdefense.inputs import INPUTS
+from dipdefense.layers import Conv
 from dipdefense.losses import LOSSES, SCALE_BLIND, Loss, least_squares_gain
-from dipdefense.networks import Conv
 
 __all__ = ["Degrade", "Problem", "per_row", "pose"]
 
@@ -25,8 +28,9 @@ class Problem:
     """All that does not change along a fit."""
 
     net: nn.Module
-    shapes: dict[str, torch.Size]  # of the network's parameters, in the order of theta's columns
-    theta: Tensor  # (1, P) initial parameters, shared by all images
+    compiled: bool
+    precision: torch.dtype  # what the network computes in; theta, loss and Adam stay as `observed` is
+    theta: dict[str, Tensor]  # initial parameters of the network, shared by all images
     observed: Tensor  # (N, C, H, W)
     z: Tensor  # (1 or N, C_in, H', W')
     jitter_seed: int
@@ -35,17 +39,29 @@ class Problem:
     loss: Loss
     blind: bool  # the loss does not see the scale of the output
 
-    def generate(self, theta: Tensor, z: Tensor) -> Tensor:
-        """f_theta(z): (B, P), (1 or B, C_in, H', W') -> (B, C, H, W)."""
-        columns = torch.split(theta, [shape.numel() for shape in self.shapes.values()], dim=1)
-        stacked = {
-            name: column.view(len(theta), *shape)
-            for (name, shape), column in zip(self.shapes.items(), columns, strict=True)
-        }
-        image: Tensor = functional_call(self.net, stacked, (z,))
-        return image[self.crop]
+    @cached_property
+    def network(self) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+        """(theta, z) -> images; where it is compiled, CUDA captures it as graphs."""
 
-    def losses(self, theta: Tensor, z: Tensor, index: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        def call(theta: Mapping[str, Tensor], z: Tensor) -> Tensor:
+            image: Tensor = functional_call(self.net, dict(theta), (z,))
+            return image
+
+        mode = "reduce-overhead" if self.z.is_cuda else "default"
+        return torch.compile(call, dynamic=False, mode=mode) if self.compiled else call
+
+    def own(self, compiled: bool) -> "Problem":
+        """The same for a thread of its own: during a call the module holds the parameters that it is given."""
+        return dataclasses.replace(self, net=copy.deepcopy(self.net), compiled=compiled)
+
+    def generate(self, theta: Mapping[str, Tensor], z: Tensor) -> Tensor:
+        """f_theta(z): parameters (B, ...), z (1 or B, C_in, H', W') -> (B, C, H, W)."""
+        low = {name: parameter.to(self.precision) for name, parameter in theta.items()}
+        if all(len(parameter) == 1 for parameter in low.values()):  # one network needs no stack: fewer, larger calls
+            low = {name: parameter[0] for name, parameter in low.items()}
+        return self.network(low, z.to(self.precision))[self.crop].to(z.dtype)
+
+    def losses(self, theta: Mapping[str, Tensor], z: Tensor, index: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of each image, (B,), and its iterate, (B, C, H, W), without gradient."""
         output = self.generate(theta, z)
         degraded = self.degrade(output, index)
@@ -55,29 +71,21 @@ class Problem:
         output, degraded = output.detach(), degraded.detach()
         return losses, output * per_row(least_squares_gain(degraded, observed)) if self.blind else output
 
-    def chunk_size(self, memory_gb: float) -> int:
-        """How many images fit into a budget, by what one step of one image keeps for its backward pass.
-
-        Raises:
-            ValueError: not even one.
-        """
+    def bytes_per_image(self) -> float:
+        """Memory that one image takes in a fit, by what a step keeps for its backward pass."""
         storages: dict[int, int] = {}
 
         def weigh(tensor: Tensor) -> Tensor:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        first = torch.zeros(1, dtype=torch.long, device=self.theta.device)
+        first = torch.zeros(1, dtype=torch.long, device=self.observed.device)
+        theta = {name: parameter[None].clone().requires_grad_() for name, parameter in self.theta.items()}
         with torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
-            output = self.losses(self.theta.clone().requires_grad_(), self.z[:1], first, self.observed[:1])[1]
-        state = 9 * self.theta.numel() + 6 * output.numel()  # Adam twice, gradient, weights laid out anew; images
-        one = 1.5 * sum(storages.values()) + state * self.theta.element_size()  # half as much again in flight
-        if one > memory_gb * 2**30:
-            raise ValueError(
-                f"memory_gb must be at least {one / 2**30:.3f} for one image of this size, got {memory_gb}: "
-                "raise it, or make the image smaller"
-            )
-        return int(memory_gb * 2**30 // one)
+            output = self.losses(theta, self.z[:1], first, self.observed[:1])[1]
+        # theta and its moments twice, gradient, weights laid out anew; images
+        state = 9 * sum(parameter.numel() for parameter in theta.values()) + 6 * output.numel()
+        return 1.5 * sum(storages.values()) + state * output.element_size()  # half as much again in flight
 
 
 def pose(
@@ -90,12 +98,16 @@ def pose(
 ) -> Problem:
     """The problem of `fit`'s arguments; its errors are those that `fit` names."""
     observed = _checked(observed, "observed")
+    if config.precision == "tf32" and observed.device.type != "cuda":
+        raise ValueError(f"precision tf32 must run on a CUDA device, observed is on {observed.device}: use full")
+    if config.precision != "full" and observed.dtype != torch.float32:
+        raise ValueError(f"observed must be float32 for the precision {config.precision}, got {observed.dtype}")
     C, H, W = observed.shape[1:]
     for_weights, for_z, for_jitter = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # modules draw from the global generator
         torch.default_generator.manual_seed(for_weights)
         net = build_network(config, C)
-    theta = nn.utils.parameters_to_vector(net.parameters()).detach()[None].to(observed)
+    theta = {name: parameter.detach().to(observed) for name, parameter in net.named_parameters()}
     stride = int(net.stride)  # type: ignore[arg-type]
     widest = max(module.kernel_size[0] for module in net.modules() if isinstance(module, Conv))
     least = max(2, widest // 2 + 1) * stride  # the coarsest map can be reflected at its border
@@ -112,7 +124,8 @@ def pose(
         _check_z(z, observed, config.input_channels, stride, least, degrade)
     return Problem(
         net=net,
-        shapes={name: parameter.shape for name, parameter in net.named_parameters()},
+        compiled=False,
+        precision=torch.bfloat16 if config.precision == "bfloat16" else observed.dtype,
         theta=theta,
         observed=observed,
         z=z,

@@ -45,6 +45,18 @@ def test_a_budget_that_does_not_fit_is_halved():
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
+@pytest.mark.parametrize("numbers", [{"precision": "tf32"}, {"precision": "bfloat16"}, {"compile": True}])
+def test_every_switch_of_speed_fits_as_well(numbers):
+    """Smooth images, without jitter, which CUDA draws for itself."""
+    coarse = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    observed = torch.nn.functional.interpolate(coarse, (16, 16), mode="bilinear").cuda()
+    config = dataclasses.replace(TINY, iterations=400, jitter=0.0)
+    matmul, conv = torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+    error = (fit(observed, dataclasses.replace(config, **numbers)).reconstruction - observed).square().mean().item()
+    assert -10 * math.log10(error) > 25
+    assert (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision) == (matmul, conv)
+
+
 def test_the_defence_runs_where_its_images_are():
     digits = load_dataset("digits")
     defended = defend(load_classifier("digits_cnn").cuda())

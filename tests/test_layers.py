@@ -1,172 +1,166 @@
-"""The layering of the three packages and the rules of style that a parser can see (STYLE, 1, 2 and 8)."""
-
-import ast
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+"""The layers, alone and stacked, against torch's own operators in double precision."""
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("dipdefense", "attacks", "eval")
-MODULES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-CLI = "dipdefense/cli.py"
-CLI_LIBRARIES = {"typer", "rich"}
-# What the core may need at import time.
-AT_IMPORT = {"dipdefense", "torch", "torchvision", "numpy", "PIL"} | sys.stdlib_module_names
+from dipdefense.layers import BROAD, PADDINGS, UPSAMPLINGS, Conv, Norm, reflect, upsample
+from dipdefense.networks import ARCHITECTURES
 
-
-def imports(node: ast.AST, deferred: bool = False) -> Iterator[tuple[str, int, bool]]:
-    """(top-level package, line, whether it runs only when called) of every absolute import below a node."""
-    if isinstance(node, ast.Import):
-        yield from ((alias.name.partition(".")[0], node.lineno, deferred) for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        yield node.module.partition(".")[0], node.lineno, deferred
-    elif isinstance(node, ast.Call) and called(node) in {"import_module", "__import__"}:
-        names = (argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant))
-        yield from ((str(name).partition(".")[0], node.lineno, deferred) for name in names)
-    deferred = deferred or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-    for child in ast.iter_child_nodes(node):
-        yield from imports(child, deferred)
-
-
-def called(node: ast.Call) -> str:
-    """Last name of what is called: `f` of both `f()` and `module.f()`."""
-    match node.func:
-        case ast.Name(id=name) | ast.Attribute(attr=name):
-            return name
-    return ""
+PAD = {"reflection": "reflect", "zero": "constant"}  # our names -> those of F.pad
+STACKS = [  # networks, batch size of each part
+    (1, (1,)),
+    (3, (3,)),
+    (3, (1,)),
+    (3, (3, 3)),
+    (3, (1, 1)),
+    (3, (1, 3)),
+    (3, (3, 1)),
+]
+TINY = {
+    "autoencoder": {"channels": [5, 2]},
+    "unet": {"channels": [5, 2]},
+    "skip": {"channels": [5, 2], "skip_channels": 2},
+}
+REFLECTIONS = pytest.mark.parametrize(
+    ("width", "size"),
+    [(p, (p + down, p + right)) for p in (1, 2, 3) for down, right in ((1, 1), (1, 4), (3, 1), (3, 2))],
+)  # p + 1 is the smallest side
 
 
-def import_faults(tree: ast.Module, module: str) -> Iterator[str]:
-    """Imports against the layering dipdefense <- attacks <- eval, or of a library that is not the core's."""
-    package = module.partition("/")[0]
-    for name, line, deferred in imports(tree):
-        fault = f"{module}:{line}: imports {name}"
-        if package == "dipdefense" and name in {"attacks", "eval"}:
-            if module != CLI or not deferred:
-                yield fault
-        elif package == "attacks" and name == "dipdefense":
-            if not module.startswith("attacks/adaptive/"):
-                yield f"{fault} outside attacks/adaptive/"
-        elif package == "attacks" and name == "eval":
-            yield fault
-        elif name in CLI_LIBRARIES:
-            if module != CLI:
-                yield f"{fault} outside {CLI}"
-        elif package == "dipdefense" and not deferred and name not in AT_IMPORT:
-            yield f"{fault} at module level"
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    """Normal numbers whose gradient is asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
 
 
-def style_faults(tree: ast.Module, module: str) -> Iterator[str]:
-    """Vague names, a missing __all__, printing, and handlers that catch everything."""
-    vague = {"utils", "common", "helpers"} & set(module.removesuffix(".py").split("/"))
-    yield from (f"{module}: is called {name}" for name in vague)
-    if not any(defines(statement, "__all__") for statement in tree.body):
-        yield f"{module}: has no __all__"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
-            if module != CLI:
-                yield f"{module}:{node.lineno}: prints"
-        elif isinstance(node, ast.ExceptHandler):
-            kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
-            for kind in kinds:
-                name = kind.attr if isinstance(kind, ast.Attribute) else getattr(kind, "id", None)
-                if kind is None or name in {"Exception", "BaseException"}:
-                    yield f"{module}:{node.lineno}: catches {name or 'everything'}"
+def stacked(layer: nn.Module, weight: Tensor, bias: Tensor, *parts: Tensor) -> Tensor:
+    """The layer's output with the given parameters in place of its own."""
+    output: Tensor = functional_call(layer, {"weight": weight, "bias": bias}, parts)
+    return output
 
 
-def defines(statement: ast.stmt, name: str) -> bool:
-    """Whether a statement assigns to a plain name."""
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
+def assert_same(actual: Tensor, expected: Tensor, *inputs: Tensor) -> None:
+    """Equal values, and equal gradients of a random linear function of them."""
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    direction = rand(*expected.shape, seed=9).detach()
+    gradients = (torch.autograd.grad(output, inputs, direction) for output in (actual, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-def faults(source: str, module: str) -> list[str]:
-    """Everything wrong with a module, given its source and its path from the root."""
-    tree = ast.parse(source, module)
-    return [*import_faults(tree, module), *style_faults(tree, module)]
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("inputs", [1, 3, 4, 8, 12, 17])
+@pytest.mark.parametrize(("networks", "batches"), STACKS)
+def test_a_stacked_conv_equals_one_convolution_an_image(kernel, stride, padding, inputs, networks, batches):
+    """Of the parts concatenated; a part of batch size 1 is every network's. The second part has five channels."""
+    channels = [inputs, 5][: len(batches)]
+    parts = [rand(B, C, 6, 5, seed=C) for B, C in zip(batches, channels, strict=True)]
+    weight, bias = rand(networks, 2, sum(channels), kernel, kernel, seed=1), rand(networks, 2, seed=2)
+    actual = stacked(Conv(sum(channels), 2, kernel, stride, padding), weight, bias, *parts)
+    x = torch.cat([part.expand(networks, -1, -1, -1) for part in parts], 1)
+    x = F.pad(x, (kernel // 2,) * 4, PAD[padding])
+    alone = [F.conv2d(x[i : i + 1], weight[i], bias[i], stride) for i in range(networks)]
+    assert_same(actual, torch.cat(alone), *parts, weight, bias)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_module_keeps_the_rules(module):
-    found = faults((ROOT / module).read_text(encoding="utf-8"), module)
-    assert not found, "\n".join(found)
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("channels", [(4,), (4, 5), (1, 3, 5)])
+def test_a_conv_with_its_own_parameters_is_that_of_torch(kernel, stride, padding, channels):
+    conv = Conv(sum(channels), 2, kernel, stride, padding).double()
+    plain = nn.Conv2d(sum(channels), 2, kernel, stride, kernel // 2, padding_mode=PADDINGS[padding]).double()
+    plain.load_state_dict(conv.state_dict())
+    parts = [rand(2, C, 6, 5, seed=C) for C in channels]
+    assert_same(conv(*parts), plain(torch.cat(parts, 1)), *parts)
+    by_conv, by_plain = (
+        torch.autograd.grad(output.sum(), tuple(layer.parameters()))
+        for layer, output in ((conv, conv(*parts)), (plain, plain(torch.cat(parts, 1))))
+    )
+    torch.testing.assert_close(by_conv, by_plain, rtol=1e-10, atol=1e-10)
 
 
-def test_all_packages_were_looked_at():
-    assert {module.partition("/")[0] for module in MODULES} == set(PACKAGES)
+def test_conv_reflects_at_the_border():
+    conv = Conv(1, 1, 3)
+    with torch.no_grad():
+        conv.weight.fill_(1 / 9)
+        conv.bias.zero_()  # type: ignore[union-attr]
+    x = torch.arange(9.0).view(1, 1, 3, 3)
+    corner = (4 + 3 + 4 + 1 + 0 + 1 + 4 + 3 + 4) / 9  # 0 and its reflected neighbours
+    assert conv(x)[0, 0, 0, 0].item() == pytest.approx(corner)
 
 
+@pytest.mark.parametrize("slope", [1.0, 0.2])
+@pytest.mark.parametrize("rows", [(), (3,)])
+def test_norm_is_instance_norm_scaled_shifted_and_rectified(slope, rows):
+    x, weight, bias = rand(3, 5, 6, 7), rand(*rows, 5, seed=1), rand(*rows, 5, seed=2)
+    before = x.detach().clone()
+    actual = stacked(Norm(5, slope), weight, bias, x)
+    expected = weight[..., None, None] * F.instance_norm(x) + bias[..., None, None]
+    assert_same(actual, F.leaky_relu(expected, slope), x, weight, bias)
+    assert torch.equal(x, before)  # the rectifier works in place: on its own tensor
+
+
+def test_a_new_norm_is_instance_norm():
+    x = rand(3, 5, 6, 7)
+    assert_same(Norm(5).double()(x), F.instance_norm(x), x)
+
+
+@pytest.mark.parametrize("mode", UPSAMPLINGS)
 @pytest.mark.parametrize(
-    ("module", "source", "fault"),
-    [
-        ("dipdefense/fit.py", "import attacks", "imports attacks"),
-        ("dipdefense/fit.py", "import numpy, eval.metrics", "imports eval"),
-        ("dipdefense/fit.py", "def f():\n    from eval.metrics import psnr", "fit.py:2: imports eval"),
-        ("dipdefense/fit.py", "import importlib\nimportlib.import_module('eval.runs')", "imports eval"),
-        ("dipdefense/adapters/art.py", "def f():\n    import attacks", "imports attacks"),
-        ("dipdefense/cli.py", "import eval", "imports eval"),
-        ("dipdefense/cli.py", "if True:\n    from attacks import pgd", "imports attacks"),
-        ("dipdefense/cli.py", "class C:\n    from attacks import pgd", "imports attacks"),
-        ("attacks/pgd.py", "def f():\n    import dipdefense", "imports dipdefense outside attacks/adaptive/"),
-        ("attacks/pgd.py", "from dipdefense.fit import fit", "imports dipdefense outside attacks/adaptive/"),
-        ("attacks/adaptive/bpda.py", "def f():\n    import eval", "imports eval"),
-        ("dipdefense/fit.py", "import scipy.ndimage", "imports scipy at module level"),
-        ("dipdefense/fit.py", "try:\n    import art\nexcept ImportError:\n    art = None", "imports art"),
-        ("dipdefense/fit.py", "from rich.progress import track", "imports rich outside dipdefense/cli.py"),
-        ("eval/report.py", "def f():\n    import typer", "imports typer outside dipdefense/cli.py"),
-        ("eval/utils.py", "", "is called utils"),
-        ("eval/common/tables.py", "", "is called common"),
-        ("attacks/helpers.py", "", "is called helpers"),
-        ("eval/metrics.py", "all = []", "has no __all__"),
-        ("eval/metrics.py", "def f():\n    __all__ = []", "has no __all__"),
-        ("eval/metrics.py", "def f():\n    print('x')", "metrics.py:2: prints"),
-        ("eval/metrics.py", "try:\n    pass\nexcept:\n    pass", "catches everything"),
-        ("eval/metrics.py", "try:\n    pass\nexcept Exception:\n    pass", "catches Exception"),
-        (
-            "eval/metrics.py",
-            "try:\n    pass\nexcept (OSError, BaseException):\n    pass",
-            "catches BaseException",
-        ),
-    ],
+    "size", [(1, 1), (1, 4), (5, 3), (BROAD, 2), (BROAD - 1, BROAD), (BROAD + 1, 2), (2, BROAD + 1)]
 )
-def test_a_fault_is_reported(module, source, fault):
-    assert any(fault in found for found in faults(source, module))
+def test_upsampling_is_that_of_torch_at_every_size(mode, size):
+    x = rand(2, 3, *size)
+    assert_same(upsample(x, mode), F.interpolate(x, scale_factor=2, mode=mode), x)
 
 
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
-        ("dipdefense/cli.py", "import rich, typer\ndef f():\n    from eval import report\n    print(report)"),
-        (
-            "dipdefense/fit.py",
-            "import math, torch, dipdefense.config\nfrom . import stopping\nfrom PIL import Image",
-        ),
-        ("dipdefense/adapters/art.py", "def f():\n    import art"),
-        ("attacks/adaptive/bpda.py", "import torchattacks\nfrom dipdefense import fit"),
-        ("eval/benchmark.py", "import pandas\nimport attacks\nfrom dipdefense import fit"),
-        ("eval/records.py", "try:\n    pass\nexcept (OSError, ValueError):\n    pass\nx.print()"),
-    ],
-)
-def test_what_is_allowed_is_not_reported(module, source):
-    assert faults(f"__all__: list[str] = []\n{source}", module) == []
+@REFLECTIONS
+def test_reflection_is_that_of_torch(width, size):
+    x = rand(2, 3, *size)
+    assert_same(reflect(x, width), F.pad(x, (width,) * 4, "reflect"), x)
 
 
-def test_importing_the_core_imports_no_extra():
-    """The core alone must load, in a fresh interpreter, without the extras, the command line or the rest."""
-    code = "import sys, dipdefense; print(*{name.partition('.')[0] for name in sys.modules})"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    extras = {
-        "pandas",
-        "scipy",
-        "skimage",
-        "sklearn",
-        "matplotlib",
-        "torchattacks",
-        "torchmetrics",
-        "timm",
-        "art",
-    }
-    assert not set(run.stdout.split()) & (extras | CLI_LIBRARIES | {"attacks", "eval"})
+@REFLECTIONS
+def test_the_gradient_of_reflection_is_its_adjoint(width, size):
+    """<reflect(x), y> = <x, reflect^T y>, and the gradient was taken at another x."""
+    x, other = rand(2, 3, *size), rand(2, 3, *size, seed=1)
+    y = rand(*reflect(x, width).shape, seed=2)
+    (adjoint,) = torch.autograd.grad(reflect(other, width), other, y)
+    torch.testing.assert_close((reflect(x, width) * y).sum(), (x * adjoint).sum(), rtol=1e-12, atol=1e-12)
+
+
+@REFLECTIONS
+def test_reflection_differentiates_twice(width, size):
+    x = rand(1, 1, *size)
+    assert torch.autograd.gradcheck(reflect, (x, width))
+    assert torch.autograd.gradgradcheck(reflect, (x, width))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("upsampling", UPSAMPLINGS)
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_gradient_of_a_stack_can_be_differentiated(architecture, upsampling, padding, rows):
+    """A Hessian-vector product, which an attack through the fit needs, against differences of gradients."""
+    net = ARCHITECTURES[architecture](2, 1, upsampling=upsampling, padding=padding, **TINY[architecture])
+    theta = {name: 0.5 * rand(2, *p.shape, seed=i) for i, (name, p) in enumerate(net.named_parameters())}
+    z, observed = rand(rows, 2, 8, 8, seed=100), rand(2, 1, 8, 8, seed=101)
+    v = [rand(*p.shape, seed=200 + i).detach() for i, p in enumerate(theta.values())]
+
+    def gradients(along: float) -> tuple[Tensor, ...]:
+        """Of the loss at theta + along * v, with respect to theta, z and the observed images."""
+        moved = [p + along * d for p, d in zip(theta.values(), v, strict=True)]
+        loss = (functional_call(net, dict(zip(theta, moved, strict=True)), (z,)) - observed).square().sum()
+        return torch.autograd.grad(loss, (*moved, z, observed), create_graph=True)
+
+    slope = sum((g * d).sum() for g, d in zip(gradients(0.0), v, strict=False))  # <dloss/dtheta, v>
+    products = torch.autograd.grad(slope, (*theta.values(), z, observed))
+    h = 1e-6
+    for product, after, before in zip(products, gradients(h), gradients(-h), strict=True):
+        torch.testing.assert_close(product, (after - before) / (2 * h), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,147 @@
+"""Chunks of images fitted side by side, one thread each: the same results, one callback at a time, no loose ends."""
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from dipdefense import FitConfig, fit
+
+TINY = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=30)
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def images(n: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+def decibels(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (-10 * (a - b).square().mean().clamp_min(1e-30).log10()).item()
+
+
+@pytest.mark.parametrize("stopping", ["fixed", "emv"])
+def test_the_results_are_those_of_one_thread(stopping):
+    options = {} if stopping == "fixed" else {"patience": 40}
+    config = dataclasses.replace(TINY, iterations=300, stopping=stopping, stopping_options=options)
+    smooth = torch.nn.functional.interpolate(images(5)[..., :4, :4], (16, 16), mode="bilinear")
+    threads = set()
+    together = fit(smooth, config, callback=lambda p: threads.add(threading.get_ident()))
+    assert len(threads) == 2
+    torch.set_num_threads(1)
+    alone = fit(smooth, config, callback=lambda p: threads.add(threading.get_ident()))
+    assert threading.get_ident() in threads
+    assert together.chosen.tolist() == alone.chosen.tolist()
+    assert together.stopped.tolist() == alone.stopped.tolist()
+    assert decibels(together.reconstruction, alone.reconstruction) > 60
+
+
+def test_neighbours_leave_an_image_bit_identical():
+    observed = images(6, torch.float32)
+    others = torch.cat([1 - observed[:5], observed[5:]])
+    assert torch.equal(fit(observed, TINY).reconstruction[5], fit(others, TINY).reconstruction[5])
+    assert torch.equal(fit(observed, TINY).reconstruction, fit(observed, TINY).reconstruction)
+
+
+def test_the_callback_is_called_once_at_a_time_and_counts_all_the_work():
+    inside, shares, positions = [], [], []
+
+    def watch(progress):
+        inside.append(1)
+        time.sleep(0.001)
+        assert len(inside) == 1
+        shares.append(progress.share)
+        positions.extend(progress.index.tolist())
+        inside.clear()
+
+    fit(images(5), TINY, callback=watch)
+    assert sorted(positions) == sorted(list(range(5)) * TINY.iterations)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
+def test_images_that_stop_early_count_in_full():
+    config = dataclasses.replace(TINY, iterations=600, stopping="emv", stopping_options={"patience": 40})
+    smooth = torch.nn.functional.interpolate(images(4)[..., :4, :4], (16, 16), mode="bilinear")
+    shares = []
+    result = fit(smooth, config, callback=lambda p: shares.append(p.share))
+    assert result.stopped.any()
+    assert shares == sorted(shares)
+    assert shares[-1] > result.iterations.sum() / (4 * 600)
+
+
+def test_an_error_of_the_callback_ends_all_workers():
+    calls = []
+
+    def fail(progress):
+        calls.append(progress.iteration)
+        if len(calls) == 5:
+            raise LookupError("enough")
+
+    with pytest.raises(LookupError, match="enough"):
+        fit(images(4), dataclasses.replace(TINY, iterations=100_000), callback=fail)
+    assert len(calls) <= 6  # the other worker may have been waiting
+
+
+def test_an_error_of_one_worker_passes_unchanged():
+    def broken(x, index):
+        if len(index) > 1 and 3 in index.tolist():
+            raise RuntimeError("mine")
+        return x
+
+    with pytest.raises(RuntimeError, match="mine"):
+        fit(images(4), dataclasses.replace(TINY, iterations=100_000), degrade=broken)
+
+
+def test_an_interruption_ends_all_workers():
+    started = threading.Event()
+    threading.Thread(target=lambda: (started.wait(), os.kill(os.getpid(), signal.SIGINT)), daemon=True).start()
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        fit(images(4), dataclasses.replace(TINY, iterations=100_000), callback=lambda p: started.set())
+    assert threading.active_count() <= before
+
+
+def test_running_out_of_memory_halves_the_chunks_of_all_workers():
+    def greedy(x, index):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x
+
+    with pytest.warns(UserWarning, match="out of memory: going on with chunks of"):
+        result = fit(images(11), TINY, degrade=greedy)
+    assert decibels(result.reconstruction, fit(images(11), TINY).reconstruction) > 60
+
+
+def test_a_budget_of_one_image_leaves_one_worker():
+    sizes = []
+    fit(
+        images(3),
+        dataclasses.replace(TINY, memory_gb=0.0009, iterations=3),
+        callback=lambda p: sizes.append(p.index.tolist()),
+    )
+    assert sizes == [[i] for i in range(3) for _ in range(3)]
+
+
+def test_an_odd_number_of_images_leaves_no_empty_chunk():
+    result = fit(images(3), dataclasses.replace(TINY, memory_gb=0.0018))  # two workers of one image each
+    assert result.iterations.tolist() == [30, 30, 30]
+
+
+def test_the_surroundings_are_left_as_found():
+    with torch.no_grad():
+        with torch.inference_mode():
+            inside = fit(images(4), TINY).reconstruction
+        assert torch.equal(inside, fit(images(4), TINY).reconstruction)
+        assert not torch.is_grad_enabled()
+    assert torch.get_num_threads() == 2
