@@ -85,13 +85,17 @@ def purify(
     config: ConfigFile = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    tile: Annotated[
+        int | None,
+        typer.Option(help="Side of the overlapping tiles that larger images are cut into; whole if left out."),
+    ] = None,
 ) -> None:
     """Purify an image file, or every image of a folder, into PNG files of the same names.
 
     Images of one size are fitted together, and written as soon as they are done. One that cannot be read is named
     and left out, and the exit code is 1.
     """
-    where, settings = _device(device), _fit_config(config)
+    where, purifier = _device(device), Purifier(_fit_config(config), seed=seed, tile=tile)
     files = list_images(source) if source.is_dir() else [source]
     if source.is_dir():
         target.mkdir(parents=True, exist_ok=True)
@@ -100,7 +104,7 @@ def purify(
     if overwritten:
         raise ValueError(f"OUTPUT must not replace the images it comes from, {overwritten[0]} would be")
     with _progress("images") as progress:
-        failures = purify_files(files, targets, Purifier(settings, seed=seed), device=where, progress=progress)
+        failures = purify_files(files, targets, purifier, device=where, progress=progress)
     if failures and not source.is_dir():
         raise failures[0]
     for failure in failures:
@@ -181,12 +185,15 @@ def evaluate(
 def speed(
     device: Device = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder for speed.csv; none by default.")] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled/--no-compiled", help="Time the plain loop through torch.compile, too.")
+    ] = True,
 ) -> None:
-    """Image-steps per second of the batched engine, beside a plain loop and the machine's matrix product."""
+    """Image-steps per second of the batched engine, beside plain loops and the machine's matrix product."""
     from eval.speed import benchmark_speed
 
-    table = benchmark_speed(device=_device(device))
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.2f}"))
+    table = benchmark_speed(device=_device(device), compiled=compiled)
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         table.to_csv(out / "speed.csv", index=False)

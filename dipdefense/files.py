@@ -13,6 +13,8 @@ from dipdefense.purify import Purifier
 
 __all__ = ["purify_files"]
 
+HELD = 2**27  # pixel values (half a GiB) that wait at most, but for the last image
+
 
 def purify_files(
     sources: Sequence[Path],
@@ -25,7 +27,7 @@ def purify_files(
 ) -> list[ValueError | OSError]:
     """Purify each source into its target; files of one shape are fitted together and written when they are done.
 
-    At most `batch_size` images wait: the shape with the most of them goes first.
+    At most `batch_size` images wait, fewer if they are large: the shape with the most of them goes first.
 
     Args:
         sources: image files.
@@ -58,11 +60,10 @@ def purify_files(
 
         def report(state: Progress) -> None:
             if progress is not None:
-                share = state.iteration / purifier.config_for(images).iterations
-                progress(done + state.finished + share * len(state.index), len(sources))
+                progress(done + state.share * len(images), len(sources))
 
         try:
-            purified = purifier.fit(images, callback=report).reconstruction.clamp(max=1).cpu()
+            purified = purifier.reconstruct(images, report).cpu()
         except (ValueError, RuntimeError) as error:
             failures.extend(ValueError(f"{source}: {error}") for _, source, _ in batch)
         else:
@@ -81,7 +82,8 @@ def purify_files(
             done += 1
             continue
         waiting[tuple(image.shape)].append((image, source, target))
-        if sum(map(len, waiting.values())) >= batch_size:
+        held = [entry[0].numel() for batch in waiting.values() for entry in batch]
+        if len(held) >= batch_size or sum(held) >= HELD:
             finish()
     while waiting:
         finish()

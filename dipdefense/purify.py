@@ -10,6 +10,7 @@ from dipdefense.config import FitConfig
 from dipdefense.fit import FitResult, Progress, fit
 from dipdefense.images import check_images
 from dipdefense.presets import default_config
+from dipdefense.tiles import cut, join
 
 __all__ = ["GRADIENTS", "DefendedClassifier", "Purifier", "defend"]
 
@@ -53,22 +54,34 @@ class Purifier(nn.Module):
         seed: of the fit; None for fresh entropy at every call, which makes the defence stochastic.
         gradient: meaning of a backward pass. `straight_through`: the purification counts as the identity (BPDA,
             Athalye et al. 2018). `none`: a backward pass raises.
+        tile: side in pixels of the tiles that larger images are cut into, each fitted as an image of its own;
+            they overlap by a quarter. None: images stay whole.
 
     Raises:
         TypeError: config is no FitConfig.
-        ValueError: unknown gradient.
+        ValueError: unknown gradient, a tile that is no positive integer.
     """
 
-    def __init__(self, config: FitConfig | None = None, *, seed: int | None = 0, gradient: str = "straight_through"):
+    def __init__(
+        self,
+        config: FitConfig | None = None,
+        *,
+        seed: int | None = 0,
+        gradient: str = "straight_through",
+        tile: int | None = None,
+    ):
         super().__init__()
         if config is not None and not isinstance(config, FitConfig):
             raise TypeError(f"config must be a FitConfig or None, got {type(config).__name__}")
+        if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
+            raise ValueError(f"tile must be None or an integer of at least 1, got {tile!r}")
         self.config = config
         self.seed = seed
         self.gradient = _known_gradient(gradient)
+        self.tile = tile
 
     def fit(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> FitResult:
-        """The whole result of the fit to images (B, C, H, W) in [0, 1]; no gradient passes.
+        """The whole result of the fit to images (B, C, H, W) in [0, 1], uncut; no gradient passes.
 
         Raises:
             TypeError, ValueError: not a floating image batch, or outside [0, 1].
@@ -91,17 +104,27 @@ class Purifier(nn.Module):
         return self.purify(images, self.gradient)
 
     def purify(self, images: Tensor, gradient: str) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> same, with the given meaning of a backward pass.
+        """(B, C, H, W) in [0, 1] -> same, with the given meaning of a backward pass."""
+        passes = GRADIENTS[_known_gradient(gradient)]
+        return passes.apply(images, self.reconstruct(images))  # type: ignore[no-any-return]
+
+    def reconstruct(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> same, without gradient; tile by tile where images are larger than a tile.
 
         Values that the gain of the cosine loss lifts above 1 are clipped.
         """
-        passes = GRADIENTS[_known_gradient(gradient)]
-        purified = self.fit(images).reconstruction.clamp(max=1)
-        return passes.apply(images, purified)  # type: ignore[no-any-return]
+        check_images(images)
+        H, W = images.shape[2:]
+        if self.tile is None or max(H, W) <= self.tile:
+            return self.fit(images, callback).reconstruction.clamp(max=1)
+        overlap = self.tile // 4
+        with torch.no_grad():
+            tiles = self.fit(cut(images, self.tile, overlap), callback).reconstruction
+            return join(tiles, (H, W), self.tile, overlap).clamp(max=1)
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return f"config={self.config}, seed={self.seed}, gradient={self.gradient!r}"
+        return f"config={self.config}, seed={self.seed}, gradient={self.gradient!r}, tile={self.tile}"
 
 
 class DefendedClassifier(nn.Module):
