@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from dipdefense.cli import app
 from dipdefense.images import read_image, write_image
 
 QUICK = {
@@ -167,6 +170,20 @@ def test_benchmark_iterations(config, tmp_path):
     assert result.stdout.split()[:3] == ["attack", "iteration", "n"]
     assert len((tmp_path / "run" / "iterations.csv").read_text().splitlines()) == 5
     assert_refused("every must lie between 1 and the 20 iterations of the fit, got 0", *command, "--every", 0)
+
+
+def test_benchmark_speed(monkeypatch, tmp_path):
+    """The table that the benchmark gives is printed and written; the benchmark itself takes minutes."""
+    table = pd.DataFrame([{"point": "tiny", "precision": "full", "batch": 1, "ratio": 2.0}])
+    asked = []
+    monkeypatch.setattr("eval.speed.benchmark_speed", lambda **options: asked.append(options) or table)
+    for option in ("--compiled", "--no-compiled"):
+        result = CliRunner().invoke(app, ["benchmark", "speed", option, "--out", str(tmp_path / "run")])
+        assert result.exit_code == 0
+        assert result.output.split() == ["point", "precision", "batch", "ratio", "tiny", "full", "1", "2.000"]
+    assert asked == [{"device": torch.device("cpu"), "compiled": compiled} for compiled in (True, False)]
+    assert pd.read_csv(tmp_path / "run" / "speed.csv").equals(table)
+    assert_refused("device must be one that this machine has", "benchmark", "speed", "--device", "tpu")
 
 
 @pytest.mark.data
