@@ -1,7 +1,6 @@
 """The state of images that advance together: Adam of each, where each returns to, and what came out so far."""
 
 import math
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -41,7 +40,7 @@ class Batch:
         adam = {name: p.new_zeros(3, B, *p.shape) for name, p in theta.items()}
         for name, parameter in theta.items():
             adam[name][0] = parameter
-        count, step = torch.zeros_like(index), torch.zeros(B, device="cpu")
+        count, step = torch.zeros_like(index), torch.zeros(B, dtype=torch.float32, device="cpu")
         return cls(
             index=index,
             adam=adam,
@@ -77,8 +76,8 @@ class Batch:
             split(g.contiguous() for g in gradient),  # the fused kernel reads memory, not strides
             split(first),
             split(second),
-            max_exp_avg_sqs=[],
-            state_steps=list(steps.repeat(len(theta)).to(theta[0].device).unbind()),
+            [],
+            list(steps.repeat(len(theta)).to(theta[0].device).unbind()),
             fused=True,
             amsgrad=False,
             beta1=0.9,
@@ -100,18 +99,16 @@ class Batch:
         self.saved_step = torch.where(sane.cpu(), self.step, self.saved_step)
         self.saved_loss = torch.where(sane, losses, self.saved_loss)
 
-    def roll_back(self, sane: Tensor) -> None:
-        """Return the images whose loss is not sane to the state kept last; end those that return for ever."""
+    def roll_back(self, sane: Tensor) -> list[int]:
+        """Return the images whose loss is not sane to the state kept last; end and name those that return for ever."""
         self.rollbacks = torch.where(sane, 0, self.rollbacks + 1)
         if sane.all():
-            return
+            return []
         _copy(self.saved_adam, self.adam, ~sane)
         self.step = torch.where(sane.cpu(), self.step, self.saved_step)
         diverged = (self.rollbacks >= MAX_ROLLBACKS) & ~self.done
-        if diverged.any():
-            images = self.index[diverged].tolist()
-            warnings.warn(f"the fit of images {images} keeps diverging and was ended early: lower lr", stacklevel=4)
-            self.done |= diverged
+        self.done |= diverged
+        return self.index[diverged].tolist()
 
 
 def _rows(state: Any, mask: Tensor) -> Any:

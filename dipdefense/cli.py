@@ -87,7 +87,7 @@ def purify(
     device: Device = "cpu",
     tile: Annotated[
         int | None,
-        typer.Option(help="Side of the overlapping tiles that larger images are cut into; whole if left out."),
+        typer.Option(help="Side of the overlapping tiles that larger images are cut into; 64, or uncut with --config."),
     ] = None,
 ) -> None:
     """Purify an image file, or every image of a folder, into PNG files of the same names.

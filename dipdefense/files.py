@@ -41,9 +41,11 @@ def purify_files(
         One error for each image that could not be read, purified or written; it is left out.
 
     Raises:
-        ValueError: two sources share a target, or a target has an unknown suffix; before anything is computed.
-        OSError: a target cannot be written; before anything is computed.
+        ValueError: a batch size below 1, two sources share a target, a target has an unknown suffix.
+        OSError: a target cannot be written. Both before anything is computed.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if len(set(targets)) < len(targets):
         twice = next(path for path in targets if targets.count(path) > 1)
         raise ValueError(f"{twice}: must be the target of one image, is that of several")
@@ -73,6 +75,8 @@ def purify_files(
                 except OSError as error:
                     failures.append(error)
         done += len(batch)
+        if progress is not None:
+            progress(done, len(sources))
 
     for source, target in zip(sources, targets, strict=True):
         try:

@@ -6,8 +6,8 @@ Each image i has its own network theta_i, and all of them advance together:
 
 Each parameter of B networks is one tensor with a leading dimension B. The losses are summed, never averaged, and
 nothing is clipped globally, so B images advance exactly as each would alone. Weights, z and jitter are functions
-of the seed and the iteration, never of the batch. On the CPU chunks of images are fitted side by side, one thread
-each: torch's kernels are too short for several.
+of the seed and the iteration, never of the batch. On the CPU chunks of images are fitted side by side, which divide
+torch's threads among them: its kernels are too short for several.
 
 Source: Ulyanov, Vedaldi, Lempitsky (2018), "Deep image prior", eq. (2) and section 3.
 """
@@ -92,7 +92,8 @@ def fit(
 
     Raises:
         TypeError: `observed` is no floating tensor.
-        ValueError: a shape that does not fit, values that are not finite, a memory budget below one image.
+        ValueError: a shape that does not fit, values that are not finite, a memory budget below one image, a
+            precision that the device or the dtype does not have.
         RuntimeError: the fit is not finite from its first iteration on.
     """
     start = time.perf_counter()
@@ -105,6 +106,12 @@ def fit(
         problem = pose(observed, config, seed, degrade, z, loss)
         run = _Run(problem, config, callback, _Outcome.empty(problem), largest=len(problem.observed))
         _fit_chunks(run)
+    if run.largest < len(problem.observed):
+        text = f"out of memory: going on with chunks of {run.largest} images; lower memory_gb"
+        warnings.warn(text, stacklevel=2)
+    if run.diverged:
+        text = f"the fit of images {sorted(run.diverged)} keeps diverging and was ended early: lower lr"
+        warnings.warn(text, stacklevel=2)
     return FitResult(
         reconstruction=run.outcome.reconstruction,
         chosen=run.outcome.chosen,
@@ -118,8 +125,10 @@ def fit(
 @contextlib.contextmanager
 def surroundings(device: torch.device, precision: str) -> Iterator[None]:
     """What a fit needs around it in its thread, whatever the caller's modes are."""
-    cuda = device.type == "cuda"
-    settings: Any = (torch.backends.cudnn.conv, torch.backends.cuda.matmul) if cuda else ()  # type: ignore[attr-defined]
+    settings: list[Any] = []
+    if device.type == "cuda":  # cuDNN wants its two kinds to agree
+        cudnn: Any = torch.backends.cudnn
+        settings = [cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul]
     before = [setting.fp32_precision for setting in settings]
     for setting in settings:
         setting.fp32_precision = "tf32" if precision == "tf32" else "ieee"
@@ -143,6 +152,7 @@ class _Run:
     lock: threading.Lock = field(default_factory=threading.Lock)
     ended: bool = False  # nothing is to be fitted any more: workers under way stop
     steps: int = 0  # image-steps done or no longer needed
+    diverged: list[int] = field(default_factory=list)  # positions of images that were given up
 
     def count(self, steps: int) -> None:
         with self.lock:
@@ -151,9 +161,15 @@ class _Run:
     def report(self, iteration: int, batch: Batch, losses: Tensor) -> None:
         with self.lock:
             self.steps += len(batch.index)
-            if self.callback is not None:
-                share = self.steps / (len(self.problem.observed) * self.config.iterations)
-                self.callback(Progress(iteration, batch.index, batch.output, batch.average, losses, min(share, 1.0)))
+            if self.callback is None or self.ended:
+                return
+            share = min(1.0, self.steps / (len(self.problem.observed) * self.config.iterations))
+            raised = True
+            try:
+                self.callback(Progress(iteration, batch.index, batch.output, batch.average, losses, share))
+                raised = False
+            finally:
+                self.ended |= raised
 
 
 def _fit_chunks(run: _Run) -> None:
@@ -161,12 +177,14 @@ def _fit_chunks(run: _Run) -> None:
     N, device = len(run.problem.observed), run.problem.observed.device
     one, budget = run.problem.bytes_per_image(), run.config.memory_gb * 2**30
     if one > budget:
+        least = math.ceil(one / 2**30 * 1000) / 1000
         raise ValueError(
-            f"memory_gb must be at least {one / 2**30:.3f} for one image of this size, got {run.config.memory_gb}: "
+            f"memory_gb must be at least {least} for one image of this size, got {run.config.memory_gb}: "
             "raise it, or cut it into tiles (Purifier(tile=...), purify --tile)"
         )
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    workers = min(threads, N, int(budget // one))
+    threads = torch.get_num_threads()
+    alone = device.type != "cpu" or run.config.compile  # a device is one worker; compiling, torch is not thread-safe
+    workers = 1 if alone else min(threads, N, int(budget // one))
     rounds = math.ceil(N / (workers * (budget // one // workers)))
     chunks = deque(torch.arange(N, device=device).tensor_split(min(N, workers * rounds)))
 
@@ -184,20 +202,22 @@ def _fit_chunks(run: _Run) -> None:
                 except RuntimeError as error:
                     if not _out_of_memory(error) or len(index) == 1:
                         raise
-                    run.largest = math.ceil(len(index) / 2)
-                    text = f"out of memory: going on with chunks of {run.largest} images; lower memory_gb"
-                    warnings.warn(text, stacklevel=4)
-                    chunks.appendleft(index)
+                    with run.lock:
+                        run.largest = min(run.largest, math.ceil(len(index) / 2))
+                        chunks.appendleft(index)
 
     if workers == 1:
         work()
         return
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-        try:
-            for future in as_completed([pool.submit(work) for _ in range(workers)]):
-                future.result()
-        finally:
-            run.ended = True
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+            try:
+                for future in as_completed([pool.submit(work) for _ in range(workers)]):
+                    future.result()
+            finally:
+                run.ended = True
+    finally:
+        torch.set_num_threads(threads)  # a worker's number is also that of all threads to come
 
 
 @dataclass(frozen=True)
@@ -247,7 +267,7 @@ def _fit_chunk(run: _Run, problem: Problem, index: Tensor) -> None:
                 batch.save(sane, losses)
             batch.adam_step(gradient, config.lr)
             if look:
-                batch.roll_back(sane)
+                run.diverged += batch.roll_back(sane)
             batch.output = torch.where(per_row(sane), output, batch.output)
             average = output.lerp(batch.average, config.ema if iteration > 1 else 0.0)
             batch.average = torch.where(per_row(sane), average, batch.average)

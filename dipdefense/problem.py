@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ from dipdefense.losses import LOSSES, SCALE_BLIND, Loss, least_squares_gain
 
 __all__ = ["Degrade", "Problem", "per_row", "pose"]
 
+DRAWING = threading.Lock()  # the global generator is every thread's
 Degrade = Callable[[Tensor, Tensor], Tensor]  # (images (B, C, H, W), index (B,)) -> observed-like (B, ...)
 
 
@@ -77,7 +79,7 @@ class Problem:
 
         def weigh(tensor: Tensor) -> Tensor:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+            return tensor.detach()  # the tensor itself would hold its own graph for ever
 
         first = torch.zeros(1, dtype=torch.long, device=self.observed.device)
         theta = {name: parameter[None].clone().requires_grad_() for name, parameter in self.theta.items()}
@@ -104,7 +106,7 @@ def pose(
         raise ValueError(f"observed must be float32 for the precision {config.precision}, got {observed.dtype}")
     C, H, W = observed.shape[1:]
     for_weights, for_z, for_jitter = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # modules draw from the global generator
+    with DRAWING, torch.random.fork_rng(devices=[]), torch.device("cpu"):  # modules draw from the global generator
         torch.default_generator.manual_seed(for_weights)
         net = build_network(config, C)
     theta = {name: parameter.detach().to(observed) for name, parameter in net.named_parameters()}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dipdefense.config import FitConfig
 from dipdefense.fit import FitResult, Progress, fit
 from dipdefense.images import check_images
-from dipdefense.presets import default_config
+from dipdefense.presets import TILE, default_config
 from dipdefense.tiles import cut, join
 
 __all__ = ["GRADIENTS", "DefendedClassifier", "Purifier", "defend"]
@@ -55,7 +55,7 @@ class Purifier(nn.Module):
         gradient: meaning of a backward pass. `straight_through`: the purification counts as the identity (BPDA,
             Athalye et al. 2018). `none`: a backward pass raises.
         tile: side in pixels of the tiles that larger images are cut into, each fitted as an image of its own;
-            they overlap by a quarter. None: images stay whole.
+            they overlap by a quarter. None: `presets.TILE` with the default numbers, uncut with numbers of your own.
 
     Raises:
         TypeError: config is no FitConfig.
@@ -93,6 +93,11 @@ class Purifier(nn.Module):
         """The numbers of the fit to images of this shape, (B, C, H, W)."""
         return self.config or default_config(tuple(images.shape[1:]))
 
+    def tile_for(self, images: Tensor) -> int | None:
+        """The side of the tiles that images of this shape, (B, C, H, W), are cut into; None if they stay whole."""
+        tile = TILE if self.tile is None and self.config is None else self.tile
+        return None if tile is None or max(images.shape[2:]) <= tile else tile
+
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) or (C, H, W) in [0, 1] -> same shape, purified.
 
@@ -114,13 +119,13 @@ class Purifier(nn.Module):
         Values that the gain of the cosine loss lifts above 1 are clipped.
         """
         check_images(images)
-        H, W = images.shape[2:]
-        if self.tile is None or max(H, W) <= self.tile:
+        tile = self.tile_for(images)
+        if tile is None:
             return self.fit(images, callback).reconstruction.clamp(max=1)
-        overlap = self.tile // 4
+        H, W = images.shape[2:]
         with torch.no_grad():
-            tiles = self.fit(cut(images, self.tile, overlap), callback).reconstruction
-            return join(tiles, (H, W), self.tile, overlap).clamp(max=1)
+            tiles = self.fit(cut(images, tile, tile // 4), callback).reconstruction
+            return join(tiles, (H, W), tile, tile // 4).clamp(max=1)
 
     def extra_repr(self) -> str:
         """The arguments."""

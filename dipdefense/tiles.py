@@ -45,7 +45,7 @@ def join(tiles: Tensor, size: tuple[int, int], side: int, overlap: int) -> Tenso
     _check(side, overlap)
     boxes = _boxes(size, side, overlap)
     h, w = (min(side, length) for length in size)
-    if len(tiles) % len(boxes) or tiles.shape[2:] != (h, w):
+    if not len(tiles) or len(tiles) % len(boxes) or tiles.shape[2:] != (h, w):
         raise ValueError(
             f"tiles must be a multiple of {len(boxes)}, each {h}x{w}, for images of {size[0]}x{size[1]}, "
             f"got shape {tuple(tiles.shape)}"

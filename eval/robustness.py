@@ -174,6 +174,7 @@ def _description(
         "weights": _fingerprint(classifier),
         "fit": asdict(purifier.config_for(dataset.batch([0]))),
         "fit_seed": purifier.seed,
+        "tile": purifier.tile_for(dataset.batch([0])),
         "gradient": gradient,
         "filters": {name: _describe(function) for name, function in filters.items()},
         "device": str(device),

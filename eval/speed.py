@@ -43,6 +43,7 @@ class Point:
     iterations: int  # timed, after as many to warm up
 
 
+WIDE = FitConfig(architecture_options={"channels": [16, 32, 64, 128, 128], "skip_channels": 4})
 POINTS = (
     Point(
         name="small grey",
@@ -58,7 +59,7 @@ POINTS = (
         batches=(1, 16, 64, 128),
         iterations=20,
     ),
-    Point(name="large", config=default_config((3, 224, 224)), shape=(3, 224, 224), batches=(1, 4, 8), iterations=5),
+    Point(name="large", config=WIDE, shape=(3, 224, 224), batches=(1, 4, 8), iterations=5),
 )
 
 

@@ -391,6 +391,21 @@ def test_bad_z_is_refused(z, message):
         fit(images(2), TINY, z=z)
 
 
+def test_nothing_is_left_of_a_fit():
+    """Tensors in memory after some fits, and after as many again."""
+
+    def living():
+        gc.collect()
+        return sum(type(o) is torch.Tensor for o in gc.get_objects())
+
+    quick = dataclasses.replace(TINY, iterations=1)
+    counts = []
+    for _ in range(3):
+        fit(images(2), quick)
+        counts.append(living())
+    assert counts[1] == counts[2]
+
+
 def test_memory_grows_with_the_chunk_not_with_the_data():
     """Parameters and moments of images that left are gone: only their reconstructions stay."""
     config = dataclasses.replace(TINY, iterations=10, memory_gb=0.0015)

@@ -52,6 +52,18 @@ def test_a_compiled_fit_equals_the_eager_one(precision, dtype, least):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiling_bears_several_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        compiled = fit(images(4, torch.float64), dataclasses.replace(TINY, compile=True)).reconstruction
+        assert decibels(compiled, fit(images(4, torch.float64), TINY).reconstruction) > 150
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_images_that_stop_wait_for_the_others():
     config = dataclasses.replace(TINY, iterations=300, stopping="emv", stopping_options={"patience": 40})
     noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -43,6 +43,13 @@ def test_a_purifier_fits_each_tile_as_an_image():
     torch.testing.assert_close(Purifier(TINY, tile=16)(x), expected)
 
 
+def test_the_default_numbers_cut_large_images_and_ones_of_your_own_do_not():
+    small, large = images(1, 3, 64, 64), images(1, 3, 65, 40)
+    assert [Purifier().tile_for(x) for x in (small, large)] == [None, 64]
+    assert [Purifier(TINY).tile_for(x) for x in (small, large)] == [None, None]
+    assert [Purifier(tile=32).tile_for(x) for x in (small, large)] == [32, 32]
+
+
 def test_images_up_to_the_size_of_a_tile_stay_whole():
     x = images(1, 3, 16, 16)
     assert torch.equal(Purifier(TINY, tile=16)(x), Purifier(TINY)(x))
