@@ -109,6 +109,13 @@ def test_another_configuration_shares_no_record(tmp_path, classifier, digits):
     assert len(calls) == 9 * 6
 
 
+def test_another_tile_shares_no_record(tmp_path, classifier, digits):
+    config = dataclasses.replace(RUN, attacks=(), n=4, crafted_on="bare")
+    whole = run(classifier, digits, tmp_path, config, filters={})
+    cut = run(classifier, digits, tmp_path, config, filters={}, purifier=Purifier(QUICK, tile=16))
+    assert whole["psnr_defended"][1] != cut["psnr_defended"][1]
+
+
 def test_another_attack_keeps_the_records_there_are(tmp_path, classifier, digits):
     small = dataclasses.replace(RUN, attacks=("fgsm",), crafted_on="bare", n=4)
     run(classifier, digits, tmp_path, small)
