@@ -1,0 +1,90 @@
+"""The commands `dipdefense benchmark ...`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dipdefense.cli.options import (
+    ClassifierSpec,
+    ConfigFile,
+    DataPath,
+    DatasetName,
+    Device,
+    Eps,
+    Index,
+    Seed,
+    Weights,
+    device_named,
+    fit_config,
+    index_range,
+    number,
+)
+from dipdefense.cli.shown import progress_bar
+from dipdefense.presets import default_config
+
+__all__ = ["benchmark"]
+
+benchmark = typer.Typer(no_args_is_help=True, help="Measure the library itself.")
+
+
+@benchmark.command()
+def speed(
+    device: Device = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Folder for speed.csv; none by default.")] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled/--no-compiled", help="Time the plain loop through torch.compile, too.")
+    ] = True,
+) -> None:
+    """Image-steps per second of the batched engine, beside plain loops and the machine's matrix product."""
+    from eval.speed import benchmark_speed
+
+    table = benchmark_speed(device=device_named(device), compiled=compiled)
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        table.to_csv(out / "speed.csv", index=False)
+
+
+@benchmark.command()
+def iterations(
+    dataset: DatasetName = "digits_train",
+    data: DataPath = None,
+    classifier: ClassifierSpec = "digits_cnn",
+    weights: Weights = None,
+    eps: Eps = "0.2",
+    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 50,
+    index: Index = ":",
+    longest: Annotated[int, typer.Option(help="Iterations of the fit.")] = 200,
+    every: Annotated[int, typer.Option(help="Iterations between two rows.")] = 20,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    config: ConfigFile = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for iterations.csv; none by default.")] = None,
+) -> None:
+    """Accuracy and PSNR along a fit, clean and under PGD: how the iterations of a default were chosen."""
+    from eval.classifiers import load_classifier
+    from eval.datasets import load_dataset
+    from eval.robustness import RunConfig
+    from eval.trajectory import accuracy_along_fit
+
+    where = device_named(device)
+    images = load_dataset(dataset, data).between(*index_range(index))
+    numbers = RunConfig(attacks=("pgd",), eps=number("eps", eps), n=n, seed=seed)
+    chosen = fit_config(config) or default_config(tuple(images[0][0].shape))
+    net = load_classifier(classifier, weights).to(where)
+    with progress_bar("iterations") as progress:
+        table = accuracy_along_fit(
+            net,
+            images,
+            numbers,
+            replace(chosen, iterations=longest),
+            every=every,
+            device=where,
+            progress=progress,
+        )
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        table.to_csv(out / "iterations.csv", index=False)

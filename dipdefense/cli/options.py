@@ -1,0 +1,100 @@
+"""Options that several commands share, and how their texts are read."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from dipdefense.config import FitConfig
+
+__all__ = [
+    "ClassifierSpec",
+    "ConfigFile",
+    "DataPath",
+    "DatasetName",
+    "Device",
+    "Eps",
+    "Index",
+    "Seed",
+    "Weights",
+    "device_named",
+    "fit_config",
+    "index_range",
+    "names",
+    "number",
+]
+
+Seed = Annotated[int, typer.Option(help="Seed of images, attacks and fits.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+DatasetName = Annotated[str, typer.Option("--dataset", help="digits, digits_train, mnist, cifar10 or folder.")]
+DataPath = Annotated[Path | None, typer.Option("--data", help="File or folder of the data set.")]
+ClassifierSpec = Annotated[
+    str,
+    typer.Option(
+        "--classifier", help="digits_cnn, mnist_lenet, cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY."
+    ),
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="State dict, .pt or .safetensors.")]
+Eps = Annotated[str, typer.Option("--eps", help="Radius, images in [0, 1]: 8/255 or 0.03.")]
+Index = Annotated[str, typer.Option("--index", help="START:STOP, use only images of that range of the data set.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON file of FitConfig settings.")]
+
+
+def fit_config(file: Path | None) -> FitConfig | None:
+    """The settings of a JSON file; None where none is named."""
+    if file is None:
+        return None
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: must be JSON, {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file}: must be a JSON object of FitConfig settings, got {type(settings).__name__}")
+    unknown = settings.keys() - FitConfig.__dataclass_fields__.keys()
+    if unknown:
+        known = ", ".join(FitConfig.__dataclass_fields__)
+        raise ValueError(f"{file}: settings must be among {known}, got {sorted(unknown)[0]!r}")
+    if not {"architecture_options", "iterations"} <= settings.keys():
+        raise ValueError(
+            f"{file}: must state architecture_options and iterations, so that the published 5x128 network and 3000 "
+            "iterations are not taken unawares"
+        )
+    return FitConfig(**settings)
+
+
+def number(name: str, text: str) -> float:
+    """A decimal or a fraction such as 8/255."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below if slash else 1)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{name} must be a number such as 0.03 or 8/255, got {text!r}") from None
+
+
+def names(text: str) -> list[str]:
+    """Comma-separated names."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def index_range(text: str) -> tuple[int | None, int | None]:
+    """START:STOP, either of them optional."""
+    start, colon, stop = text.partition(":")
+    try:
+        if not colon or "-" in text:
+            raise ValueError
+        return (int(start) if start else None), (int(stop) if stop else None)
+    except ValueError:
+        raise ValueError(f"index must be START:STOP, such as 1000: or :1000, got {text!r}") from None
+
+
+def device_named(name: str) -> torch.device:
+    """A device that this machine has."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).splitlines()[0]
+        raise ValueError(f"device must be one that this machine has, such as cpu, got {name!r}: {first}") from None
+    return device
