@@ -82,7 +82,12 @@ class FitConfig:
             object.__setattr__(self, name, plain)  # JSON knows lists only
         with torch.device("meta"):  # refuses bad options at once, and costs nothing
             build_network(self, out_channels=3)
-        build_rule(self)
+        warm_up = build_rule(self).warm_up
+        if warm_up > self.iterations:
+            raise ValueError(
+                f"iterations must be at least the {warm_up} iterates that {self.stopping} sees before it judges, "
+                f"got {self.iterations}: raise it, or change stopping_options"
+            )
 
 
 def build_network(config: FitConfig, out_channels: int) -> nn.Module:

@@ -31,6 +31,7 @@ from dipdefense.batch import Batch
 from dipdefense.config import FitConfig, build_rule
 from dipdefense.losses import Loss
 from dipdefense.problem import Degrade, Problem, per_row, pose
+from dipdefense.stopping import Iterate
 
 __all__ = ["FitResult", "Progress", "fit", "surroundings"]
 
@@ -59,6 +60,7 @@ class Progress:
     output: Tensor  # (B, C, H, W) the iterate; the last one before, where the loss jumped
     average: Tensor  # (B, C, H, W) its moving average; the iterate itself if `ema` is 0
     loss: Tensor  # (B,)
+    sane: Tensor  # (B,) bool: the loss did not jump
     share: float  # of the work that is done, in [0, 1]; an image that stopped early counts in full
 
 
@@ -158,7 +160,7 @@ class _Run:
         with self.lock:
             self.steps += steps
 
-    def report(self, iteration: int, batch: Batch, losses: Tensor) -> None:
+    def report(self, iteration: int, batch: Batch, losses: Tensor, sane: Tensor) -> None:
         with self.lock:
             self.steps += len(batch.index)
             if self.callback is None or self.ended:
@@ -166,7 +168,7 @@ class _Run:
             share = min(1.0, self.steps / (len(self.problem.observed) * self.config.iterations))
             raised = True
             try:
-                self.callback(Progress(iteration, batch.index, batch.output, batch.average, losses, share))
+                self.callback(Progress(iteration, batch.index, batch.output, batch.average, losses, sane, share))
                 raised = False
             finally:
                 self.ended |= raised
@@ -250,6 +252,8 @@ def _fit_chunk(run: _Run, problem: Problem, index: Tensor) -> None:
     z, observed = problem.z, problem.observed[index]
     generator = torch.Generator(z.device).manual_seed(problem.jitter_seed)
     rule, batch = build_rule(config), Batch.begin(problem.theta, index, run.outcome.reconstruction[index])
+    target, hidden = rule.prepare(observed, torch.Generator("cpu").manual_seed(problem.rule_seed))
+    hidden = None if hidden is None else hidden.expand_as(target)
     rise = 10 ** (config.rollback_db / 10)
     for iteration in range(1, config.iterations + 1):
         if run.ended:
@@ -258,7 +262,7 @@ def _fit_chunk(run: _Run, problem: Problem, index: Tensor) -> None:
         noise = torch.randn(z.shape[1:], dtype=z.dtype, device=z.device, generator=generator)
         here = (z if len(z) == 1 else z[batch.index]) + config.jitter * noise
         theta = {name: state[0].detach().requires_grad_() for name, state in batch.adam.items()}
-        losses, output = problem.losses(theta, here, batch.index, observed)
+        losses, output = problem.losses(theta, here, batch.index, target, hidden)
         gradient = torch.autograd.grad(losses.sum(), tuple(theta.values()))
         with torch.no_grad():
             losses = losses.detach()
@@ -271,20 +275,23 @@ def _fit_chunk(run: _Run, problem: Problem, index: Tensor) -> None:
             batch.output = torch.where(per_row(sane), output, batch.output)
             average = output.lerp(batch.average, config.ema if iteration > 1 else 0.0)
             batch.average = torch.where(per_row(sane), average, batch.average)
-            better, stopped = rule.observe(batch.output, sane)
+            iterate = Iterate(batch.output, batch.average, observed, sane, problem.operator(batch.index))
+            better, stopped = rule.observe(iterate)
             better &= ~batch.stopped
             batch.best = torch.where(per_row(better), batch.average, batch.best)
             batch.chosen = batch.chosen.masked_fill(better, iteration)
             batch.stopped |= stopped
             batch.done |= stopped
             batch.iterations += 1
-        run.report(iteration, batch, losses)
+        run.report(iteration, batch, losses, sane)
         if look and _may_leave(batch.done, config):
             run.outcome.take(batch.rows(batch.done))
             run.count(int(batch.done.sum()) * (config.iterations - iteration))
-            rule.keep(~batch.done)
-            batch = batch.rows(~batch.done)
-            observed = problem.observed[batch.index]
+            stay = ~batch.done
+            rule.keep(stay)
+            observed, target = observed[stay], target[stay]
+            hidden = None if hidden is None else hidden[stay]
+            batch = batch.rows(stay)
             if len(batch.index) == 0:
                 return
     run.outcome.take(batch)

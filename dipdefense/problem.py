@@ -36,6 +36,7 @@ class Problem:
     observed: Tensor  # (N, C, H, W)
     z: Tensor  # (1 or N, C_in, H', W')
     jitter_seed: int
+    rule_seed: int  # of what the stopping rule draws
     crop: tuple[slice | EllipsisType, ...]  # of the network's output
     degrade: Degrade
     loss: Loss
@@ -63,15 +64,27 @@ class Problem:
             low = {name: parameter[0] for name, parameter in low.items()}
         return self.network(low, z.to(self.precision))[self.crop].to(z.dtype)
 
-    def losses(self, theta: Mapping[str, Tensor], z: Tensor, index: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of each image, (B,), and its iterate, (B, C, H, W), without gradient."""
+    def operator(self, index: Tensor) -> Callable[[Tensor], Tensor]:
+        """A for the images at `index` (B,): (B, C, H, W) -> observed-like (B, ...)."""
+        return lambda images: self.degrade(images, index)
+
+    def losses(
+        self, theta: Mapping[str, Tensor], z: Tensor, index: Tensor, target: Tensor, hidden: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of each image, (B,), and its iterate, (B, C, H, W), without gradient.
+
+        Under `hidden`, a bool mask as `target` (B, ...), the values of `target` stand in for those of the network: its
+        own have neither error nor gradient.
+        """
         output = self.generate(theta, z)
         degraded = self.degrade(output, index)
-        losses = self.loss(degraded, observed, index)
+        if hidden is not None:
+            degraded = torch.where(hidden, target, degraded)
+        losses = self.loss(degraded, target, index)
         if losses.shape != index.shape:
             raise ValueError(f"loss must give one number an image, {tuple(index.shape)}, got {tuple(losses.shape)}")
         output, degraded = output.detach(), degraded.detach()
-        return losses, output * per_row(least_squares_gain(degraded, observed)) if self.blind else output
+        return losses, output * per_row(least_squares_gain(degraded, target)) if self.blind else output
 
     def bytes_per_image(self) -> float:
         """Memory that one image takes in a fit, by what a step keeps for its backward pass."""
@@ -105,7 +118,7 @@ def pose(
     if config.precision != "full" and observed.dtype != torch.float32:
         raise ValueError(f"observed must be float32 for the precision {config.precision}, got {observed.dtype}")
     C, H, W = observed.shape[1:]
-    for_weights, for_z, for_jitter = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
+    for_weights, for_z, for_jitter, for_rule = (int(s) for s in np.random.SeedSequence(seed).generate_state(4))
     with DRAWING, torch.random.fork_rng(devices=[]), torch.device("cpu"):  # modules draw from the global generator
         torch.default_generator.manual_seed(for_weights)
         net = build_network(config, C)
@@ -132,6 +145,7 @@ def pose(
         observed=observed,
         z=z,
         jitter_seed=for_jitter,
+        rule_seed=for_rule,
         crop=crop,
         degrade=degrade or (lambda images, index: images),
         loss=loss or (lambda output, target, index: LOSSES[config.loss](output, target)),

@@ -38,7 +38,7 @@ def test_the_default_is_never_the_large_slow_network(shape):
         ({"architecture_options": "ab"}, "architecture_options must map names to values, got 'ab'"),
         ({"input": "zeros"}, "input must be one of noise, meshgrid"),
         ({"loss": "huber"}, "loss must be one of mse, l1, cosine"),
-        ({"stopping": "never"}, "stopping must be one of fixed, wmv, emv, got 'never'"),
+        ({"stopping": "never"}, "stopping must be one of fixed, wmv, emv, .*got 'never'"),
         ({"iterations": 0}, "iterations must be an integer of at least 1, got 0"),
         ({"iterations": 2.5}, "iterations must be an integer of at least 1, got 2.5"),
         ({"input_channels": 0}, "input_channels must be an integer of at least 1"),
@@ -55,6 +55,12 @@ def test_the_default_is_never_the_large_slow_network(shape):
             r"fixed must be given options among \(none\), got 'patience'",
         ),
         ({"stopping": "wmv", "stopping_options": {"window": 1}}, "window must be an integer of at least 2"),
+        (
+            {"stopping": "wmv", "iterations": 99},
+            "iterations must be at least the 100 iterates that wmv sees before it judges, got 99: raise it",
+        ),
+        ({"stopping": "emv", "iterations": 9}, "iterations must be at least the 10 iterates that emv sees"),
+        ({"stopping": "sure"}, r"sigma must be given in \[0, 1\] units such as 25/255 and be positive, got None"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):

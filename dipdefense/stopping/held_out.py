@@ -1,0 +1,103 @@
+"""Rules that score the fit on noise that it has not been fitted to: on hidden pixels, or on neighbouring ones."""
+
+import torch
+from torch import Tensor
+
+from dipdefense.stopping.rule import Iterate, LeastStatistic
+
+__all__ = ["SubImage", "Validation"]
+
+
+class Validation(LeastStatistic):
+    """Choose the iterate of least error at pixels that are hidden from the loss, against their observed values.
+
+    Noise at a hidden pixel cannot be fitted, unless it can be told from the noise around it. All channels of a
+    pixel are hidden together, the same pixels of all images. All pixels are taken as observed, so it is not for a
+    loss that leaves some of them out.
+
+    Source: self-validation as in Yaman, Hosseini, Akcakaya (2022), "Zero-shot self-supervised learning for MRI
+    reconstruction".
+    Differs: pixels in place of samples of k-space; the error is smoothed along the fit.
+
+    Args:
+        fraction: of the pixels, hidden, in (0, 1).
+        rate: weight of the newest error, in (0, 1].
+        patience: iterations without a smaller one.
+
+    Raises:
+        ValueError: a fraction outside (0, 1), a rate outside (0, 1], patience below 1.
+    """
+
+    def __init__(self, fraction: float = 0.05, rate: float = 0.1, patience: int = 1000):
+        super().__init__(patience, rate)
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
+            raise ValueError(f"fraction must lie between 0 and 1, got {fraction!r}")
+        self.fraction = fraction
+
+    def prepare(self, observed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Hide the pixels.
+
+        Raises:
+            ValueError: images of one pixel.
+        """
+        H, W = observed.shape[2:]
+        if H * W < 2:
+            raise ValueError(f"observed must have at least 2 pixels to hide one of them, got {H}x{W}")
+        count = min(max(1, round(self.fraction * H * W)), H * W - 1)
+        order = torch.randperm(H * W, generator=generator, device="cpu").to(observed.device)
+        self.positions = order[:count]  # in the flattened image
+        hidden = torch.zeros(H * W, dtype=torch.bool, device=observed.device)
+        hidden[self.positions] = True
+        hidden = hidden.view(1, 1, H, W)
+        return observed.masked_fill(hidden, 0), hidden  # zeros, so that no loss can read the values
+
+    def statistic(self, iterate: Iterate) -> Tensor:
+        """Mean squared error at the hidden pixels of each image, (B,)."""
+        hidden = [x.flatten(2)[..., self.positions] for x in (iterate.fitted, iterate.observed)]  # (B, C, P) each
+        return (hidden[0] - hidden[1]).square().flatten(1).mean(1)
+
+
+class SubImage(LeastStatistic):
+    """Choose the iterate whose one half of the pixels is closest to the other half of the observed ones.
+
+    D1 averages one diagonal of each 2x2 cell, D2 the other. Both show the same natural image at half the size, with
+    independent noise: mean |D1 x - D2 y|^2 + mean |D2 x - D1 y|^2 falls with the error of x and rises with the
+    noise that it reproduces. Needs noise that is independent from pixel to pixel.
+
+    Source: neighbouring sub-images as in Huang et al. (2021), "Neighbor2Neighbor"; the two diagonals as in Mansour
+    and Heckel (2023), "Zero-shot Noise2Noise".
+    Differs: they compare iterates, smoothed along the fit, and train nothing. An odd last row or column is left out.
+
+    Args:
+        rate: weight of the newest distance, in (0, 1].
+        patience: iterations without a smaller one.
+
+    Raises:
+        ValueError: a rate outside (0, 1], patience below 1.
+    """
+
+    def __init__(self, rate: float = 0.1, patience: int = 1000):
+        super().__init__(patience, rate)
+
+    def prepare(self, observed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Change nothing.
+
+        Raises:
+            ValueError: a side below 2.
+        """
+        if min(observed.shape[2:]) < 2:
+            raise ValueError(f"observed must have sides of at least 2 pixels, got {tuple(observed.shape[2:])}")
+        return observed, None
+
+    def statistic(self, iterate: Iterate) -> Tensor:
+        """The distance of each image, (B,)."""
+        (x1, x2), (y1, y2) = _diagonals(iterate.fitted), _diagonals(iterate.observed)
+        return ((x1 - y2).square() + (x2 - y1).square()).flatten(1).mean(1)
+
+
+def _diagonals(images: Tensor) -> tuple[Tensor, Tensor]:
+    """D1, D2: (B, C, H, W) -> (B, C, H // 2, W // 2) each."""
+    H, W = (side // 2 * 2 for side in images.shape[2:])
+    a, b = images[..., 0:H:2, 0:W:2], images[..., 0:H:2, 1:W:2]
+    c, d = images[..., 1:H:2, 0:W:2], images[..., 1:H:2, 1:W:2]
+    return (a + d) / 2, (b + c) / 2

@@ -1,0 +1,148 @@
+"""What the engine asks of a stopping rule, what the rule sees, and the two ways in which rules decide.
+
+A rule sees the batch at every iteration and answers with two masks: the images whose current iterate is the
+best so far, and the images that are done. It holds its state along a leading dimension B and drops the rows of
+images that leave. No rule sees a reference image.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["Fixed", "Iterate", "LeastStatistic", "StoppingRule", "Threshold", "check_number"]
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """What a rule sees of one iteration, one row an image. The tensors are the engine's own: read, do not write."""
+
+    output: Tensor  # (B, C, H, W) the iterate; the last sane one, where the loss jumped
+    average: Tensor  # (B, C, H, W) its moving average: what the fit would return now
+    observed: Tensor  # (B, ...) the images that the fit was given, whatever `prepare` made of them
+    sane: Tensor  # (B,) bool; an image whose loss jumped is passed over, as if this iteration had not been
+    degrade: Callable[[Tensor], Tensor]  # A
+
+    @cached_property
+    def fitted(self) -> Tensor:
+        """A(average), (B, ...) as `observed`, without gradient; computed for the rules that ask."""
+        with torch.no_grad():
+            return self.degrade(self.average)
+
+
+class StoppingRule:
+    """A rule that leaves the fit as it is, and the state that every rule holds."""
+
+    warm_up = 1  # iterates before the first that is judged; until then the newest is the choice
+
+    def __init__(self) -> None:
+        self.state: dict[str, Tensor] = {}  # one row an image: what the rule needs to go on
+
+    def prepare(self, observed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Say what is fitted; called once, before the first iteration.
+
+        Args:
+            observed: (B, ...) what the fit was given.
+            generator: on the CPU, the same for every call of one fit. Draw the same for all images, so that the
+                result of one does not depend on the others.
+
+        Returns:
+            What to fit in its place, (B, ...), and a bool mask, broadcastable to it, of the values that the loss
+            must not see; None if it may see all.
+        """
+        return observed, None
+
+    def observe(self, iterate: Iterate) -> tuple[Tensor, Tensor]:
+        """Look at the next iterates.
+
+        Returns:
+            Two (B,) masks: the current iterate is the one to return so far; the image is done.
+        """
+        raise NotImplementedError
+
+    def keep(self, alive: Tensor) -> None:
+        """Drop the images whose entry in `alive`, (B,) bool, is False."""
+        self.state = {name: rows[alive] for name, rows in self.state.items()}
+
+    def _smooth(self, statistic: Tensor, sane: Tensor, rate: float) -> Tensor:
+        """Exponential average of a statistic (B,), from its first value on; it stands still where not sane."""
+        before = self.state.get("smooth", statistic)
+        self.state["smooth"] = torch.where(sane, torch.lerp(before, statistic, rate), before)
+        return self.state["smooth"]
+
+
+class Fixed(StoppingRule):
+    """Return the last iterate; end at the fit's own `iterations`."""
+
+    def observe(self, iterate: Iterate) -> tuple[Tensor, Tensor]:
+        """See `StoppingRule.observe`."""
+        return iterate.sane, torch.zeros_like(iterate.sane)
+
+
+class LeastStatistic(StoppingRule):
+    """Choose the iterate of the least smoothed statistic; done when it has not fallen for `patience` iterations.
+
+    A rule of this kind gives `statistic`, or an `observe` of its own that ends in `_judge`.
+    """
+
+    def __init__(self, patience: int, rate: float = 1.0):
+        super().__init__()
+        if not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"patience must be an integer of at least 1 iteration, got {patience!r}")
+        check_number("rate", rate, 1)
+        self.patience = patience
+        self.rate = rate
+
+    def statistic(self, iterate: Iterate) -> Tensor:
+        """(B,), the smaller the better."""
+        raise NotImplementedError
+
+    def observe(self, iterate: Iterate) -> tuple[Tensor, Tensor]:
+        """See `StoppingRule.observe`."""
+        smooth = self._smooth(self.statistic(iterate), iterate.sane, self.rate)
+        if "least" not in self.state:
+            self._begin(iterate.sane, smooth)
+        return self._judge(smooth, iterate.sane, torch.ones_like(iterate.sane))
+
+    def _begin(self, sane: Tensor, least: Tensor) -> None:
+        self.state["seen"] = torch.zeros_like(sane, dtype=torch.long)  # sane iterates so far, if the rule counts
+        self.state["least"] = torch.full_like(least, math.inf)  # smallest statistic so far
+        self.state["since"] = torch.zeros_like(self.state["seen"])  # sane iterates since then
+
+    def _judge(self, statistic: Tensor, sane: Tensor, ready: Tensor) -> tuple[Tensor, Tensor]:
+        """Before an image is `ready` its newest iterate is the choice."""
+        state, judged = self.state, sane & ready
+        better = judged & (statistic < state["least"])
+        state["least"] = torch.where(better, statistic, state["least"])
+        state["since"] = torch.where(better, 0, state["since"] + judged)
+        return better | (sane & ~ready), state["since"] >= self.patience
+
+
+class Threshold(StoppingRule):
+    """Choose the first iterate whose smoothed statistic is at most `level`; done there."""
+
+    def __init__(self, level: float, rate: float = 1.0):
+        super().__init__()
+        check_number("rate", rate, 1)
+        self.level = level
+        self.rate = rate
+
+    def statistic(self, iterate: Iterate) -> Tensor:
+        """(B,), which falls along the fit."""
+        raise NotImplementedError
+
+    def observe(self, iterate: Iterate) -> tuple[Tensor, Tensor]:
+        """See `StoppingRule.observe`."""
+        smooth = self._smooth(self.statistic(iterate), iterate.sane, self.rate)
+        return iterate.sane, iterate.sane & (smooth <= self.level)
+
+
+def check_number(name: str, value: float, most: float = math.inf) -> None:
+    """Refuse what is no number in (0, most]; an infinite one, too."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not 0 < value <= most:
+        wanted = "be positive and finite" if math.isinf(most) else f"lie in (0, {most}]"
+        raise ValueError(f"{name} must {wanted}, got {value!r}")
