@@ -186,6 +186,36 @@ def test_benchmark_speed(monkeypatch, tmp_path):
     assert_refused("device must be one that this machine has", "benchmark", "speed", "--device", "tpu")
 
 
+def test_benchmark_stopping(tmp_path, config):
+    folder, options = tmp_path / "images", tmp_path / "options.json"
+    folder.mkdir()
+    for i in range(3):
+        write_image(torch.rand(3, 20, 24, generator=torch.Generator().manual_seed(i)), folder / f"{i}.png")
+    options.write_text('{"wmv": {"window": 5, "patience": 8}}')
+    command = ["benchmark", "stopping", "--data", folder, "--resize", 20, "--crop", 16, "--n", 2, "--config", config]
+    command += ["--noises", "gaussian", "--levels", "low", "--iterations", 20, "--out", tmp_path / "run"]
+    result = dipdefense(*command, "--rules", "wmv,discrepancy", "--options", options)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.split()[:4] == ["rule", "noise", "level", "n"]
+    assert "2 of 2 fits were too short" in result.stdout
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"records.jsonl", "summary.csv"}
+    assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == 4
+
+    def refused(message: str, *more: object) -> None:
+        ended = CliRunner().invoke(app, list(map(str, [*command, *more])))
+        assert isinstance(ended.exception, ValueError)
+        assert message in str(ended.exception)
+
+    refused("iterations must be at least the 100 iterates that wmv sees", "--rules", "wmv")
+    refused("rules must be among fixed, wmv", "--rules", "magic")
+    refused("n must lie between 1 and the 3 images", "--n", 4)
+    refused("rules must be among emv, got 'wmv'", "--rules", "emv", "--options", options)
+    options.write_text('{"wmv": 5}')
+    refused("must be a JSON object of rule names", "--options", options)
+    options.write_text("{")
+    refused("options.json: must be JSON", "--options", options)
+
+
 @pytest.mark.data
 def test_a_weights_file_that_does_not_fit_names_the_key(data):
     weights = data / "weights" / "mnist_lenet5_clntrained.pt"

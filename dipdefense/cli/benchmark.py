@@ -19,10 +19,13 @@ from dipdefense.cli.options import (
     device_named,
     fit_config,
     index_range,
+    names,
     number,
+    rule_options,
 )
 from dipdefense.cli.shown import progress_bar
 from dipdefense.presets import default_config
+from dipdefense.stopping import STOPPING_RULES
 
 __all__ = ["benchmark"]
 
@@ -88,3 +91,54 @@ def iterations(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         table.to_csv(out / "iterations.csv", index=False)
+
+
+@benchmark.command()
+def stopping(
+    data: Annotated[Path, typer.Option(help="Folder of clean images.")],
+    resize: Annotated[int, typer.Option(help="Short side of the images, in pixels, by area averages.")] = 128,
+    crop: Annotated[int, typer.Option(help="Side of the centre that is cut out, in pixels.")] = 128,
+    rules: Annotated[str, typer.Option(help="Comma-separated stopping rules.")] = ",".join(STOPPING_RULES),
+    options: Annotated[Path | None, typer.Option(help="JSON file of rule names and their options.")] = None,
+    noises: Annotated[str, typer.Option(help="Comma-separated: gaussian, impulse, shot, speckle.")] = (
+        "gaussian,impulse,shot,speckle"
+    ),
+    levels: Annotated[str, typer.Option(help="Comma-separated: low, medium, high.")] = "low,medium,high",
+    n: Annotated[int | None, typer.Option(help="Images: the first n of a seeded permutation; all by default.")] = None,
+    iterations: Annotated[int, typer.Option(help="Iterations of the fits.")] = 1000,
+    longest: Annotated[
+        int | None,
+        typer.Option(help="Repeat fits not thrice as long as to their best iterate, up to so many iterations."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images fitted together.")] = 16,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    config: ConfigFile = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path("runs/stopping"),
+) -> None:
+    """How far from the best iterate each stopping rule stops, on images under known noise, and what it costs."""
+    from eval.photos import read_photos
+    from eval.stopping import benchmark_stopping
+
+    where = device_named(device)
+    images = read_photos(data, resize=resize, crop=crop, n=n, seed=seed)
+    chosen = fit_config(config) or default_config((3, crop, crop))
+    with progress_bar("records") as progress:
+        table = benchmark_stopping(
+            images,
+            rule_options(options, names(rules)),
+            replace(chosen, iterations=iterations, stopping="fixed", stopping_options={}),
+            noises=names(noises),
+            levels=names(levels),
+            longest=longest,
+            batch_size=batch_size,
+            seed=seed,
+            device=where,
+            out=out,
+            progress=progress,
+        )
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    fits = table[table["noise"] == "all"].iloc[0]  # the same fits for every rule
+    if fits["too_short"]:
+        typer.echo(f"{fits['too_short']} of {fits['n']} fits were too short to know the best iterate: raise --longest")
+    typer.echo(f"table and records: {out}")

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -24,6 +24,7 @@ __all__ = [
     "index_range",
     "names",
     "number",
+    "rule_options",
 ]
 
 Seed = Annotated[int, typer.Option(help="Seed of images, attacks and fits.")]
@@ -62,6 +63,22 @@ def fit_config(file: Path | None) -> FitConfig | None:
             "iterations are not taken unawares"
         )
     return FitConfig(**settings)
+
+
+def rule_options(file: Path | None, rules: list[str]) -> dict[str, dict[str, Any]]:
+    """Rules with their options, from a JSON file of rule -> options; rules that it does not name have none."""
+    if file is None:
+        return {rule: {} for rule in rules}
+    try:
+        options = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: must be JSON, {error}") from error
+    if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
+        raise ValueError(f"{file}: must be a JSON object of rule names and objects of their options")
+    unused = options.keys() - set(rules)
+    if unused:
+        raise ValueError(f"{file}: rules must be among {', '.join(rules)}, got {sorted(unused)[0]!r}")
+    return {rule: options.get(rule, {}) for rule in rules}
 
 
 def number(name: str, text: str) -> float:

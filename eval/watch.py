@@ -1,0 +1,89 @@
+"""A callback that measures every iterate of a fit, and shows it to stopping rules which do not steer that fit."""
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dipdefense import STOPPING_RULES, Progress
+from dipdefense.stopping import Iterate, StoppingRule
+from eval.metrics import psnr
+
+__all__ = ["Watch", "build"]
+
+
+class Watch:
+    """The PSNR of what a fit would return at each iteration, and what each rule would have chosen of it.
+
+    Args:
+        clean: reference, (N, C, H, W) in [0, 1].
+        noisy: what is fitted, same shape; the fit has no operator, and its own rule is `fixed`.
+        rules: keys of `STOPPING_RULES` and their options.
+        iterations: of the fit.
+    """
+
+    def __init__(self, clean: Tensor, noisy: Tensor, rules: Mapping[str, Mapping[str, Any]], iterations: int):
+        self.clean, self.noisy, self.rules = clean, noisy, rules
+        self.psnr = torch.full((len(clean), iterations), -torch.inf)  # of the moving average, in dB
+        self.chosen = {rule: torch.zeros(len(clean), dtype=torch.long, device=clean.device) for rule in rules}
+        self.end = {rule: torch.zeros_like(chosen) for rule, chosen in self.chosen.items()}  # 0: not yet
+        self.seconds = dict.fromkeys(rules, 0.0)
+        self.inside = 0.0  # seconds of all calls
+        self.panels: dict[int, tuple[Tensor, dict[str, StoppingRule]]] = {}  # worker -> images of its chunk, rules
+
+    @torch.no_grad()
+    def __call__(self, state: Progress) -> None:
+        """See `fit`: called once at a time, by any of the workers."""
+        start = _clock(self.clean.device)
+        index, number = state.index, state.iteration
+        panel = self._panel(state)
+        self.psnr[index.cpu(), number - 1] = psnr(state.average, self.clean[index]).float().cpu()
+        for name, rule in panel.items():
+            begin = _clock(self.clean.device)
+            iterate = Iterate(state.output, state.average, self.noisy[index], state.sane, lambda images: images)
+            better, done = rule.observe(iterate)
+            self.seconds[name] += _clock(self.clean.device) - begin
+            chosen, end = self.chosen[name][index], self.end[name][index]
+            self.chosen[name][index] = torch.where(better & (end == 0), number, chosen)
+            self.end[name][index] = torch.where(done & (end == 0), number, end)
+        self.inside += _clock(self.clean.device) - start
+
+    def _panel(self, state: Progress) -> dict[str, StoppingRule]:
+        """The rules of this worker's chunk, new at its first iteration, without the images that left."""
+        worker, index = threading.get_ident(), state.index
+        if state.iteration == 1:
+            rules = {name: build(name, options) for name, options in self.rules.items()}
+            for name, rule in rules.items():
+                rule.prepare(self.noisy[index], torch.Generator().manual_seed(0))  # only its time is of interest
+                self.chosen[name][index] = self.end[name][index] = 0  # a chunk that ran out of memory begins again
+            self.panels[worker] = index, rules
+        before, rules = self.panels[worker]
+        if len(before) > len(index):
+            for rule in rules.values():
+                rule.keep(torch.isin(before, index))
+            self.panels[worker] = index, rules
+        return rules
+
+    def verdict(self, rule: str, rows: Tensor) -> list[tuple[int, float, int | None]]:
+        """(chosen iterate, its PSNR, iterations from there until the rule was done or None) of the images at `rows`."""
+        chosen, end = self.chosen[rule].cpu()[rows], self.end[rule].cpu()[rows]
+        past = [int(e - c) if e else None for c, e in zip(chosen, end, strict=True)]
+        return list(zip(chosen.tolist(), self.psnr[rows, chosen - 1].tolist(), past, strict=True))
+
+    def overhead(self, rule: str, seconds: float) -> float:
+        """Seconds in the rule for each second of a fit that took so many in all; workers waited for each other here."""
+        return self.seconds[rule] / max(len(self.panels) * (seconds - self.inside), 1e-9)
+
+
+def build(rule: str, options: Mapping[str, Any]) -> StoppingRule:
+    """The rule of a name, at its beginning."""
+    return STOPPING_RULES[rule](**options)
+
+
+def _clock(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

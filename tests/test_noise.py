@@ -1,0 +1,62 @@
+"""The moments of the noises, on a grey image far from the clipping."""
+
+import pytest
+import torch
+
+from eval.noise import LEVELS, NOISES
+
+GREY = torch.full((2, 3, 128, 128), 0.5, dtype=torch.float64)
+
+
+def drawn(name, level, seed=0, images=GREY):
+    return NOISES[name](images, level, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "variance"),
+    [("gaussian", 0.05, 0.05**2), ("shot", 200.0, 0.5 / 200), ("speckle", 0.1, 0.05**2), ("impulse", 0.2, 0.2 * 0.25)],
+)
+def test_mean_and_variance(name, level, variance):
+    noise = drawn(name, level) - GREY
+    n = noise.numel()
+    assert noise.mean().abs() < 4 * (variance / n) ** 0.5
+    assert noise.var().item() == pytest.approx(variance, rel=0.03)
+
+
+def test_impulses_are_black_and_white_and_as_many_as_said():
+    noisy = drawn("impulse", 0.1)
+    hit = noisy != 0.5
+    assert hit.double().mean().item() == pytest.approx(0.1, abs=0.004)
+    assert set(noisy[hit].unique().tolist()) == {0.0, 1.0}
+    assert noisy[hit].mean().item() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_every_level_keeps_the_range_and_follows_the_generator(name):
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    before = images.clone()
+    errors = []
+    for level in LEVELS[name].values():
+        noisy = drawn(name, level, images=images)
+        assert noisy.shape == images.shape
+        assert noisy.dtype == images.dtype
+        assert 0 <= noisy.min() <= noisy.max() <= 1
+        assert torch.equal(noisy, drawn(name, level, images=images))
+        assert not torch.equal(noisy, drawn(name, level, seed=1, images=images))
+        errors.append((noisy - images).square().mean().item())
+    assert list(LEVELS[name]) == ["low", "medium", "high"]
+    assert errors == sorted(errors)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_bad_arguments_are_refused(name):
+    with pytest.raises(ValueError, match="level must be positive, got 0"):
+        drawn(name, 0)
+    with pytest.raises(TypeError, match=r"images must have a floating dtype, got torch\.uint8"):
+        drawn(name, 0.1, images=torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+def test_more_impulses_than_values_are_refused():
+    with pytest.raises(ValueError, match="level must be a fraction of the values, at most 1, got 2"):
+        drawn("impulse", 2)
