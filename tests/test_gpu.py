@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from dipdefense import FitConfig, defend, fit
+from dipdefense import STOPPING_RULES, FitConfig, defend, fit
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 
@@ -32,6 +32,15 @@ def test_images_leave_and_never_meet():
     assert together.stopped.any()
     error = (together.reconstruction[0] - alone.reconstruction[0]).square().mean().item()
     assert -10 * math.log10(max(error, 1e-30)) > 35
+
+
+@pytest.mark.parametrize("stopping", STOPPING_RULES)
+def test_every_stopping_rule_draws_and_chooses_as_on_the_cpu(stopping):
+    options = {"sigma": 0.2} if stopping in ("discrepancy", "sure") else {}
+    options |= {"window": 10} if stopping == "wmv" else {}
+    observed = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    config = dataclasses.replace(TINY, jitter=0.0, stopping=stopping, stopping_options=options)
+    assert fit(observed.cuda(), config).chosen.tolist() == fit(observed, config).chosen.tolist()
 
 
 def test_a_budget_that_does_not_fit_is_halved():

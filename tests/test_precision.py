@@ -64,8 +64,9 @@ def test_compiling_bears_several_threads():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_compiled_images_that_stop_wait_for_the_others():
-    config = dataclasses.replace(TINY, iterations=300, stopping="emv", stopping_options={"patience": 40})
+@pytest.mark.parametrize("stopping", ["emv", "validation"])
+def test_compiled_images_that_stop_wait_for_the_others(stopping):
+    config = dataclasses.replace(TINY, iterations=300, stopping=stopping, stopping_options={"patience": 40})
     noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     observed = torch.cat([images(1), noise]).double()
     sizes = set()

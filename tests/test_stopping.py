@@ -23,7 +23,7 @@ OPTIONS = {  # those that a rule must be given, or that make it decide within th
     "sub_image": {"patience": 12},
     "whiteness": {"level": 0.3},
 }
-TINY = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=120)
+TINY = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=60)
 
 
 def trajectory() -> torch.Tensor:
@@ -143,7 +143,10 @@ def test_a_fit_of_one_image_is_that_of_a_batch(name):
     config = dataclasses.replace(TINY, stopping=name, stopping_options=options)
     observed = smooth_images(4)
     whole = fit(observed, config)
-    parts = fit(observed, dataclasses.replace(config, memory_gb=0.004))
+    sizes = set()
+    small = dataclasses.replace(config, memory_gb=0.0018)
+    parts = fit(observed, small, callback=lambda p: sizes.add(len(p.index)))
+    assert max(sizes) < 4
     assert whole.chosen.tolist() == parts.chosen.tolist()
     assert whole.stopped.tolist() == parts.stopped.tolist()
     for i in (0, 3):

@@ -59,7 +59,8 @@ class StoppingRule:
         """Look at the next iterates.
 
         Returns:
-            Two (B,) masks: the current iterate is the one to return so far; the image is done.
+            Two (B,) masks: the current iterate is the one to return so far; the image is done. The engine remembers
+            who is done, and asks no more about it.
         """
         raise NotImplementedError
 
