@@ -1,12 +1,14 @@
 """The defence: purify an image by an early-stopped fit, then classify it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dipdefense.config import FitConfig
+from dipdefense.decisions import DECISIONS, VIEWS, Decision, Last, contradiction
 from dipdefense.fit import FitResult, Progress, fit
 from dipdefense.images import check_images
 from dipdefense.presets import TILE, default_config
@@ -127,6 +129,34 @@ class Purifier(nn.Module):
             tiles = self.fit(cut(images, tile, tile // 4), callback).reconstruction
             return join(tiles, (H, W), tile, tile // 4).clamp(max=1)
 
+    @torch.no_grad()
+    def trajectory(self, images: Tensor, iterations: Sequence[int], *, restart: int = 0) -> Tensor:
+        """What `reconstruct` would return, ended at each of these iterations of one fit; no gradient.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            iterations: at which to look, each from 1 to the fit's `iterations`; the fit ends at the largest.
+            restart: added to the seed.
+
+        Returns:
+            (T, B, C, H, W) in the order of `iterations`.
+
+        Raises:
+            TypeError, ValueError: not a floating image batch, or outside [0, 1]; no iterations, one outside the fit,
+                a stopping rule other than `fixed`.
+        """
+        check_images(images)
+        config = self.config_for(images)
+        _check_looks(iterations, config)
+        config = replace(config, iterations=max(iterations))
+        seed = None if self.seed is None else self.seed + restart
+        tile = self.tile_for(images)
+        if tile is None:
+            return _watch(images, config, seed, iterations).clamp(max=1)
+        frames = _watch(cut(images, tile, tile // 4), config, seed, iterations)
+        H, W = images.shape[2:]
+        return torch.stack([join(frame, (H, W), tile, tile // 4).clamp(max=1) for frame in frames])
+
     def extra_repr(self) -> str:
         """The arguments."""
         return f"config={self.config}, seed={self.seed}, gradient={self.gradient!r}, tile={self.tile}"
@@ -138,24 +168,80 @@ class DefendedClassifier(nn.Module):
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K); normalisation is its own first layer.
         purifier: what stands in front; `Purifier()` if None.
-        gradient: meaning of a backward pass, see `Purifier`; the purifier's own if None.
+        gradient: meaning of a backward pass, see `Purifier`; the purifier's own if None. It holds for every
+            reconstruction that a decision classifies, so their gradients add up; that of bare logits is exact.
+        decision: how reconstructions become logits, or its name in `DECISIONS`; `Last()` if None.
 
     Raises:
-        TypeError: the classifier is no module.
-        ValueError: unknown gradient.
+        TypeError: the classifier is no module, the decision no decision.
+        ValueError: unknown gradient or decision.
     """
 
-    def __init__(self, classifier: nn.Module, purifier: Purifier | None = None, *, gradient: str | None = None):
+    def __init__(
+        self,
+        classifier: nn.Module,
+        purifier: Purifier | None = None,
+        *,
+        gradient: str | None = None,
+        decision: Decision | str | None = None,
+    ):
         super().__init__()
         if not isinstance(classifier, nn.Module):
             raise TypeError(f"classifier must be a torch.nn.Module, got {type(classifier).__name__}")
         self.classifier = classifier
         self.purifier = purifier or Purifier()
         self.gradient = self.purifier.gradient if gradient is None else _known_gradient(gradient)
+        self.decision = _known_decision(decision)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> logits (B, K)."""
-        return self.classifier(self.purifier.purify(images, self.gradient))  # type: ignore[no-any-return]
+        """(B, C, H, W) in [0, 1] -> logits (B, K).
+
+        Raises:
+            TypeError, ValueError: not a floating image batch, or outside [0, 1]; iterations of the decision that the
+                fit does not have; a classifier that does not return finite logits (B, K).
+        """
+        along = self._along(images)
+        return self.decision.combine(self._classify(images) if self.decision.needs_bare else None, along)
+
+    def detect(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> how adversarial each looks, (B,) in [0, 1]; larger is more so.
+
+        It is the `contradiction` of the bare prediction by what the decision classifies. Raises as `forward` does.
+        """
+        return self.classify_and_detect(images)[1]
+
+    def classify_and_detect(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The results of `forward` and `detect` from one fit."""
+        along, bare = self._along(images), self._classify(images)
+        return self.decision.combine(bare if self.decision.needs_bare else None, along), contradiction(bare, along)
+
+    def extra_repr(self) -> str:
+        """The arguments that are no modules."""
+        return f"gradient={self.gradient!r}, decision={self.decision}"
+
+    def _along(self, images: Tensor) -> Tensor:
+        """Logits of all that the decision looks at, (S, B, K)."""
+        check_images(images)
+        iterations = self.decision.looks(self.purifier.config_for(images).iterations)
+        fits = [
+            self.purifier.trajectory(images, iterations, restart=restart)
+            if iterations
+            else self.purifier.reconstruct(images)[None]
+            for restart in range(self.decision.restarts)
+        ]
+        prepared = self.decision.prepare(self._classify, images.detach(), torch.cat(fits))
+        passes: Any = GRADIENTS[self.gradient]
+        looks = [passes.apply(images, look) for look in prepared]
+        return torch.stack([self._classify(VIEWS[view](look)) for look in looks for view in self.decision.views])
+
+    def _classify(self, images: Tensor) -> Tensor:
+        logits = self.classifier(images)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+            got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"classifier must return logits (B, K) for {len(images)} images, got {got}")
+        if not logits.isfinite().all():
+            raise ValueError("classifier must return finite logits, got NaN or infinite values")
+        return logits
 
 
 def defend(
@@ -164,9 +250,50 @@ def defend(
     *,
     seed: int | None = 0,
     gradient: str = "straight_through",
+    decision: Decision | str | None = None,
 ) -> DefendedClassifier:
     """Wrap a classifier so that it purifies what it sees. Arguments as in `Purifier` and `DefendedClassifier`."""
-    return DefendedClassifier(classifier, Purifier(config, seed=seed), gradient=gradient)
+    return DefendedClassifier(classifier, Purifier(config, seed=seed), gradient=gradient, decision=decision)
+
+
+def _watch(images: Tensor, config: FitConfig, seed: int | None, iterations: Sequence[int]) -> Tensor:
+    """The averages at these iterations of one fit, (T, B, C, H, W)."""
+    seen: dict[int, list[tuple[Tensor, Tensor]]] = {iteration: [] for iteration in iterations}
+
+    def keep(state: Progress) -> None:
+        if state.iteration in seen:
+            seen[state.iteration].append((state.index, state.average.detach().clone()))
+
+    result = fit(images, config, seed=seed, callback=keep).reconstruction
+    frames = result.repeat(len(iterations), 1, 1, 1, 1)  # an image that was given up keeps its last average
+    for frame, iteration in zip(frames, iterations, strict=True):
+        for index, average in seen[iteration]:
+            frame[index] = average
+    return frames
+
+
+def _check_looks(iterations: Sequence[int], config: FitConfig) -> None:
+    if config.stopping != "fixed":
+        raise ValueError(
+            f"stopping must be fixed where iterations are named, got {config.stopping!r}: use the decision last"
+        )
+    if not iterations or not all(type(i) is int and 1 <= i <= config.iterations for i in iterations):
+        raise ValueError(
+            f"iterations must be one or more integers from 1 to the {config.iterations} of the fit, got "
+            f"{tuple(iterations)!r}"
+        )
+
+
+def _known_decision(decision: Decision | str | None) -> Decision:
+    if decision is None:
+        return Last()
+    if isinstance(decision, str):
+        if decision not in DECISIONS:
+            raise ValueError(f"decision must be one of {', '.join(DECISIONS)}, got {decision!r}")
+        return DECISIONS[decision]()
+    if isinstance(decision, type) or not hasattr(decision, "combine"):
+        raise TypeError(f"decision must be a Decision, its name or None, got {decision!r}")
+    return decision
 
 
 def _known_gradient(gradient: str) -> str:

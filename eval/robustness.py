@@ -27,7 +27,16 @@ from eval.metrics import psnr, ssim
 from eval.records import Record, append_records, configuration_hash, read_records, write_whole
 from eval.summary import paired_differences, summarise
 
-__all__ = ["CRAFTED_ON", "RunConfig", "check_run", "craft", "evaluate_robustness"]
+__all__ = [
+    "CRAFTED_ON",
+    "RunConfig",
+    "check_run",
+    "clock",
+    "craft",
+    "evaluate_robustness",
+    "fingerprint",
+    "identify",
+]
 
 CRAFTED_ON = {"bare": ("bare",), "defended": ("defended",), "both": ("bare", "defended")}
 
@@ -138,7 +147,7 @@ def evaluate_robustness(
         for (attack, crafted_on), names in plan.items():
             positions = order[: _images(config, crafted_on)][start : start + config.batch_size]
             images, labels = clean[: len(positions)], dataset.labels[positions]
-            rows = _identify(images, labels, dataset.index[positions])
+            rows = identify(images, labels, dataset.index[positions])
             missing = [name for name in names if not made.holds(attack, crafted_on, name, rows)]
             if missing:
                 images, labels = images.to(device), labels.to(device)
@@ -171,7 +180,7 @@ def _description(
     return {
         "dataset": dataset.name,
         "classifier": classifier_name,
-        "weights": _fingerprint(classifier),
+        "weights": fingerprint(classifier),
         "fit": asdict(purifier.config_for(dataset.batch([0]))),
         "fit_seed": purifier.seed,
         "tile": purifier.tile_for(dataset.batch([0])),
@@ -259,10 +268,10 @@ def _score(
     classifier: nn.Module, defence: Defence | None, clean: Tensor, attacked: Tensor, labels: Tensor
 ) -> list[Record]:
     """One record per image: prediction, PSNR and SSIM against the clean image, seconds of defence and classifier."""
-    start = _clock(clean.device)
+    start = clock(clean.device)
     purified = attacked if defence is None else defence(attacked)
     logits = classifier(purified)
-    seconds = (_clock(clean.device) - start) / len(clean)
+    seconds = (clock(clean.device) - start) / len(clean)
     _check_logits(logits, len(clean))
     predictions = logits.argmax(1)
     measured = {
@@ -283,13 +292,14 @@ def _finite(values: Tensor) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
-def _clock(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def _identify(images: Tensor, labels: Tensor, index: Tensor) -> list[Record]:
+def identify(images: Tensor, labels: Tensor, index: Tensor) -> list[Record]:
     """What names each image in a record: its position in the data set, and a digest of its pixels and label."""
     return [
         {"index": i, "image": hashlib.sha256(image.numpy().tobytes() + bytes([label % 256])).hexdigest()[:16]}
@@ -300,7 +310,7 @@ def _identify(images: Tensor, labels: Tensor, index: Tensor) -> list[Record]:
 def _describe(function: Defence) -> str:
     """A filter's name and parameters, for the hash of the configuration."""
     if isinstance(function, nn.Module):
-        return f"{function!r} {_fingerprint(function)}"
+        return f"{function!r} {fingerprint(function)}"
     inner = getattr(function, "func", function)
     name = getattr(inner, "__qualname__", "<lambda>")
     if "<lambda>" in name:
@@ -310,7 +320,7 @@ def _describe(function: Defence) -> str:
     return f"{inner.__module__}.{name}{getattr(function, 'args', ())}{getattr(function, 'keywords', {})}"
 
 
-def _fingerprint(net: nn.Module) -> str:
+def fingerprint(net: nn.Module) -> str:
     """A digest of a classifier's structure, code, parameters and buffers, those out of its state dict too."""
     digest = hashlib.sha256(str(net).encode())
     for kind in sorted({type(module) for module in net.modules()}, key=lambda kind: kind.__qualname__):

@@ -172,6 +172,39 @@ def test_benchmark_iterations(config, tmp_path):
     assert_refused("every must lie between 1 and the 20 iterations of the fit, got 0", *command, "--every", 0)
 
 
+def test_benchmark_defence(config, tmp_path):
+    command = ("benchmark", "defence", "--n", 4, "--steps", 2, "--eps", "25/255,51/255", "--attacks", "pgd")
+    command = (*command, "--methods", "bare,jpeg,dip", "--looks", 3, "--views", "identity,mirror", "--config", config)
+    result = dipdefense(*command, "--baseline", "jpeg:75", "--out", tmp_path / "run")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.split()[:4] == ["method", "strength", "attack", "eps"]
+    assert len(result.stdout.splitlines()) == 1 + 3 * 2 * (1 + 7 + 3)
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    pictures = {"curves.png", "roc.png"}
+    assert names == {"config.json", "records.jsonl", "table.csv", "table.json", "paired.csv", "roc.csv"} | pictures
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--methods", "magic"), "methods must be among bare, jpeg"),
+        (("--methods", ""), "methods must be at least one, got none"),
+        (("--views", "upside"), "views must be one or more of identity, mirror"),
+        (("--eps", ""), "eps must be one or more radii such as 4/255,8/255"),
+        (("--looks", "31"), "looks must lie between 1 and the 30 iterations of the fit, got 31"),
+        (("--longest", "0"), "iterations must be an integer of at least 1"),
+        (("--restarts", "0"), "restarts must be an integer of at least 1, got 0"),
+        (("--baseline", "jpeg"), "baseline must be a number"),
+        (("--baseline", "magic:3"), "baseline must be a setting of the methods"),
+    ],
+)
+def test_benchmark_defence_refuses(arguments, message, config, tmp_path):
+    command = ["benchmark", "defence", "--config", str(config), "--out", str(tmp_path / "run"), *arguments]
+    with pytest.raises(ValueError, match=message):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_benchmark_speed(monkeypatch, tmp_path):
     """The table that the benchmark gives is printed and written; the benchmark itself takes minutes."""
     table = pd.DataFrame([{"point": "tiny", "precision": "full", "batch": 1, "ratio": 2.0}])

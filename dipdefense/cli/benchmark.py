@@ -24,7 +24,8 @@ from dipdefense.cli.options import (
     rule_options,
 )
 from dipdefense.cli.shown import progress_bar
-from dipdefense.presets import default_config
+from dipdefense.presets import TILE, default_config
+from dipdefense.purify import Purifier
 from dipdefense.stopping import STOPPING_RULES
 
 __all__ = ["benchmark"]
@@ -142,3 +143,85 @@ def stopping(
     if fits["too_short"]:
         typer.echo(f"{fits['too_short']} of {fits['n']} fits were too short to know the best iterate: raise --longest")
     typer.echo(f"table and records: {out}")
+
+
+@benchmark.command()
+def defence(
+    dataset: DatasetName = "digits",
+    data: DataPath = None,
+    classifier: ClassifierSpec = "digits_cnn",
+    weights: Weights = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: bare, jpeg, bit_depth, median, gaussian_blur, total_variation, non_local_means, "
+            "bm3d, dip, dip_mean, trust, cross_boundary, dipdefend."
+        ),
+    ] = "bare,jpeg,bit_depth,median,gaussian_blur,total_variation,non_local_means,dip,dip_mean,trust,cross_boundary",
+    views: Annotated[
+        str, typer.Option(help="Comma-separated views, such as identity,mirror, that each method also averages over.")
+    ] = "identity",
+    attacks: Annotated[str, typer.Option(help="Comma-separated: fgsm, pgd, momentum_pgd.")] = "fgsm,pgd,momentum_pgd",
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    eps: Annotated[str, typer.Option(help="Comma-separated radii, images in [0, 1].")] = "4/255,8/255",
+    steps: Annotated[int, typer.Option(help="Steps of PGD and momentum PGD.")] = 20,
+    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 100,
+    index: Index = ":",
+    longest: Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")] = None,
+    looks: Annotated[int, typer.Option(help="Iterations of the fit that are looked at, evenly up to its end.")] = 10,
+    restarts: Annotated[int, typer.Option(help="Fits of every image for dip, dip_mean and trust.")] = 1,
+    baseline: Annotated[
+        str | None, typer.Option(help="METHOD:STRENGTH that all others are compared with; the first by default.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images attacked and purified together.")] = 64,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    config: ConfigFile = None,
+    tile: Annotated[int | None, typer.Option(help="Side of the tiles that larger images are cut into.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path("runs/defence"),
+) -> None:
+    """Accuracy and detection of defences over their strengths, on one set of adversarial images."""
+    from eval.classifiers import load_classifier
+    from eval.datasets import load_dataset
+    from eval.defence import benchmark_defence
+    from eval.methods import Setting, build_methods
+    from eval.robustness import RunConfig
+
+    where, radii = device_named(device), [number("eps", text) for text in names(eps)]
+    if not radii:
+        raise ValueError(f"eps must be one or more radii such as 4/255,8/255, got {eps!r}")
+    numbers = RunConfig(
+        attacks=names(attacks), norm=norm, eps=radii[0], steps=steps, n=n, seed=seed, batch_size=batch_size
+    )
+    images = load_dataset(dataset, data).between(*index_range(index))
+    net = load_classifier(classifier, weights).to(where)
+    shape = tuple(images[0][0].shape)
+    chosen = fit_config(config) or default_config(shape)
+    chosen = replace(chosen, iterations=chosen.iterations if longest is None else longest)
+    if not 1 <= looks <= chosen.iterations:
+        raise ValueError(f"looks must lie between 1 and the {chosen.iterations} iterations of the fit, got {looks}")
+    tile = tile if tile is not None or config is not None else TILE
+    compared = build_methods(
+        names(methods),
+        net,
+        Purifier(chosen, seed=seed, tile=tile),
+        iterations=[round(chosen.iterations * k / looks) for k in range(1, looks + 1)],
+        restarts=restarts,
+        views=tuple(names(views)),
+    )
+    family, _, strength = (baseline or "").partition(":")
+    against = Setting(family, number("baseline", strength)) if baseline else None
+    with progress_bar("records") as progress:
+        table = benchmark_defence(
+            net,
+            images,
+            compared,
+            numbers,
+            out=out,
+            eps=radii,
+            baseline=against,
+            classifier_name=classifier,
+            device=where,
+            progress=progress,
+        )
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))

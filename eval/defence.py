@@ -1,0 +1,266 @@
+"""Many defences over their strengths on identical adversarial examples: one resumable run, tables and curves.
+
+A run writes into its folder `config.json`, one record per image, attack and setting to `records.jsonl` as it is made,
+and at its end `table.csv`, `table.json`, `paired.csv`, `roc.csv`, `curves.png` and `roc.png`. Killed, it goes on where
+it was. The attacks know the bare classifier alone: no figure here is robustness against an adaptive attack.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from eval.curves import save_curves, save_rocs
+from eval.datasets import ImageDataset
+from eval.intervals import paired_bootstrap, wilson
+from eval.methods import Method, Setting, Verdict
+from eval.records import Record, append_records, configuration_hash, read_records, write_whole
+from eval.robustness import RunConfig, check_run, craft, fingerprint, identify
+from eval.roc import detection_table
+
+__all__ = ["accuracy_table", "benchmark_defence", "paired_table"]
+
+KEY = ("attack", "eps", "method", "strength", "setting", "index", "image")
+GROUP = ["method", "strength", "attack", "eps"]
+
+
+def benchmark_defence(
+    classifier: nn.Module,
+    dataset: ImageDataset,
+    methods: Sequence[Method],
+    config: RunConfig | None = None,
+    *,
+    out: str | Path,
+    eps: Sequence[float] | None = None,
+    baseline: Setting | tuple[str, float] | None = None,
+    classifier_name: str | None = None,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """Score methods on clean images and on those crafted on the bare classifier, the same for all.
+
+    Args:
+        classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), in eval mode, on `device`.
+        dataset: labelled images.
+        methods: what is compared, see `eval.methods`.
+        config: attacks, images and seed; `RunConfig()` if None.
+        out: folder of the run, made if missing.
+        eps: radii of the attacks; that of `config` alone if None.
+        baseline: the setting that all others are compared with in `paired.csv`; the first if None.
+        classifier_name: for config.json; the class name if None.
+        device: where the classifier is and the images go.
+        progress: called with (records made, records in all) after every batch and attack.
+
+    Returns:
+        The table, see `accuracy_table`.
+
+    Raises:
+        ValueError: no method, two of one setting, a baseline that is none of them, attacks that are targeted or
+            crafted on the defended model, a method whose logits or scores are not finite or not (B, K) and (B,), and
+            what `evaluate_robustness` refuses of classifier, data set and numbers.
+        OSError: the folder cannot be written.
+    """
+    config = config or RunConfig()
+    radii = (config.eps,) if eps is None else tuple(eps)
+    settings = _checked_settings(methods)
+    against = settings[0] if baseline is None else Setting(*baseline)
+    if against not in settings:
+        raise ValueError(f"baseline must be a setting of the methods, such as {tuple(settings[0])}, got {baseline}")
+    if config.crafted_on != "bare" or config.targeted:
+        raise ValueError("config must have untargeted attacks, crafted on the bare classifier")
+    plan = _plan(config, radii)
+    check_run(classifier, dataset, config, device)
+    run = Path(out)
+    run.mkdir(parents=True, exist_ok=True)
+    described = _description(classifier, classifier_name, dataset, methods, config, radii, device)
+    write_whole(run / "config.json", json.dumps(described, indent=2) + "\n")
+    records = _run(classifier, dataset, methods, plan, _Made(run / "records.jsonl", described), device, progress)
+    table = accuracy_table(records)
+    roc = detection_table(records)
+    write_whole(run / "table.csv", table.to_csv(index=False))
+    write_whole(run / "table.json", table.to_json(orient="records", indent=2) + "\n")
+    write_whole(run / "paired.csv", paired_table(records, against).to_csv(index=False))
+    write_whole(run / "roc.csv", roc.to_csv(index=False))
+    if config.attacks:
+        shown = "pgd" if "pgd" in config.attacks else config.attacks[-1]
+        save_curves(run / "curves.png", table, shown)
+        save_rocs(run / "roc.png", records, roc, shown)
+    return table
+
+
+def accuracy_table(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per method, strength, attack and eps, in the order of the records; the interval is Wilson's at 95 %.
+
+    Columns `method, strength, attack, eps, n, accuracy, ci_low, ci_high, seconds_per_image`.
+    """
+    rows = []
+    for key, group in pd.DataFrame(list(records)).groupby(GROUP, sort=False):
+        low, high = wilson(int(group["correct"].sum()), len(group))
+        rows.append((*key, len(group), group["correct"].mean(), low, high, group["seconds"].mean()))
+    return pd.DataFrame(rows, columns=[*GROUP, "n", "accuracy", "ci_low", "ci_high", "seconds_per_image"])
+
+
+def paired_table(records: Iterable[Record], baseline: Setting) -> pd.DataFrame:
+    """Accuracy minus that of the baseline on the same images, with the 95 % paired bootstrap interval.
+
+    Columns `method, strength, attack, eps, against, against_strength, n, difference, ci_low, ci_high`.
+    """
+    frame, rows = pd.DataFrame(list(records)), []
+    for (attack, eps), group in frame.groupby(["attack", "eps"], sort=False):
+        right: dict[Any, pd.Series[bool]] = {
+            setting: rows_of.set_index("index")["correct"] for setting, rows_of in group.groupby(GROUP[:2], sort=False)
+        }
+        base = right[baseline].astype(float)
+        for setting, correct in right.items():
+            if setting == baseline:
+                continue
+            own = correct.reindex(base.index).astype(float)
+            one = (float(own.iloc[0] - base.iloc[0]), math.nan, math.nan)  # a single image has no interval
+            found = paired_bootstrap(own.to_numpy(), base.to_numpy()) if len(base) > 1 else one
+            rows.append((*setting, attack, eps, baseline.method, float(baseline.strength), len(base), *found))
+    columns = [*GROUP, "against", "against_strength", "n", "difference", "ci_low", "ci_high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _checked_settings(methods: Sequence[Method]) -> list[Setting]:
+    settings = [setting for method in methods for setting in method.settings]
+    if not settings:
+        raise ValueError("methods must be at least one, got none")
+    twice = next((setting for setting in settings if settings.count(setting) > 1), None)
+    if twice is not None:
+        raise ValueError(f"methods must have each setting once, got {tuple(twice)} twice")
+    return settings
+
+
+def _plan(config: RunConfig, radii: Sequence[float]) -> list[tuple[str, RunConfig]]:
+    """(attack, numbers of it), the clean images first."""
+    attacked = [(attack, replace(config, eps=float(eps))) for attack in config.attacks for eps in radii]
+    return [("clean", replace(config, eps=0.0)), *attacked]
+
+
+def _description(
+    classifier: nn.Module,
+    classifier_name: str | None,
+    dataset: ImageDataset,
+    methods: Sequence[Method],
+    config: RunConfig,
+    radii: Sequence[float],
+    device: str | torch.device,
+) -> dict[str, Any]:
+    """All that the figures depend on, in plain values; `hash` names what all records share."""
+    example = dataset.batch([0])
+    shared = {
+        "dataset": dataset.name,
+        "classifier": classifier_name or type(classifier).__name__,
+        "weights": fingerprint(classifier),
+        "device": str(device),
+        "versions": {name: version(name) for name in ("dipdefense", "torch", "torchattacks")},
+        **{name: value for name, value in asdict(config).items() if name not in ("attacks", "eps")},
+    }
+    settings = [{**s._asdict(), **method.describe(s, example)} for method in methods for s in method.settings]
+    return {
+        **shared,
+        "attacks": list(config.attacks),
+        "eps": list(radii),
+        "hash": configuration_hash(shared),
+        "settings": settings,
+    }
+
+
+class _Made:
+    """The records of a run: those found in its file, and those added to it."""
+
+    def __init__(self, path: Path, described: dict[str, Any]):
+        self.path, self.key = path, described["hash"]
+        self.digests = {Setting(d["method"], d["strength"]): configuration_hash(d) for d in described["settings"]}
+        found = [record for record in read_records(path) if record.get("config") == self.key]
+        self._records = {tuple(record[name] for name in KEY): record for record in found}
+
+    def heads(self, attack: str, eps: float, setting: Setting, rows: list[Record]) -> list[Record]:
+        """What names a record of each image."""
+        head = {"config": self.key, "attack": attack, "eps": eps, **setting._asdict()}
+        return [{**head, "setting": self.digests[setting], **row} for row in rows]
+
+    def find(self, heads: list[Record]) -> list[Record] | None:
+        """The records so named; None if one is missing."""
+        found = [self._records.get(tuple(head[name] for name in KEY)) for head in heads]
+        return [record for record in found if record is not None] if None not in found else None
+
+    def add(self, records: list[Record]) -> None:
+        """Append the records that are not there yet."""
+        new = {tuple(record[name] for name in KEY): record for record in records}
+        new = {name: record for name, record in new.items() if name not in self._records}
+        append_records(self.path, new.values())
+        self._records |= new
+
+
+def _run(
+    classifier: nn.Module,
+    dataset: ImageDataset,
+    methods: Sequence[Method],
+    plan: Sequence[tuple[str, RunConfig]],
+    made: _Made,
+    device: str | torch.device,
+    progress: Callable[[int, int], None] | None,
+) -> list[Record]:
+    """All records of the plan, making those that are missing."""
+    config, records = plan[0][1], list[Record]()
+    total = config.n * len(plan) * sum(len(method.settings) for method in methods)
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))[: config.n]
+    for positions in order.split(config.batch_size):  # type: ignore[no-untyped-call]
+        images, labels = dataset.batch(positions.tolist()), dataset.labels[positions]
+        rows = identify(images, labels, dataset.index[positions])
+        images, labels = images.to(device), labels.to(device)
+        for attack, numbers in plan:
+            names = {s: made.heads(attack, numbers.eps, s, rows) for method in methods for s in method.settings}
+            missing = [method for method in methods if any(made.find(names[s]) is None for s in method.settings)]
+            if missing:
+                attacked = images if attack == "clean" else craft(attack, classifier, images, labels, numbers)
+                facts = _facts(classifier, images, attacked, labels)
+                for method in missing:
+                    made.add(_judge(method, attacked, labels, facts, names))
+            records += [record for heads in names.values() for record in made.find(heads) or []]
+            if missing and progress is not None:
+                progress(len(records), total)
+    return records
+
+
+@torch.no_grad()
+def _facts(classifier: nn.Module, clean: Tensor, attacked: Tensor, labels: Tensor) -> list[Record]:
+    """The label, and whether the attack fooled the bare classifier: right on the clean image, wrong on this one."""
+    fooled = (classifier(clean).argmax(1) == labels) & (classifier(attacked).argmax(1) != labels)
+    return [{"label": y, "fooled": f} for y, f in zip(labels.tolist(), fooled.tolist(), strict=True)]
+
+
+@torch.no_grad()
+def _judge(
+    method: Method, images: Tensor, labels: Tensor, facts: list[Record], names: dict[Setting, list[Record]]
+) -> list[Record]:
+    """One record per image and setting of a method."""
+    records = []
+    for setting, verdict in method(images).items():
+        _check(setting, verdict, len(images))
+        predictions = verdict.logits.argmax(1).tolist()
+        scores = [None] * len(images) if verdict.scores is None else verdict.scores.tolist()
+        seconds = round(verdict.seconds / len(images), 6)
+        for head, fact, label, prediction, score in zip(
+            names[setting], facts, labels.tolist(), predictions, scores, strict=True
+        ):
+            judged = {"prediction": prediction, "correct": prediction == label, "score": score, "seconds": seconds}
+            records.append(head | fact | judged)
+    return records
+
+
+def _check(setting: Setting, verdict: Verdict, n: int) -> None:
+    logits, scores = verdict.logits, verdict.scores
+    if logits.dim() != 2 or len(logits) != n or not logits.isfinite().all():
+        raise ValueError(f"{setting.method} must give finite logits (B, K), got shape {tuple(logits.shape)}")
+    if scores is not None and (scores.shape != (n,) or not scores.isfinite().all()):
+        raise ValueError(f"{setting.method} must give finite scores (B,) or None, got shape {tuple(scores.shape)}")

@@ -1,0 +1,109 @@
+"""How well scores tell adversarial images from clean ones: AUROC with its interval, and the rate at few alarms."""
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from sklearn.metrics import roc_curve
+
+from eval.records import Record
+
+__all__ = ["ALARMS", "Detection", "detection", "detection_table", "score_pairs"]
+
+ALARMS = 0.05  # false positive rate at which the true positive rate is read off
+
+
+class Detection(NamedTuple):
+    """How well a score detects; NaN where no image was fooled."""
+
+    auroc: float  # probability that an adversarial image scores above a clean one, ties counting half
+    ci_low: float
+    ci_high: float
+    tpr: float  # true positives at a false positive rate of at most `ALARMS`
+
+
+def detection(
+    clean: ArrayLike,
+    attacked: ArrayLike,
+    fooled: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Detection:
+    """Score the detection of adversarial images among clean ones.
+
+    The interval is a percentile bootstrap over images: a clean image and its attacked version are drawn together.
+
+    Args:
+        clean: scores of the clean images, (N,), larger is more adversarial.
+        attacked: scores of the same images attacked, (N,).
+        fooled: (N,) bool; the attacked images that are adversarial, the others are left out.
+        confidence: coverage, in (0, 1).
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: arrays not of one length, scores that are not finite.
+    """
+    negative, positive = np.asarray(clean, dtype=np.float64), np.asarray(attacked, dtype=np.float64)
+    chosen = np.asarray(fooled, dtype=bool)
+    if negative.ndim != 1 or not negative.shape == positive.shape == chosen.shape or len(negative) < 1:
+        raise ValueError(
+            f"clean, attacked and fooled must be (N,), got {negative.shape}, {positive.shape} and {chosen.shape}"
+        )
+    if not (np.isfinite(negative).all() and np.isfinite(positive).all()):
+        raise ValueError("scores must be finite, got NaN or infinite values")
+    if not chosen.any():
+        return Detection(math.nan, math.nan, math.nan, math.nan)
+    positive = positive[chosen]
+    above = (positive > negative[:, None]) + (positive == negative[:, None]) / 2  # (N, A): Mann and Whitney's count
+    N = len(negative)
+    times = np.random.default_rng(seed).multinomial(N, np.full(N, 1 / N), size=resamples)  # (resamples, N)
+    drawn = times[:, chosen]
+    kept = drawn.sum(1) > 0  # a sample without adversarial images has no AUROC
+    areas = ((times[kept] @ above) * drawn[kept]).sum(1) / (N * drawn[kept].sum(1))
+    low, high = np.quantile(areas, [(1 - confidence) / 2, (1 + confidence) / 2])
+    rates, hits, _ = roc_curve(*_labelled(negative, positive))
+    return Detection(float(above.mean()), float(low), float(high), float(hits[rates <= ALARMS].max()))
+
+
+def score_pairs(records: Iterable[Record]) -> dict[tuple[str, float, str, float], pd.DataFrame]:
+    """(method, strength, attack, eps) -> one row per image: its scores `clean` and `attacked`, and `fooled`.
+
+    Only of methods that detect, and of attacks.
+    """
+    frame = pd.DataFrame([record for record in records if record["score"] is not None])
+    pairs: dict[tuple[str, float, str, float], pd.DataFrame] = {}
+    if not len(frame):
+        return pairs
+    key: Any  # pandas types the keys of groups as Hashable
+    row: Any
+    for key, group in frame.groupby(["method", "strength"], sort=False):
+        clean = group[group["attack"] == "clean"].set_index("index")["score"].rename("clean")
+        for row, attacked in group[group["attack"] != "clean"].groupby(["attack", "eps"], sort=False):
+            columns = attacked.set_index("index")[["score", "fooled"]].rename(columns={"score": "attacked"})
+            pairs[*key, *row] = columns.join(clean, how="inner")
+    return pairs
+
+
+def detection_table(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per method, strength, attack and eps.
+
+    Columns `method, strength, attack, eps, n_clean, n_adversarial, auroc, ci_low, ci_high, tpr_at_5fpr`; adversarial
+    are the attacked images that the bare classifier gets wrong though it is right on their clean version.
+    """
+    rows = [
+        (*key, len(pair), int(pair["fooled"].sum()), *detection(pair["clean"], pair["attacked"], pair["fooled"]))
+        for key, pair in score_pairs(records).items()
+    ]
+    columns = ["method", "strength", "attack", "eps", "n_clean", "n_adversarial"]
+    return pd.DataFrame(rows, columns=[*columns, "auroc", "ci_low", "ci_high", "tpr_at_5fpr"])
+
+
+def _labelled(clean: np.ndarray, adversarial: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (1 = adversarial) and scores."""
+    return np.repeat([0, 1], [len(clean), len(adversarial)]), np.concatenate([clean, adversarial])

@@ -1,0 +1,300 @@
+"""Decisions: closed forms with a linear classifier, what a fit's trajectory is, and what is refused."""
+
+import copy
+import dataclasses
+import io
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from dipdefense import (
+    DECISIONS,
+    CrossBoundary,
+    DefendedClassifier,
+    FitConfig,
+    Last,
+    MeanSoftmax,
+    Purifier,
+    Trust,
+    defend,
+)
+from dipdefense.decisions import VIEWS, contradiction, log_mean_softmax
+
+TINY = FitConfig(
+    architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=24, ema=0.5
+)
+LOOKS = (6, 12, 24)
+EXAMPLES = [
+    Last(),
+    MeanSoftmax(LOOKS, restarts=2, views=("identity", "mirror")),
+    Trust(LOOKS, threshold=0.3, width=0.1),
+    CrossBoundary(LOOKS, alpha=0.1, bisections=3),
+]
+
+
+def images(n: int = 3, side: int = 16) -> torch.Tensor:
+    return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(0)).double()
+
+
+class Linear(nn.Module):
+    """A linear classifier, whose gradient is its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.randn(5, 3 * 16 * 16, generator=torch.Generator().manual_seed(1)) / 10
+        self.weight = nn.Parameter(weight.double())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ self.weight.T
+
+
+class Threshold(nn.Module):
+    """Class 1 where the mean is above `level`."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.level = level
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([torch.zeros(len(x), dtype=x.dtype), x.flatten(1).mean(1) - self.level], 1)
+
+
+# --- trajectory -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tile", [None, 12])
+def test_each_look_is_what_a_fit_of_that_length_returns(tile):
+    config = dataclasses.replace(TINY, memory_gb=0.004)  # several chunks
+    frames = Purifier(config, seed=3, tile=tile).trajectory(images(), LOOKS)
+    assert frames.shape == (3, *images().shape)
+    assert not frames.requires_grad
+    for iteration, frame in zip(LOOKS, frames, strict=True):
+        short = dataclasses.replace(config, iterations=iteration)
+        torch.testing.assert_close(frame, Purifier(short, seed=3, tile=tile).reconstruct(images()), rtol=0, atol=1e-9)
+
+
+def test_the_looks_come_in_the_order_asked_for_and_restarts_add_to_the_seed():
+    purifier = Purifier(TINY, seed=3)
+    frames = purifier.trajectory(images(), LOOKS)
+    torch.testing.assert_close(purifier.trajectory(images(), (24, 6)), frames[[2, 0]])
+    torch.testing.assert_close(Purifier(TINY, seed=1).trajectory(images(), LOOKS, restart=2), frames)
+    fresh = Purifier(TINY, seed=None)
+    assert not torch.equal(fresh.trajectory(images(), (6,)), fresh.trajectory(images(), (6,)))
+
+
+def test_the_cosine_loss_stays_in_range():
+    config = dataclasses.replace(TINY, loss="cosine", iterations=100, ema=0.0)
+    stripes = torch.tensor([0.0, 1.0]).repeat(8).expand(1, 3, 16, 16)
+    assert Purifier(config).trajectory(stripes, (100,)).max() == 1
+
+
+def test_an_image_that_was_given_up_keeps_its_last_average():
+    config = dataclasses.replace(TINY, lr=1e4, iterations=200, rollback_db=1e-6)
+    with pytest.warns(UserWarning, match="keeps diverging"):
+        frames = Purifier(config).trajectory(images(), (150, 200))
+    with pytest.warns(UserWarning, match="keeps diverging"):
+        whole = Purifier(config).reconstruct(images())
+    torch.testing.assert_close(frames[1], whole)
+    assert frames.isfinite().all()
+
+
+# --- closed forms -----------------------------------------------------------------------------------------------
+
+
+def test_the_mean_of_softmaxes_by_hand():
+    along = torch.tensor([[[0.0, 0.0]], [[0.0, 3.0]]]).log_softmax(2) + 7  # a constant cancels
+    expected = (torch.tensor([0.5, 0.5]) + torch.tensor([0.0, 3.0]).softmax(0)) / 2
+    torch.testing.assert_close(log_mean_softmax(along).exp()[0], expected)
+    torch.testing.assert_close(contradiction(torch.tensor([[2.0, 1.0]]), along), 1 - expected[:1])
+
+
+def test_logits_average_iterations_restarts_and_views():
+    net, purifier = Linear(), Purifier(TINY, seed=4)
+    decision = MeanSoftmax(LOOKS, restarts=2, views=("identity", "mirror", "shift_left_2"))
+    frames = torch.cat([Purifier(TINY, seed=seed).trajectory(images(), LOOKS) for seed in (4, 5)])
+    looks = [frame for frame in frames] + [frame.flip(3) for frame in frames]
+    looks += [torch.cat([frame[..., 2:], frame[..., [-2, -3]]], 3) for frame in frames]  # mirrored without the edge
+    expected = torch.stack([net(look).softmax(1) for look in looks]).mean(0).log()
+    torch.testing.assert_close(DefendedClassifier(net, purifier, decision=decision)(images()), expected)
+
+
+def test_the_straight_through_gradient_reaches_every_reconstruction():
+    """d log mean_s p_s[k] / dx = sum_s p_s[k] (W_k - sum_j p_s[j] W_j) / sum_s p_s[k]."""
+    net, x = Linear(), images().requires_grad_()
+    decision = MeanSoftmax(LOOKS, restarts=2)
+    DefendedClassifier(net, Purifier(TINY), decision=decision)(x)[:, 2].sum().backward()
+    frames = torch.cat([Purifier(TINY, seed=seed).trajectory(images(), LOOKS) for seed in (0, 1)])
+    p = torch.stack([net(frame).softmax(1) for frame in frames])  # (S, B, K)
+    slope = p[..., 2:3] * (net.weight[2] - p @ net.weight)  # (S, B, C*H*W)
+    torch.testing.assert_close(x.grad, (slope.sum(0) / p[..., 2:3].sum(0)).view_as(x))
+
+
+@pytest.mark.parametrize(("threshold", "width"), [(0.0, 1e-9), (1.0, 1e-9), (0.4, 0.2)])
+def test_trust_passes_from_the_bare_prediction_to_the_trajectory(threshold, width):
+    net, x = Linear(), images().requires_grad_()
+    bare = net(x)
+    along = net(Purifier(TINY).trajectory(images(), (12,))[0] + (x - x.detach()))  # straight through, by hand
+    score = contradiction(bare, along[None])
+    w = torch.sigmoid((score - threshold) / width)[:, None]
+    expected = ((1 - w) * bare.softmax(1) + w * along.softmax(1)).log()
+    logits = defend(net, TINY, decision=Trust((12,), threshold=threshold, width=width))(x)
+    torch.testing.assert_close(logits, expected)
+    if width > 0.1:
+        wanted, got = (torch.autograd.grad(y[:, 1].sum(), x)[0] for y in (expected, logits))
+        torch.testing.assert_close(got, wanted)
+
+
+def test_crossing_the_boundary_by_hand():
+    """Grey images 0.2, 0.6, 0.4 along a fit cross the boundary at 0.5 twice; the input is 0.9 everywhere."""
+    shades = torch.tensor([0.2, 0.6, 0.4]).double()
+    along = shades[:, None, None, None, None].expand(3, 2, 1, 4, 4).clone()
+    along[:, 1] = 0.1  # the second image crosses nothing
+    x = torch.full((2, 1, 4, 4), 0.9).double()
+    decision = CrossBoundary((1, 2, 3), alpha=0.4, bisections=40)
+    (stitched,) = decision.prepare(Threshold(0.5), x, along)
+    torch.testing.assert_close(stitched[0], torch.full((1, 4, 4), 0.5 - 0.4 / 4).double())  # |1| over 16 pixels is 4
+    torch.testing.assert_close(stitched[1], along[2, 1])
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        ("identity", [0, 1, 2, 3]),
+        ("mirror", [3, 2, 1, 0]),
+        ("shift_left_1", [1, 2, 3, 2]),
+        ("shift_right_2", [2, 1, 0, 1]),
+    ],
+)
+def test_views(view, expected):
+    row = torch.arange(4.0).expand(1, 1, 4, 4)
+    assert VIEWS[view](row)[0, 0, 0].tolist() == expected
+    turned = view.replace("left", "up").replace("right", "down")
+    if turned != view:
+        assert VIEWS[turned](row.mT)[0, 0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_flat_image_looks_the_same_from_every_side(view):
+    flat = torch.full((2, 3, 5, 7), 0.3)
+    assert torch.equal(VIEWS[view](flat), flat)
+
+
+# --- the module -------------------------------------------------------------------------------------------------
+
+
+def test_every_decision_has_an_example():
+    assert {type(decision) for decision in EXAMPLES} == set(DECISIONS.values())
+
+
+@pytest.mark.parametrize("decision", EXAMPLES)
+def test_one_image_is_decided_as_in_its_batch(decision):
+    defended = defend(Linear(), TINY, decision=decision)
+    logits, scores = defended.classify_and_detect(images())
+    assert logits.shape == (3, 5)
+    assert scores.shape == (3,)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    for got, wanted in ((defended(images()), logits), (defended.detect(images()), scores)):
+        torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(defended.detect(images()[1:2]), scores[1:2], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(defended(images()[1:2]), logits[1:2], rtol=1e-6, atol=1e-6)
+    with torch.inference_mode():
+        torch.testing.assert_close(defended(images()), logits)
+
+
+@pytest.mark.parametrize("decision", EXAMPLES)
+def test_a_decision_survives_json_copies_and_files(decision):
+    name = next(name for name, kind in DECISIONS.items() if kind is type(decision))
+    assert DECISIONS[name](**json.loads(json.dumps(dataclasses.asdict(decision)))) == decision
+    defended = defend(Linear(), TINY, decision=decision)
+    assert list(defended.state_dict()) == ["classifier.weight"]
+    assert repr(decision) in repr(defended)
+    file = io.BytesIO()
+    torch.save(defended, file)
+    file.seek(0)
+    for again in (copy.deepcopy(defended), torch.load(file, weights_only=False)):
+        torch.testing.assert_close(again(images()), defended(images()))
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_a_decision_by_name_fits_any_length(name):
+    for iterations in (2, 24):
+        config = dataclasses.replace(TINY, iterations=iterations)
+        assert defend(Linear(), config, decision=name)(images()).shape == (3, 5)
+
+
+def test_the_last_look_alone_is_the_softmax_of_the_last_decision():
+    last, mean = (defend(Linear(), TINY, decision=d)(images()) for d in (None, MeanSoftmax((24,))))
+    torch.testing.assert_close(mean, last.log_softmax(1))
+
+
+def test_no_gradient_raises_through_a_decision():
+    x = images().requires_grad_()
+    with pytest.raises(RuntimeError, match='use gradient="straight_through"'):
+        defend(Linear(), TINY, gradient="none", decision="trust")(x).sum().backward()
+
+
+# --- what is refused --------------------------------------------------------------------------------------------
+
+
+class Returns(nn.Module):
+    """Whatever it is given."""
+
+    def __init__(self, value: object) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.value
+
+
+RISING = "iterations must be one or more integers rising from 1 or above, got "
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: defend(Linear(), TINY, decision="vote"),
+            ValueError,
+            "must be one of last, mean_softmax, trust, cross",
+        ),
+        (lambda: defend(Linear(), TINY, decision=3), TypeError, "decision must be a Decision, its name or None, got 3"),
+        (lambda: defend(Linear(), TINY, decision=Last), TypeError, "decision must be a Decision, its name or None"),
+        (lambda: MeanSoftmax(()), ValueError, RISING),
+        (lambda: MeanSoftmax((3, 2)), ValueError, RISING),
+        (lambda: MeanSoftmax((2, 2)), ValueError, RISING),
+        (lambda: Trust((0, 1)), ValueError, RISING),
+        (lambda: Trust((1.5,)), ValueError, RISING),
+        (lambda: CrossBoundary(5), ValueError, RISING),
+        (lambda: CrossBoundary((5,)), ValueError, "iterations must be at least two"),
+        (lambda: CrossBoundary(LOOKS, alpha=-1), ValueError, "alpha must be finite and not negative, got -1"),
+        (lambda: CrossBoundary(LOOKS, bisections=0), ValueError, "bisections must be an integer of at least 1, got 0"),
+        (lambda: MeanSoftmax(LOOKS, restarts=0), ValueError, "restarts must be an integer of at least 1, got 0"),
+        (lambda: MeanSoftmax(LOOKS, views=()), ValueError, "views must be one or more of identity, mirror"),
+        (lambda: MeanSoftmax(LOOKS, views=("up",)), ValueError, "views must be one or more of identity, mirror"),
+        (lambda: Trust(LOOKS, threshold=1.5), ValueError, r"threshold must lie in \[0, 1\], got 1.5"),
+        (lambda: Trust(LOOKS, width=0), ValueError, "width must be positive and finite, got 0"),
+        (lambda: defend(Linear(), TINY, decision=MeanSoftmax((25,)))(images()), ValueError, "from 1 to the 24 of the"),
+        (lambda: Purifier(TINY).trajectory(images(), ()), ValueError, "iterations must be one or more integers from 1"),
+        (lambda: Purifier(TINY).trajectory(images(), (0,)), ValueError, r"of the fit, got \(0,\)"),
+        (
+            lambda: defend(Linear(), dataclasses.replace(TINY, stopping="emv"), decision="trust")(images()),
+            ValueError,
+            "stopping must be fixed where iterations are named, got 'emv': use the decision last",
+        ),
+        (lambda: defend(Linear(), TINY, decision="trust")(images() * 2), ValueError, "255"),
+        (lambda: defend(Returns(torch.zeros(3)), TINY)(images()), ValueError, r"\(B, K\) for 3 images, got shape \(3,"),
+        (lambda: defend(Returns(torch.zeros(2, 5)), TINY)(images()), ValueError, r"logits \(B, K\) for 3 images"),
+        (lambda: defend(Returns(None), TINY)(images()), ValueError, "for 3 images, got NoneType"),
+        (
+            lambda: defend(Returns(torch.full((3, 5), torch.nan)), TINY).detect(images()),
+            ValueError,
+            "classifier must return finite logits, got NaN or infinite values",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
