@@ -1,13 +1,15 @@
 """Adversarial defence by deep image prior: purify an image by an early-stopped fit, then classify it."""
 
 from dipdefense.config import FitConfig
-from dipdefense.decisions import DECISIONS, CrossBoundary, Decision, Last, MeanSoftmax, Trust
+from dipdefense.cross_boundary import CrossBoundary
+from dipdefense.decisions import DECISIONS, Decision, Last, MeanSoftmax, Trust
 from dipdefense.fit import FitResult, Progress, fit
 from dipdefense.losses import LOSSES, masked_mse
 from dipdefense.networks import ARCHITECTURES, Autoencoder, SkipNet, UNet
-from dipdefense.presets import default_config
-from dipdefense.purify import DefendedClassifier, Purifier, defend
+from dipdefense.presets import default_config, default_defence
+from dipdefense.purify import DefendedClassifier, Judgement, Purifier, defend
 from dipdefense.stopping import STOPPING_RULES
+from dipdefense.suspicion import Suspicion
 
 __all__ = [
     "ARCHITECTURES",
@@ -20,14 +22,17 @@ __all__ = [
     "DefendedClassifier",
     "FitConfig",
     "FitResult",
+    "Judgement",
     "Last",
     "MeanSoftmax",
     "Progress",
     "Purifier",
     "SkipNet",
+    "Suspicion",
     "Trust",
     "UNet",
     "default_config",
+    "default_defence",
     "defend",
     "fit",
     "masked_mse",

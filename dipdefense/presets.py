@@ -1,8 +1,10 @@
-"""The configuration for an image's shape, where the user names none; docs/results.md holds the evidence."""
+"""The fit and the decision for an image's shape, where the user names none; docs/defence.md holds the evidence."""
 
 from dipdefense.config import FitConfig
+from dipdefense.decisions import Decision, Last, Trust
+from dipdefense.suspicion import Suspicion
 
-__all__ = ["TILE", "default_config"]
+__all__ = ["TILE", "default_config", "default_defence"]
 
 # Without skip connections: strokes come at once, and a perturbation as strong as theirs soon after.
 GREY = FitConfig(architecture_options={"channels": [16, 32, 64], "skip_channels": 0}, iterations=60)
@@ -13,6 +15,17 @@ COLOUR = FitConfig(
     iterations=110,
     ema=0.5,
 )
+# For a trajectory rather than one reconstruction: half the channels let the perturbation through later.
+TRAJECTORY = FitConfig(
+    architecture_options={"channels": [8, 16, 32], "skip_channels": 4, "upsampling": "nearest"},
+    iterations=300,
+    ema=0.5,
+)
+TRUST = Trust(
+    iterations=(180, 200, 220),
+    views=("mirror",),
+    suspicion=Suspicion(iterations=(140, 300), bias=34.8, contradiction=0.62, early=-9.83, late=13.29),
+)
 TILE = 64  # pixels a side; these small networks are slow to arrive on larger images
 
 
@@ -22,3 +35,8 @@ def default_config(shape: tuple[int, ...]) -> FitConfig:
     Never the published 5x128 net with its thousands of steps.
     """
     return GREY if shape[-3] == 1 else COLOUR
+
+
+def default_defence(shape: tuple[int, ...]) -> tuple[FitConfig, Decision]:
+    """The fit and the decision of a defended classifier for images of shape (C, H, W)."""
+    return (GREY, Last()) if shape[-3] == 1 else (TRAJECTORY, TRUST)

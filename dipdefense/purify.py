@@ -2,19 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dipdefense.config import FitConfig
-from dipdefense.decisions import DECISIONS, VIEWS, Decision, Last, contradiction
+from dipdefense.decisions import DECISIONS, Decision, Last
 from dipdefense.fit import FitResult, Progress, fit
 from dipdefense.images import check_images
-from dipdefense.presets import TILE, default_config
+from dipdefense.looks import VIEWS, Looks
+from dipdefense.presets import TILE, default_config, default_defence
 from dipdefense.tiles import cut, join
 
-__all__ = ["GRADIENTS", "DefendedClassifier", "Purifier", "defend"]
+__all__ = ["GRADIENTS", "DefendedClassifier", "Judgement", "Purifier", "defend"]
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -162,6 +163,14 @@ class Purifier(nn.Module):
         return f"config={self.config}, seed={self.seed}, gradient={self.gradient!r}, tile={self.tile}"
 
 
+class Judgement(NamedTuple):
+    """What a defended classifier says of a batch."""
+
+    logits: Tensor  # (B, K)
+    scores: Tensor  # (B,) in [0, 1], larger is more adversarial
+    reconstruction: Tensor  # (B, C, H, W) mean of all that was classified; no gradient
+
+
 class DefendedClassifier(nn.Module):
     """Purify, then classify. Works under `no_grad` and `inference_mode`.
 
@@ -170,7 +179,8 @@ class DefendedClassifier(nn.Module):
         purifier: what stands in front; `Purifier()` if None.
         gradient: meaning of a backward pass, see `Purifier`; the purifier's own if None. It holds for every
             reconstruction that a decision classifies, so their gradients add up; that of bare logits is exact.
-        decision: how reconstructions become logits, or its name in `DECISIONS`; `Last()` if None.
+        decision: how reconstructions become logits, or its name in `DECISIONS`. None: the evidence-based one of the
+            image's size with its fit (`default_defence`); `Last()` where the purifier has numbers of its own.
 
     Raises:
         TypeError: the classifier is no module, the decision no decision.
@@ -191,7 +201,7 @@ class DefendedClassifier(nn.Module):
         self.classifier = classifier
         self.purifier = purifier or Purifier()
         self.gradient = self.purifier.gradient if gradient is None else _known_gradient(gradient)
-        self.decision = _known_decision(decision)
+        self.decision = None if decision is None else _known_decision(decision)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> logits (B, K).
@@ -200,39 +210,40 @@ class DefendedClassifier(nn.Module):
             TypeError, ValueError: not a floating image batch, or outside [0, 1]; iterations of the decision that the
                 fit does not have; a classifier that does not return finite logits (B, K).
         """
-        along = self._along(images)
-        return self.decision.combine(self._classify(images) if self.decision.needs_bare else None, along)
+        return self.judge(images).logits
 
     def detect(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> how adversarial each looks, (B,) in [0, 1]; larger is more so.
 
-        It is the `contradiction` of the bare prediction by what the decision classifies. Raises as `forward` does.
+        The score is the decision's. Raises as `forward` does.
         """
-        return self.classify_and_detect(images)[1]
+        return self.judge(images).scores
 
-    def classify_and_detect(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The results of `forward` and `detect` from one fit."""
-        along, bare = self._along(images), self._classify(images)
-        return self.decision.combine(bare if self.decision.needs_bare else None, along), contradiction(bare, along)
+    def judge(self, images: Tensor) -> Judgement:
+        """The results of `forward` and `detect` from one fit, and what was classified."""
+        check_images(images)
+        purifier, decision = self.plan(images)
+        iterations = decision.looks(purifier.config_for(images).iterations)
+        reconstructions, residual = _reconstruct(purifier, images, decision, iterations)
+        prepared = decision.prepare(self._classify, images.detach(), reconstructions)
+        passes: Any = GRADIENTS[self.gradient]
+        along = [
+            self._classify(VIEWS[view](passes.apply(images, look))) for look in prepared for view in decision.views
+        ]
+        looks = Looks(self._classify(images), torch.stack(along), residual)
+        return Judgement(decision.combine(looks), decision.score(looks), prepared.mean(0))
+
+    def plan(self, images: Tensor) -> tuple[Purifier, Decision]:
+        """The fit and the decision for images of this shape, (B, C, H, W)."""
+        own = self.purifier
+        if self.decision is not None or own.config is not None:
+            return own, self.decision or Last()
+        config, decision = default_defence(tuple(images.shape[1:]))
+        return Purifier(config, seed=own.seed, gradient=own.gradient, tile=own.tile or TILE), decision
 
     def extra_repr(self) -> str:
         """The arguments that are no modules."""
         return f"gradient={self.gradient!r}, decision={self.decision}"
-
-    def _along(self, images: Tensor) -> Tensor:
-        """Logits of all that the decision looks at, (S, B, K)."""
-        check_images(images)
-        iterations = self.decision.looks(self.purifier.config_for(images).iterations)
-        fits = [
-            self.purifier.trajectory(images, iterations, restart=restart)
-            if iterations
-            else self.purifier.reconstruct(images)[None]
-            for restart in range(self.decision.restarts)
-        ]
-        prepared = self.decision.prepare(self._classify, images.detach(), torch.cat(fits))
-        passes: Any = GRADIENTS[self.gradient]
-        looks = [passes.apply(images, look) for look in prepared]
-        return torch.stack([self._classify(VIEWS[view](look)) for look in looks for view in self.decision.views])
 
     def _classify(self, images: Tensor) -> Tensor:
         logits = self.classifier(images)
@@ -254,6 +265,20 @@ def defend(
 ) -> DefendedClassifier:
     """Wrap a classifier so that it purifies what it sees. Arguments as in `Purifier` and `DefendedClassifier`."""
     return DefendedClassifier(classifier, Purifier(config, seed=seed), gradient=gradient, decision=decision)
+
+
+def _reconstruct(
+    purifier: Purifier, images: Tensor, decision: Decision, iterations: tuple[int, ...]
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """Reconstructions (restarts x iterations, B, C, H, W), and the residuals that the decision asks for."""
+    if not iterations:
+        return purifier.reconstruct(images)[None], {}
+    seen = sorted({*iterations, *decision.residuals})
+    fits = [purifier.trajectory(images, seen, restart=restart) for restart in range(decision.restarts)]
+    frames = torch.stack(fits)  # (restarts, T, B, C, H, W)
+    residual = (frames - images.detach()).square().flatten(3).mean((0, 3))  # (T, B)
+    chosen = [seen.index(iteration) for iteration in iterations]
+    return frames[:, chosen].flatten(0, 1), {i: residual[seen.index(i)] for i in decision.residuals}
 
 
 def _watch(images: Tensor, config: FitConfig, seed: int | None, iterations: Sequence[int]) -> Tensor:
@@ -284,9 +309,7 @@ def _check_looks(iterations: Sequence[int], config: FitConfig) -> None:
         )
 
 
-def _known_decision(decision: Decision | str | None) -> Decision:
-    if decision is None:
-        return Last()
+def _known_decision(decision: Decision | str) -> Decision:
     if isinstance(decision, str):
         if decision not in DECISIONS:
             raise ValueError(f"decision must be one of {', '.join(DECISIONS)}, got {decision!r}")

@@ -1,16 +1,16 @@
 """Defences to compare, each over a range of strengths: images to logits and detection scores."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from skimage import restoration
 from torch import Tensor, nn
 
-from dipdefense import DefendedClassifier, FitConfig, MeanSoftmax, Purifier, Trust
-from dipdefense.decisions import VIEWS, CrossBoundary, contradiction, log_mean_softmax
-from dipdefense.stopping import STOPPING_RULES
+from dipdefense import CrossBoundary, Decision, DefendedClassifier, FitConfig, MeanSoftmax, Purifier, Trust
+from dipdefense.looks import VIEWS, Looks, contradiction, log_mean_softmax
 from eval.baselines import BASELINES
 from eval.robustness import clock
 
@@ -21,6 +21,7 @@ __all__ = [
     "Defended",
     "Filtered",
     "Method",
+    "NoiseLevel",
     "OneFit",
     "Setting",
     "Verdict",
@@ -103,6 +104,28 @@ class Filtered:
 
 
 @dataclass(frozen=True)
+class NoiseLevel:
+    """The bare classifier, and how noisy the image is as the score: what a detector must beat.
+
+    Source: Donoho and Johnstone (1994), the median of the finest wavelet coefficients, by scikit-image.
+    """
+
+    classifier: nn.Module
+    settings: Sequence[Setting] = (Setting("noise_level", 0),)
+
+    def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
+        """See `Method.describe`."""
+        return {"score": "skimage.restoration.estimate_sigma"}
+
+    def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
+        """See `Method`."""
+        start, pixels = clock(images.device), images.permute(0, 2, 3, 1).cpu().numpy()
+        sigmas = [restoration.estimate_sigma(image, channel_axis=-1, average_sigmas=True) for image in pixels]
+        seconds = clock(images.device) - start
+        return {self.settings[0]: Verdict(self.classifier(images), torch.tensor(sigmas).to(images), seconds)}
+
+
+@dataclass(frozen=True)
 class OneFit:
     """Decisions that share the trajectory of one fit (and its restarts), each a setting of its own.
 
@@ -111,7 +134,7 @@ class OneFit:
 
     classifier: nn.Module
     purifier: Purifier
-    decisions: Mapping[Setting, MeanSoftmax]
+    decisions: Mapping[Setting, Decision]
 
     @property
     def settings(self) -> list[Setting]:
@@ -121,13 +144,14 @@ class OneFit:
     def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
         """See `Method.describe`."""
         decision = self.decisions[setting]
-        return {**_describe_fit(self.purifier, images), "decision": type(decision).__name__, **asdict(decision)}
+        return {**_describe_fit(self.purifier, images), "decision": repr(decision)}
 
     def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
         """See `Method`."""
         length = self.purifier.config_for(images).iterations
         looks = {setting: decision.looks(length) for setting, decision in self.decisions.items()}
-        iterations = sorted({iteration for named in looks.values() for iteration in named})
+        asked = [*looks.values(), *(decision.residuals for decision in self.decisions.values())]
+        iterations = sorted({iteration for named in asked for iteration in named})
         restarts = max(decision.restarts for decision in self.decisions.values())
         start = clock(images.device)
         fits = [self.purifier.trajectory(images, iterations, restart=restart) for restart in range(restarts)]
@@ -139,13 +163,27 @@ class OneFit:
             logits = self.classifier(VIEWS[view](fits[restart][iterations.index(iteration)]))
             return logits, clock(images.device) - start
 
+        residual = [(frames - images).square().flatten(2).mean(2) for frames in fits]  # (T, B) of each restart
         bare, verdicts = self.classifier(images), {}
         for setting, decision in self.decisions.items():
-            seen = [look(r, i, v) for r in range(decision.restarts) for i in looks[setting] for v in decision.views]
-            along = torch.stack([logits for logits, _ in seen])
-            seconds = fitting * decision.restarts * looks[setting][-1] + sum(seconds for _, seconds in seen)
-            logits = decision.combine(bare if decision.needs_bare else None, along)
-            verdicts[setting] = Verdict(logits, contradiction(bare, along), seconds)
+            start = clock(images.device)
+            frames = [fits[r][iterations.index(i)] for r in range(decision.restarts) for i in looks[setting]]
+            stacked = torch.stack(frames)
+            prepared = decision.prepare(self.classifier, images, stacked)
+            preparing = clock(images.device) - start
+            if prepared is stacked:
+                seen = [look(r, i, v) for r in range(decision.restarts) for i in looks[setting] for v in decision.views]
+            else:
+                seen = [(self.classifier(VIEWS[v](image)), 0.0) for image in prepared for v in decision.views]
+            left = torch.stack(residual[: decision.restarts]).mean(0)
+            what = Looks(
+                bare,
+                torch.stack([logits for logits, _ in seen]),
+                {iteration: left[iterations.index(iteration)] for iteration in decision.residuals},
+            )
+            last = max(*looks[setting], *decision.residuals, 1)
+            seconds = preparing + fitting * decision.restarts * last + sum(seconds for _, seconds in seen)
+            verdicts[setting] = Verdict(decision.combine(what), decision.score(what), seconds)
         return verdicts
 
 
@@ -164,13 +202,15 @@ class Defended:
 
     def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
         """See `Method.describe`."""
-        return {**_describe_fit(self.defended.purifier, images), "decision": repr(self.defended.decision)}
+        purifier, decision = self.defended.plan(images)
+        return {**_describe_fit(purifier, images), "decision": repr(decision)}
 
     def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
         """See `Method`."""
         start = clock(images.device)
-        logits, scores = self.defended.classify_and_detect(images)
-        return {self.settings[0]: Verdict(logits, scores, clock(images.device) - start)}
+        judgement = self.defended.judge(images)
+        seconds = clock(images.device) - start
+        return {self.settings[0]: Verdict(judgement.logits, judgement.scores, seconds)}
 
 
 def _describe_fit(purifier: Purifier, images: Tensor) -> dict[str, Any]:
@@ -183,36 +223,37 @@ def _describe_fit(purifier: Purifier, images: Tensor) -> dict[str, Any]:
 
 # name: (keyword of its strength, strengths from weak to strong); `bare` apart
 FILTERS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "jpeg": ("quality", (90, 75, 60, 45, 30, 20, 10)),
-    "bit_depth": ("bits", (6, 5, 4, 3, 2, 1)),
+    "jpeg": ("quality", (90, 75, 50, 30, 15)),
+    "bit_depth": ("bits", (5, 4, 3, 2, 1)),
     "median": ("size", (3, 5)),
-    "gaussian_blur": ("sigma", (0.5, 0.75, 1.0, 1.5, 2.0)),  # pixels
-    "total_variation": ("weight", (0.02, 0.05, 0.08, 0.15, 0.3)),
-    "non_local_means": ("h", (0.03, 0.05, 0.07, 0.1, 0.15)),  # images in [0, 1]
-    "bm3d": ("sigma", (0.02, 0.05, 0.1, 0.15, 0.2)),  # images in [0, 1]
+    "gaussian_blur": ("sigma", (0.5, 0.75, 1.0, 1.5)),  # pixels
+    "total_variation": ("weight", (0.03, 0.08, 0.15)),
+    "non_local_means": ("h", (0.05, 0.07, 0.1)),  # images in [0, 1]
+    "bm3d": ("sigma", (0.05, 0.1)),  # images in [0, 1]
 }
 
 
-def _late(looks: Sequence[int]) -> tuple[int, ...]:
-    """Those of the second half."""
-    return tuple(i for i in looks if i >= looks[-1] / 2)
+Fit = Callable[[tuple[int, ...], Trust, dict[str, Any]], dict[float, Decision]]
+THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of trust
 
-
-Fit = Callable[[tuple[int, ...], dict[str, Any]], dict[float, MeanSoftmax]]
-
-# (iterations, options of MeanSoftmax) -> strength: decision
+# (iterations, a Trust, options of MeanSoftmax) -> strength: decision
 FITS: dict[str, Fit] = {
     # each iteration alone; the strength is the iteration
-    "dip": lambda looks, options: {k: MeanSoftmax((k,), **options) for k in looks},
-    # the looks from half an iteration up to it
-    "dip_mean": lambda looks, options: {k: MeanSoftmax(_late([i for i in looks if i <= k]), **options) for k in looks},
-    # the looks of the second half, by the threshold of trust
-    "trust": lambda looks, options: {
-        threshold: Trust(_late(looks), threshold=threshold, **options) for threshold in (0.1, 0.3, 0.5, 0.7, 0.9)
+    "dip": lambda looks, trust, options: {k: MeanSoftmax((k,), **options) for k in looks},
+    # three looks in a row; the strength is the last of them
+    "dip_mean": lambda looks, trust, options: {
+        looks[k]: MeanSoftmax(looks[max(0, k - 2) : k + 1], **options) for k in range(len(looks))
+    },
+    # the default decision, by its threshold
+    "trust": lambda looks, trust, options: {t: replace(trust, threshold=t) for t in THRESHOLDS},
+    # the second half of the fit; the strength is its last iteration
+    "cross_boundary": lambda looks, trust, options: {
+        looks[-1]: CrossBoundary(tuple(i for i in looks if i >= looks[-1] / 2))
     },
 }
+VIEWED = ("dip", "dip_mean")  # the families that stand a second time with views
 
-METHODS = ("bare", *FILTERS, *FITS, "cross_boundary", "dipdefend")
+METHODS = ("bare", "noise_level", *FILTERS, *FITS, "dipdefend")
 
 
 def build_methods(
@@ -223,42 +264,44 @@ def build_methods(
     iterations: Sequence[int],
     restarts: int = 1,
     views: tuple[str, ...] = ("identity",),
+    trust: Trust | None = None,
 ) -> list[Method]:
     """The named methods; those of `FITS` share one fit.
 
     Args:
-        names: of `METHODS`. `cross_boundary` is `CrossBoundary` along the second half of the fit, `dipdefend` the
-            setting of Dai et al. (2020), "DIPDefend", for CIFAR-10.
+        names: of `METHODS`. `noise_level` is the bare classifier with a blind noise estimate as its detection score,
+            `dipdefend` the setting of Dai et al. (2020), "DIPDefend", for CIFAR-10.
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K).
         purifier: of the fits; its rule is `fixed`.
         iterations: along the fit, rising; the points of the curve of `dip`.
-        restarts: of the fits of `FITS`.
-        views: where these are more than the identity, each filter and fit stands a second time, with their mean
-            softmax, and with `+` and the views behind its name.
+        restarts: of the fits of `dip` and `dip_mean`.
+        views: where these are more than the identity, each filter, `dip` and `dip_mean` stand a second time, with the
+            mean softmax over them, and with `+` and the views behind the name.
+        trust: whose threshold is the strength of `trust`; `Trust()` with these views and restarts if None.
 
     Raises:
-        ValueError: an unknown name, or one whose stopping rule is not there; what `MeanSoftmax` refuses.
+        ValueError: an unknown name; what `MeanSoftmax` refuses.
     """
     for name in names:
         if name not in METHODS:
             raise ValueError(f"methods must be among {', '.join(METHODS)}, got {name!r}")
     both = tuple(dict.fromkeys((("identity",), MeanSoftmax(views=views).views)))
     looks = MeanSoftmax(tuple(iterations)).looks(0)
-    decisions: dict[Setting, MeanSoftmax] = {}
+    trust = trust or Trust(views=views, restarts=restarts)
+    decisions: dict[Setting, Decision] = {}
     methods: list[Method] = []
     for name in names:
         if name in FITS:
-            for seen in both:
-                family = FITS[name](looks, {"restarts": restarts, "views": seen})
+            for seen in both if name in VIEWED else (("identity",),):
+                family = FITS[name](looks, trust, {"restarts": restarts, "views": seen})
                 decisions |= {Setting(_viewed(name, seen), s): decision for s, decision in family.items()}
         elif name in FILTERS:
             keyword, strengths = FILTERS[name]
             methods.append(Filtered(name, classifier, both, BASELINES[name], keyword, strengths))
         elif name == "bare":
             methods.append(Filtered(name, classifier, both))
-        elif name == "cross_boundary":
-            defended = DefendedClassifier(classifier, purifier, decision=CrossBoundary(_late(looks)))
-            methods.append(Defended(name, defended, looks[-1]))
+        elif name == "noise_level":
+            methods.append(NoiseLevel(classifier))
         else:
             methods.append(_dipdefend(classifier, purifier.seed))
     return [*methods, OneFit(classifier, purifier, decisions)] if decisions else methods
@@ -266,8 +309,6 @@ def build_methods(
 
 def _dipdefend(classifier: nn.Module, seed: int | None) -> Defended:
     """Source: Dai et al. (2020), "DIPDefend: deep image prior driven defense against adversarial examples"."""
-    if "dipdefend" not in STOPPING_RULES:
-        raise ValueError("methods must leave out dipdefend, got it without its stopping rule")
     config = FitConfig(
         architecture_options={"channels": [4, 8, 16], "skip_channels": 0, "upsampling": "bilinear"},
         input_channels=1,

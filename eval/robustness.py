@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks import ATTACKS
+from attacks import ATTACKS, CONTROLS
 from dipdefense import DefendedClassifier, Purifier
 from eval.datasets import ImageDataset
 from eval.metrics import psnr, ssim
@@ -51,7 +51,7 @@ class RunConfig:
         ValueError: an unknown attack or `crafted_on` (the message lists the known ones), a number out of range.
     """
 
-    attacks: Sequence[str] = ("fgsm", "pgd", "momentum_pgd")  # keys of ATTACKS
+    attacks: Sequence[str] = ("fgsm", "pgd", "momentum_pgd")  # keys of ATTACKS and CONTROLS
     norm: str = "linf"
     eps: float = 8 / 255  # radius of the ball, images in [0, 1]
     alpha: float | None = None  # step size; eps / 4 if None
@@ -65,8 +65,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for attack in self.attacks:
-            if attack not in ATTACKS:
-                raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {attack!r}")
+            if attack not in ATTACKS | CONTROLS:
+                raise ValueError(f"attack must be one of {', '.join(ATTACKS | CONTROLS)}, got {attack!r}")
         if self.crafted_on not in CRAFTED_ON:
             raise ValueError(f"crafted_on must be one of {', '.join(CRAFTED_ON)}, got {self.crafted_on!r}")
         if not (math.isfinite(self.eps) and self.eps >= 0):
@@ -257,7 +257,7 @@ def _images(config: RunConfig, crafted_on: str) -> int:
 
 def craft(attack: str, target: nn.Module, images: Tensor, labels: Tensor, config: RunConfig) -> Tensor:
     """Adversarial examples by an attack's name; it gets those of the run's numbers that it knows."""
-    function = ATTACKS[attack]
+    function = (ATTACKS | CONTROLS)[attack]
     numbers = {name: getattr(config, name) for name in ("eps", "norm", "alpha", "steps", "targeted", "seed")}
     known = inspect.signature(function).parameters
     return function(target, images, labels, **{name: v for name, v in numbers.items() if name in known})

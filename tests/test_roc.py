@@ -40,9 +40,11 @@ def test_the_interval_resamples_images():
 
 def test_perfect_useless_and_none():
     found = detection([0.1, 0.2], [0.8, 0.9], [True, True])
-    assert found == (1.0, 1.0, 1.0, 1.0)
+    assert found == (1.0, 1.0, 1.0, 1.0, 1.0)
     assert detection([0.5, 0.5], [0.5, 0.5], [True, True])[:3] == (0.5, 0.5, 0.5)
-    assert all(math.isnan(value) for value in detection([0.1], [0.2], [False]))
+    *unknown, flagged = detection([0.1], [0.2], [False])
+    assert all(math.isnan(value) for value in unknown)
+    assert flagged == 1.0
 
 
 def test_the_table_by_hand():

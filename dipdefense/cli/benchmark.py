@@ -24,7 +24,8 @@ from dipdefense.cli.options import (
     rule_options,
 )
 from dipdefense.cli.shown import progress_bar
-from dipdefense.presets import TILE, default_config
+from dipdefense.decisions import Trust
+from dipdefense.presets import TILE, default_config, default_defence
 from dipdefense.purify import Purifier
 from dipdefense.stopping import STOPPING_RULES
 
@@ -155,13 +156,15 @@ def defence(
         str,
         typer.Option(
             help="Comma-separated: bare, jpeg, bit_depth, median, gaussian_blur, total_variation, non_local_means, "
-            "bm3d, dip, dip_mean, trust, cross_boundary, dipdefend."
+            "bm3d, noise_level, dip, dip_mean, trust, cross_boundary, dipdefend."
         ),
-    ] = "bare,jpeg,bit_depth,median,gaussian_blur,total_variation,non_local_means,dip,dip_mean,trust,cross_boundary",
+    ] = "bare,noise_level,jpeg,bit_depth,median,gaussian_blur,total_variation,non_local_means,dip,dip_mean,trust",
     views: Annotated[
         str, typer.Option(help="Comma-separated views, such as identity,mirror, that each method also averages over.")
     ] = "identity",
-    attacks: Annotated[str, typer.Option(help="Comma-separated: fgsm, pgd, momentum_pgd.")] = "fgsm,pgd,momentum_pgd",
+    attacks: Annotated[str, typer.Option(help="Comma-separated: fgsm, pgd, momentum_pgd, random_noise.")] = (
+        "fgsm,pgd,momentum_pgd"
+    ),
     norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
     eps: Annotated[str, typer.Option(help="Comma-separated radii, images in [0, 1].")] = "4/255,8/255",
     steps: Annotated[int, typer.Option(help="Steps of PGD and momentum PGD.")] = 20,
@@ -196,7 +199,9 @@ def defence(
     images = load_dataset(dataset, data).between(*index_range(index))
     net = load_classifier(classifier, weights).to(where)
     shape = tuple(images[0][0].shape)
-    chosen = fit_config(config) or default_config(shape)
+    default, decision = default_defence(shape)
+    own = fit_config(config)
+    chosen = own or default
     chosen = replace(chosen, iterations=chosen.iterations if longest is None else longest)
     if not 1 <= looks <= chosen.iterations:
         raise ValueError(f"looks must lie between 1 and the {chosen.iterations} iterations of the fit, got {looks}")
@@ -208,6 +213,7 @@ def defence(
         iterations=[round(chosen.iterations * k / looks) for k in range(1, looks + 1)],
         restarts=restarts,
         views=tuple(names(views)),
+        trust=decision if own is None and longest is None and isinstance(decision, Trust) else None,
     )
     family, _, strength = (baseline or "").partition(":")
     against = Setting(family, number("baseline", strength)) if baseline else None

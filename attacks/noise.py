@@ -1,0 +1,44 @@
+"""Random noise of an attack's size: what an attack, and a detector of attacks, must be told from."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["CONTROLS", "random_noise"]
+
+
+def random_noise(
+    classifier: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: str = "linf", seed: int | None = 0
+) -> Tensor:
+    """A random corner of the ball: +eps or -eps in every value (linf), a random direction of length eps (l2).
+
+    Args:
+        classifier: not asked.
+        images: (B, C, H, W), floating, in [0, 1].
+        labels: not asked.
+        eps: radius of the ball, in the unit of the images.
+        norm: "linf" or "l2"; the L2 norm is that of a whole image.
+        seed: of the noise, the same for every image of a size; `None` is fresh entropy.
+
+    Returns:
+        Noisy images, like `images`, clipped to [0, 1].
+
+    Raises:
+        ValueError: an unknown norm, a negative eps.
+    """
+    if norm not in ("linf", "l2"):
+        raise ValueError(f"norm must be 'linf' or 'l2', got {norm!r}")
+    if not eps >= 0:
+        raise ValueError(f"eps must not be negative, in [0, 1] units such as 8/255, got {eps}")
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    noise = torch.randn(images.shape[1:], generator=generator, dtype=torch.float64)
+    noise = noise.sign() if norm == "linf" else noise / noise.norm()
+    return (images + eps * noise.to(images)).clamp(0, 1)
+
+
+CONTROLS: dict[str, Callable[..., Tensor]] = {"random_noise": random_noise}

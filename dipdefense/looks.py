@@ -1,0 +1,79 @@
+"""What a decision sees of a batch: the classifier's logits of the input and along its fit, and what the fit leaves."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = [
+    "VIEWS",
+    "Classify",
+    "Looks",
+    "check_iterations",
+    "check_views",
+    "contradiction",
+    "log_mean_softmax",
+    "spread",
+]
+
+Classify = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> logits (B, K)
+
+# An attack on the bare classifier is made for the image as it is, so a mirrored reconstruction keeps less of it.
+# For classes that do not mind mirroring: not for digits or text.
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda images: images,
+    "mirror": lambda images: images.flip(3),
+}
+
+
+@dataclass(frozen=True)
+class Looks:
+    """One row an image."""
+
+    bare: Tensor  # (B, K) logits of the input itself
+    along: Tensor  # (S, B, K) logits of its reconstructions, over restarts, iterations and views
+    residual: Mapping[int, Tensor]  # iteration -> (B,) mean squared difference of reconstruction and input
+
+
+def log_mean_softmax(logits: Tensor) -> Tensor:
+    """Logarithm of the mean over S of the softmax: (S, B, K) -> (B, K)."""
+    return logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
+
+
+def contradiction(bare: Tensor, along: Tensor) -> Tensor:
+    """How much the looks along a fit contradict the bare prediction: 1 minus the mean probability they give it.
+
+    Args:
+        bare: logits of the input, (B, K).
+        along: logits of S looks, (S, B, K).
+
+    Returns:
+        (B,) in [0, 1]; larger is more adversarial.
+    """
+    predicted = bare.argmax(1, keepdim=True)
+    return (1 - log_mean_softmax(along).exp().gather(1, predicted)[:, 0]).clamp(0, 1)  # rounding leaves it by an ulp
+
+
+def spread(named: tuple[int, ...] | None, iterations: int) -> tuple[int, ...]:
+    """The named iterations, or four evenly over the second half of a fit."""
+    if named is not None:
+        return named
+    return tuple(sorted({math.ceil(iterations * sixth / 6) for sixth in (3, 4, 5, 6)}))
+
+
+def check_iterations(iterations: object) -> tuple[int, ...] | None:
+    """Refuse what is neither None nor iterations, rising."""
+    if iterations is None:
+        return None
+    listed = list(iterations) if isinstance(iterations, tuple | list) else []
+    if not listed or not all(type(i) is int for i in listed) or listed != sorted(set(listed)) or listed[0] < 1:
+        raise ValueError(f"iterations must be one or more integers rising from 1 or above, got {iterations!r}")
+    return tuple(listed)
+
+
+def check_views(views: object) -> tuple[str, ...]:
+    """Refuse what is not one or more keys of `VIEWS`."""
+    if not isinstance(views, tuple | list) or not views or not all(isinstance(v, str) and v in VIEWS for v in views):
+        raise ValueError(f"views must be one or more of {', '.join(VIEWS)}, got {views!r}")
+    return tuple(views)
