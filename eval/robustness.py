@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import ATTACKS, CONTROLS
-from dipdefense import DefendedClassifier, Purifier
+from dipdefense import Decision, DefendedClassifier, Purifier
 from eval.datasets import ImageDataset
 from eval.metrics import psnr, ssim
 from eval.records import Record, append_records, configuration_hash, read_records, write_whole
@@ -94,6 +95,7 @@ def evaluate_robustness(
     *,
     out: str | Path,
     purifier: Purifier | None = None,
+    decision: Decision | str | None = None,
     gradient: str = "straight_through",
     filters: Mapping[str, Defence] | None = None,
     classifier_name: str | None = None,
@@ -107,7 +109,8 @@ def evaluate_robustness(
         dataset: labelled images; with `config.targeted` the labels are the targets and accuracy counts hits.
         config: numbers of the evaluation; `RunConfig()` if None.
         out: folder of the run, made if missing.
-        purifier: the defence `dip`; `Purifier(seed=config.seed)` if None.
+        purifier: the fit of the defence `dip`; `Purifier(seed=config.seed)` if None.
+        decision: that of the defence `dip`; None as in `DefendedClassifier`.
         gradient: how an attack crafted on the defended model passes the fit, see `Purifier`.
         filters: further defences by name, scored on the images crafted on the bare classifier.
         classifier_name: for the table; the class name if None.
@@ -123,16 +126,16 @@ def evaluate_robustness(
         OSError: the folder cannot be written.
     """
     config, purifier = config or RunConfig(), purifier or Purifier(seed=(config or RunConfig()).seed)
-    defences: dict[str, Defence | None] = {"none": None, "dip": purifier}
-    if taken := defences.keys() & (filters or {}).keys():
+    defended = DefendedClassifier(classifier, purifier, gradient=gradient, decision=decision)
+    defences: dict[str, Defence | None] = {"none": None, "dip": None, **(filters or {})}
+    if taken := {"none", "dip"} & (filters or {}).keys():
         raise ValueError(f"filters must not be named {', '.join(taken)}")
-    defences |= filters or {}
     check_run(classifier, dataset, config, device)
-    targets = {"bare": classifier, "defended": DefendedClassifier(classifier, purifier, gradient=gradient)}
+    targets = {"bare": classifier, "defended": defended}
     if gradient == "none" and config.crafted_on != "bare" and config.attacks:
         raise ValueError("gradient must not be none where attacks are crafted on the defended model")
     name = classifier_name or type(classifier).__name__
-    described = _description(classifier, name, dataset, config, purifier, gradient, filters or {}, device)
+    described = _description(defended, name, dataset, config, filters or {}, device)
     run = Path(out)
     run.mkdir(parents=True, exist_ok=True)
     key = configuration_hash({k: v for k, v in described.items() if k not in ("attacks", "crafted_on")})
@@ -154,7 +157,8 @@ def evaluate_robustness(
                 attacked = images if attack == "clean" else craft(attack, targets[crafted_on], images, labels, config)
             for name in names:
                 if name in missing:
-                    scores = _score(classifier, defences[name], images, attacked, labels)
+                    judge = partial(_judge, defended, name, defences[name])
+                    scores = _score(judge, images, attacked, labels)
                     made.add(attack, crafted_on, name, [a | b for a, b in zip(rows, scores, strict=True)])
                 records += made.these(attack, crafted_on, name, rows)
                 if name in missing and progress is not None:
@@ -167,24 +171,25 @@ def evaluate_robustness(
 
 
 def _description(
-    classifier: nn.Module,
+    defended: DefendedClassifier,
     classifier_name: str,
     dataset: ImageDataset,
     config: RunConfig,
-    purifier: Purifier,
-    gradient: str,
     filters: Mapping[str, Defence],
     device: str | torch.device,
 ) -> dict[str, Any]:
     """All that a figure depends on, in plain values; the images are named in the records."""
+    example = dataset.batch([0])
+    purifier, decision = defended.plan(example)
     return {
         "dataset": dataset.name,
         "classifier": classifier_name,
-        "weights": fingerprint(classifier),
-        "fit": asdict(purifier.config_for(dataset.batch([0]))),
+        "weights": fingerprint(defended.classifier),
+        "fit": asdict(purifier.config_for(example)),
         "fit_seed": purifier.seed,
-        "tile": purifier.tile_for(dataset.batch([0])),
-        "gradient": gradient,
+        "tile": purifier.tile_for(example),
+        "decision": repr(decision),
+        "gradient": defended.gradient,
         "filters": {name: _describe(function) for name, function in filters.items()},
         "device": str(device),
         "versions": {name: version(name) for name in ("dipdefense", "torch", "torchattacks")},
@@ -263,14 +268,24 @@ def craft(attack: str, target: nn.Module, images: Tensor, labels: Tensor, config
     return function(target, images, labels, **{name: v for name, v in numbers.items() if name in known})
 
 
+def _judge(
+    defended: DefendedClassifier, name: str, defence: Defence | None, images: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Logits (B, K), and what the classifier saw, (B, C, H, W), unless that is the images themselves."""
+    if name == "dip":
+        judgement = defended.judge(images)
+        return judgement.logits, judgement.reconstruction
+    purified = None if defence is None else defence(images)
+    return defended.classifier(images if purified is None else purified), purified
+
+
 @torch.no_grad()
 def _score(
-    classifier: nn.Module, defence: Defence | None, clean: Tensor, attacked: Tensor, labels: Tensor
+    judge: Callable[[Tensor], tuple[Tensor, Tensor | None]], clean: Tensor, attacked: Tensor, labels: Tensor
 ) -> list[Record]:
     """One record per image: prediction, PSNR and SSIM against the clean image, seconds of defence and classifier."""
     start = clock(clean.device)
-    purified = attacked if defence is None else defence(attacked)
-    logits = classifier(purified)
+    logits, purified = judge(attacked)
     seconds = (clock(clean.device) - start) / len(clean)
     _check_logits(logits, len(clean))
     predictions = logits.argmax(1)
@@ -280,8 +295,8 @@ def _score(
         "correct": (predictions == labels).tolist(),
         "psnr_attacked": _finite(psnr(attacked, clean)),
         "ssim_attacked": _finite(ssim(attacked, clean)),
-        "psnr_defended": _finite(psnr(purified, clean)) if defence else [None] * len(clean),
-        "ssim_defended": _finite(ssim(purified, clean)) if defence else [None] * len(clean),
+        "psnr_defended": _finite(psnr(purified, clean)) if purified is not None else [None] * len(clean),
+        "ssim_defended": _finite(ssim(purified, clean)) if purified is not None else [None] * len(clean),
         "seconds": [round(seconds, 6)] * len(clean),
     }
     return [dict(zip(measured, values, strict=True)) for values in zip(*measured.values(), strict=True)]

@@ -139,7 +139,7 @@ def test_evaluate_prints_and_writes_one_table(tmp_path, config):
     [
         (("--dataset", "svhn"), "digits, digits_train, mnist, cifar10, folder"),
         (("--classifier", "vgg"), "digits_cnn"),
-        (("--attacks", "cw"), "attack must be one of fgsm, pgd, momentum_pgd, got 'cw'"),
+        (("--attacks", "cw"), "attack must be one of fgsm, pgd, momentum_pgd, random_noise, got 'cw'"),
         (("--filters", "magic"), "filters must be among"),
         (("--eps", "-1/255"), "eps must not be negative"),
         (("--eps", "eight"), "eps must be a number such as 0.03 or 8/255, got 'eight'"),
@@ -178,7 +178,7 @@ def test_benchmark_defence(config, tmp_path):
     result = dipdefense(*command, "--baseline", "jpeg:75", "--out", tmp_path / "run")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.split()[:4] == ["method", "strength", "attack", "eps"]
-    assert len(result.stdout.splitlines()) == 1 + 3 * 2 * (1 + 7 + 3)
+    assert len(result.stdout.splitlines()) == 1 + 3 * 2 * (1 + 5 + 3)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     pictures = {"curves.png", "roc.png"}
     assert names == {"config.json", "records.jsonl", "table.csv", "table.json", "paired.csv", "roc.csv"} | pictures
@@ -187,7 +187,7 @@ def test_benchmark_defence(config, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--methods", "magic"), "methods must be among bare, jpeg"),
+        (("--methods", "magic"), "methods must be among bare, noise_level, jpeg"),
         (("--methods", ""), "methods must be at least one, got none"),
         (("--views", "upside"), "views must be one or more of identity, mirror"),
         (("--eps", ""), "eps must be one or more radii such as 4/255,8/255"),

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 import json
+import math
 
 import pytest
 import torch
@@ -17,19 +18,23 @@ from dipdefense import (
     Last,
     MeanSoftmax,
     Purifier,
+    Suspicion,
     Trust,
+    default_defence,
     defend,
 )
-from dipdefense.decisions import VIEWS, contradiction, log_mean_softmax
+from dipdefense.looks import VIEWS, Looks, contradiction, log_mean_softmax
 
 TINY = FitConfig(
     architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=24, ema=0.5
 )
 LOOKS = (6, 12, 24)
+SUSPICION = Suspicion(iterations=(8, 20), bias=1.0, contradiction=0.6, early=-9.0, late=9.0)
 EXAMPLES = [
     Last(),
     MeanSoftmax(LOOKS, restarts=2, views=("identity", "mirror")),
     Trust(LOOKS, threshold=0.3, width=0.1),
+    Trust(LOOKS, suspicion=SUSPICION),
     CrossBoundary(LOOKS, alpha=0.1, bisections=3),
 ]
 
@@ -112,10 +117,9 @@ def test_the_mean_of_softmaxes_by_hand():
 
 def test_logits_average_iterations_restarts_and_views():
     net, purifier = Linear(), Purifier(TINY, seed=4)
-    decision = MeanSoftmax(LOOKS, restarts=2, views=("identity", "mirror", "shift_left_2"))
+    decision = MeanSoftmax(LOOKS, restarts=2, views=("identity", "mirror"))
     frames = torch.cat([Purifier(TINY, seed=seed).trajectory(images(), LOOKS) for seed in (4, 5)])
     looks = [frame for frame in frames] + [frame.flip(3) for frame in frames]
-    looks += [torch.cat([frame[..., 2:], frame[..., [-2, -3]]], 3) for frame in frames]  # mirrored without the edge
     expected = torch.stack([net(look).softmax(1) for look in looks]).mean(0).log()
     torch.testing.assert_close(DefendedClassifier(net, purifier, decision=decision)(images()), expected)
 
@@ -158,27 +162,55 @@ def test_crossing_the_boundary_by_hand():
     torch.testing.assert_close(stitched[1], along[2, 1])
 
 
-@pytest.mark.parametrize(
-    ("view", "expected"),
-    [
-        ("identity", [0, 1, 2, 3]),
-        ("mirror", [3, 2, 1, 0]),
-        ("shift_left_1", [1, 2, 3, 2]),
-        ("shift_right_2", [2, 1, 0, 1]),
-    ],
-)
-def test_views(view, expected):
+def test_views():
     row = torch.arange(4.0).expand(1, 1, 4, 4)
-    assert VIEWS[view](row)[0, 0, 0].tolist() == expected
-    turned = view.replace("left", "up").replace("right", "down")
-    if turned != view:
-        assert VIEWS[turned](row.mT)[0, 0, :, 0].tolist() == expected
+    assert torch.equal(VIEWS["identity"](row), row)
+    assert VIEWS["mirror"](row)[0, 0, 0].tolist() == [3, 2, 1, 0]
 
 
-@pytest.mark.parametrize("view", VIEWS)
-def test_a_flat_image_looks_the_same_from_every_side(view):
-    flat = torch.full((2, 3, 5, 7), 0.3)
-    assert torch.equal(VIEWS[view](flat), flat)
+def test_suspicion_by_hand():
+    bare, along = torch.tensor([[2.0, 0.0]]), torch.tensor([[[0.0, 0.0]], [[math.log(3), 0.0]]])
+    residual = {3: torch.tensor([0.02]), 9: torch.tensor([0.005])}
+    doubt = -math.log((0.5 + 0.75) / 2 + 1e-3)
+    z = 1.5 + 0.5 * doubt - 2 * math.log(0.02) + 3 * math.log(0.005)
+    suspicion = Suspicion(iterations=(3, 9), bias=1.5, contradiction=0.5, early=-2, late=3)
+    found = suspicion(Looks(bare, along, residual))
+    torch.testing.assert_close(found, torch.tensor([1 / (1 + math.exp(-z))]))
+    perfect = {3: torch.zeros(1), 9: torch.zeros(1)}
+    assert suspicion(Looks(bare, along, perfect)).isfinite().all()
+
+
+def test_the_residual_is_that_of_the_reconstructions_over_the_restarts():
+    seen = []
+
+    class Spy(MeanSoftmax):
+        def score(self, looks):
+            seen.append(looks.residual)
+            return super().score(looks)
+
+    decision = Spy(LOOKS, restarts=2, suspicion=SUSPICION)
+    defend(Linear(), TINY, seed=3, decision=decision).detect(images())
+    frames = torch.stack([Purifier(TINY, seed=seed).trajectory(images(), (8, 20)) for seed in (3, 4)])
+    wanted = (frames - images()).square().mean((0, 3, 4, 5))
+    for row, iteration in zip(wanted, (8, 20), strict=True):
+        torch.testing.assert_close(seen[0][iteration], row)
+
+
+def test_the_reconstruction_is_the_mean_of_what_was_classified():
+    frames = Purifier(TINY).trajectory(images(), LOOKS)
+    found = defend(Linear(), TINY, decision=MeanSoftmax(LOOKS)).judge(images()).reconstruction
+    torch.testing.assert_close(found, frames.mean(0))
+
+
+def test_the_default_of_a_size():
+    colour, grey = defend(Linear()), defend(nn.Flatten())
+    fit, decision = default_defence((3, 32, 32))
+    purifier, planned = colour.plan(torch.zeros(1, 3, 32, 32))
+    assert (purifier.config, planned) == (fit, decision)
+    assert max(*decision.iterations, *decision.residuals) <= fit.iterations
+    assert grey.plan(torch.zeros(1, 1, 28, 28))[1] == Last()
+    assert defend(Linear(), TINY).plan(images())[1] == Last()
+    assert DefendedClassifier(Linear(), decision="trust").plan(images())[0].config is None
 
 
 # --- the module -------------------------------------------------------------------------------------------------
@@ -191,7 +223,7 @@ def test_every_decision_has_an_example():
 @pytest.mark.parametrize("decision", EXAMPLES)
 def test_one_image_is_decided_as_in_its_batch(decision):
     defended = defend(Linear(), TINY, decision=decision)
-    logits, scores = defended.classify_and_detect(images())
+    logits, scores = defended.judge(images())[:2]
     assert logits.shape == (3, 5)
     assert scores.shape == (3,)
     assert ((scores >= 0) & (scores <= 1)).all()
@@ -275,6 +307,11 @@ RISING = "iterations must be one or more integers rising from 1 or above, got "
         (lambda: MeanSoftmax(LOOKS, views=()), ValueError, "views must be one or more of identity, mirror"),
         (lambda: MeanSoftmax(LOOKS, views=("up",)), ValueError, "views must be one or more of identity, mirror"),
         (lambda: Trust(LOOKS, threshold=1.5), ValueError, r"threshold must lie in \[0, 1\], got 1.5"),
+        (
+            lambda: Suspicion(iterations=(9,), bias=0, contradiction=0, early=0, late=0),
+            ValueError,
+            "iterations must be two, rising, got",
+        ),
         (lambda: Trust(LOOKS, width=0), ValueError, "width must be positive and finite, got 0"),
         (lambda: defend(Linear(), TINY, decision=MeanSoftmax((25,)))(images()), ValueError, "from 1 to the 24 of the"),
         (lambda: Purifier(TINY).trajectory(images(), ()), ValueError, "iterations must be one or more integers from 1"),

@@ -102,7 +102,9 @@ def evaluate(
     data: DataPath = None,
     classifier: ClassifierSpec = "digits_cnn",
     weights: Weights = None,
-    attacks: Annotated[str, typer.Option(help="Comma-separated: fgsm, pgd, momentum_pgd.")] = "fgsm,pgd,momentum_pgd",
+    attacks: Annotated[str, typer.Option(help="Comma-separated: fgsm, pgd, momentum_pgd, random_noise.")] = (
+        "fgsm,pgd,momentum_pgd"
+    ),
     filters: Annotated[str, typer.Option(help="Comma-separated cheap filters beside the defence.")] = "",
     norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
     eps: Eps = "8/255",
