@@ -1,7 +1,7 @@
 """The fit and the decision for an image's shape, where the user names none; docs/defence.md holds the evidence."""
 
 from dipdefense.config import FitConfig
-from dipdefense.decisions import Decision, Last, Trust
+from dipdefense.decisions import Decision, Last, MeanSoftmax, Trust
 from dipdefense.suspicion import Suspicion
 
 __all__ = ["TILE", "default_config", "default_defence"]
@@ -26,6 +26,8 @@ TRUST = Trust(
     views=("mirror",),
     suspicion=Suspicion(iterations=(140, 300), bias=34.8, contradiction=0.62, early=-9.83, late=13.29),
 )
+MEAN = MeanSoftmax(iterations=(180, 200, 220), views=("mirror",))
+SMALL = 32  # pixels a side up to which the numbers of TRUST were learnt
 TILE = 64  # pixels a side; these small networks are slow to arrive on larger images
 
 
@@ -39,4 +41,6 @@ def default_config(shape: tuple[int, ...]) -> FitConfig:
 
 def default_defence(shape: tuple[int, ...]) -> tuple[FitConfig, Decision]:
     """The fit and the decision of a defended classifier for images of shape (C, H, W)."""
-    return (GREY, Last()) if shape[-3] == 1 else (TRAJECTORY, TRUST)
+    if shape[-3] == 1:
+        return GREY, Last()
+    return TRAJECTORY, TRUST if max(shape[-2:]) <= SMALL else MEAN
