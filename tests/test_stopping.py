@@ -20,8 +20,7 @@ OPTIONS = {  # those that a rule must be given, or that make it decide within th
     "discrepancy": {"sigma": 0.1},
     "sure": {"sigma": 0.1, "rate": 0.5, "patience": 12},
     "validation": {"fraction": 0.3, "patience": 12},
-    "sub_image": {"patience": 12},
-    "whiteness": {"level": 0.3},
+    "blind_discrepancy": {"factor": 0.9},
 }
 TINY = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=60)
 

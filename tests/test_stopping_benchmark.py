@@ -87,9 +87,9 @@ def test_a_run_goes_on_where_it_was_and_adds_rules(tmp_path):
     pd.testing.assert_frame_equal(again.drop(columns="overhead"), first.drop(columns="overhead"))
     benchmark_stopping(images(), few, config, out=tmp_path, progress=lambda *n: seen.append(n), **CELL)
     assert len(seen) == 1  # nothing was left to do
-    more = few | {"whiteness": {}}
+    more = few | {"blind_discrepancy": {}}
     benchmark_stopping(images(), more, config, out=tmp_path, **CELL)
-    assert records(tmp_path)["rule"].value_counts().to_dict() == {"fixed": 3, "emv": 3, "whiteness": 3}
+    assert records(tmp_path)["rule"].value_counts().to_dict() == {"fixed": 3, "emv": 3, "blind_discrepancy": 3}
     benchmark_stopping(images(), few, config, out=tmp_path, seed=1, **CELL)
     assert len(records(tmp_path)) == 15
 
@@ -109,7 +109,7 @@ def test_fits_that_are_too_short_are_repeated(tmp_path):
 def test_the_watch_follows_chunks_workers_and_memory_that_runs_out():
     clean = torch.stack([image for _, image in images(5)])
     noisy = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    rules = {"emv": {"patience": 5}, "whiteness": {}}
+    rules = {"emv": {"patience": 5}, "blind_discrepancy": {}}
     whole = Watch(clean, noisy, rules, 60)
     fit(noisy, QUICK, callback=whole)
     assert whole.overhead("emv", 1e9) < 1e-3
@@ -130,7 +130,7 @@ def test_the_watch_follows_chunks_workers_and_memory_that_runs_out():
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(parts.psnr, whole.psnr, atol=1.0, rtol=0)
-    assert (parts.chosen["whiteness"] > 0).all()
+    assert (parts.chosen["blind_discrepancy"] > 0).all()
 
 
 def test_images_that_diverge_leave_the_watch():

@@ -14,7 +14,7 @@ from dipdefense.problem import pose
 from dipdefense.stopping import Iterate
 from dipdefense.stopping.held_out import SubImage, Validation
 from dipdefense.stopping.noise_level import Discrepancy, Sure
-from dipdefense.stopping.residual import DIPDefend, Whiteness
+from dipdefense.stopping.residual import BlindDiscrepancy, DIPDefend
 
 TINY = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=40)
 N, SIGMA = 2, 0.1
@@ -128,7 +128,7 @@ def test_sure_is_the_risk_of_a_linear_shrinkage():
     torch.testing.assert_close(rule.statistic(seen(fitted, observed)), expected)
 
 
-@pytest.mark.parametrize("rule", [Sure(sigma=SIGMA, rate=0.3, patience=5), SubImage(0.3, 5), Validation(0.3, 0.3, 5)])
+@pytest.mark.parametrize("rule", [Sure(sigma=SIGMA, rate=0.3, patience=5), Validation(0.3, 0.3, 5)])
 def test_the_least_smoothed_statistic_is_chosen(rule):
     frames, observed, _ = trajectory()
     begun(rule, observed)
@@ -175,54 +175,80 @@ def test_hidden_values_never_reach_the_fit(loss):
     assert not torch.equal(torch.stack(other), iterates[0])
 
 
-def test_sub_image_compares_each_diagonal_with_the_other():
+def halves(image: np.ndarray) -> list[tuple[float, float]]:
+    """D1 and D2 of every cell of (C, H, W)."""
+    C, H, W = image.shape
+    cells = [image[c, h : h + 2, w : w + 2] for c in range(C) for h in range(0, H - 1, 2) for w in range(0, W - 1, 2)]
+    return [((m[0, 0] + m[1, 1]) / 2, (m[0, 1] + m[1, 0]) / 2) for m in cells]
+
+
+def test_sub_image_multiplies_the_residuals_of_the_diagonals():
     fitted, observed = draw(N, 3, 7, 8), draw(N, 3, 7, 8, seed=1)
-    x, y = fitted.numpy(), observed.numpy()
     for i in range(N):
-        total, cells = 0.0, 0
-        for c in range(3):
-            for h in range(0, 6, 2):
-                for w in range(0, 8, 2):
-                    d = [
-                        ((m[i, c, h, w] + m[i, c, h + 1, w + 1]) / 2, (m[i, c, h, w + 1] + m[i, c, h + 1, w]) / 2)
-                        for m in (x, y)
-                    ]
-                    total += (d[0][0] - d[1][1]) ** 2 + (d[0][1] - d[1][0]) ** 2
-                    cells += 1
-        assert SubImage().statistic(seen(fitted, observed))[i].item() == pytest.approx(total / cells)
+        expected = np.mean([d1 * d2 for d1, d2 in halves((observed - fitted)[i].numpy())])
+        assert SubImage().statistic(seen(fitted, observed))[i].item() == pytest.approx(expected)
 
 
-def test_whiteness_of_white_noise_is_zero_and_of_a_blurred_image_is_not():
+def test_sub_image_of_noise_alone_is_about_zero():
     noise = draw(4, 3, 64, 64)
     zero = torch.zeros_like(noise)
-    rho = Whiteness().statistic(seen(zero, noise))
-    assert rho.abs().max() < 4 / math.sqrt(2 * 3 * 64 * 64)  # the mean of six correlations of 64 x 64 pairs
-    assert (Whiteness().statistic(seen(zero, torch.nn.functional.avg_pool2d(noise, 3, 1, 1))) > 0.5).all()
-    fitted = torch.nn.functional.avg_pool2d(noise, 3, 1, 1)  # a fit that took in the low frequencies of the noise
-    assert (Whiteness().statistic(seen(fitted, noise)) < -0.05).all()
-    torch.testing.assert_close(Whiteness().statistic(seen(zero + 0.7, noise)), rho)  # the mean does not count
-    assert Whiteness().statistic(seen(noise, noise)).tolist() == [0.0] * 4
+    deviation = 0.5 / math.sqrt(3 * 32 * 32)  # of the mean over as many cells, whose halves have a variance of 1 / 2
+    assert (SubImage().statistic(seen(zero, noise)).abs() < 4 * deviation).all()
+    smooth = torch.nn.functional.avg_pool2d(noise, 3, 1, 1)
+    assert (SubImage().statistic(seen(zero, smooth)) > 0.05).all()  # structure is missing
+    assert (SubImage().statistic(seen(smooth, noise)) < -0.05).all()  # the fit carries noise over
 
 
-def test_whiteness_is_done_where_the_smoothed_correlation_falls_to_its_level():
-    frames, observed, _ = trajectory()
-    chosen, end = run(Whiteness(level=0.2, rate=0.4), frames, observed)
-    r = (observed - frames).numpy()
-    r = r - r.mean((3, 4), keepdims=True)
-    down, right = (r[..., 1:, :] * r[..., :-1, :]).sum((3, 4)), (r[..., 1:] * r[..., :-1]).sum((3, 4))
-    rho = ((down + right) / (2 * (r**2).sum((3, 4)))).mean(2)  # (T, N)
+def test_sub_image_is_done_where_the_smoothed_product_falls_to_zero():
+    frames, observed, _ = trajectory(80)
+    frames = torch.cat([frames, torch.nn.functional.avg_pool2d(observed, 3, 1, 1).expand(20, -1, -1, -1, -1)])
+    chosen, end = run(SubImage(rate=0.4), frames, observed)
     for i in range(N):
-        s, t = rho[0, i], 1
-        while s > 0.2:
+        products = [np.mean([a * b for a, b in halves((observed - frame)[i].numpy())]) for frame in frames]
+        s, t = products[0], 1
+        while s > 0:
             t += 1
-            s = s + 0.4 * (rho[t - 1, i] - s)
+            s = s + 0.4 * (products[t - 1] - s)
+        assert 1 < t < 100
+        assert chosen[i] == end[i] == t
+
+
+def test_blind_discrepancy_of_noise_alone_is_about_zero():
+    noise = torch.tensor([0.05, 0.1, 0.2, 0.3], dtype=torch.float64).view(4, 1, 1, 1) * draw(4, 3, 64, 64)
+    ramps = torch.linspace(0, 1, 64).view(64, 1) + torch.linspace(0, 1, 64)  # which the mask does not see
+    variance = noise.square().flatten(1).mean(1)
+    fit_to = [BlindDiscrepancy().statistic(seen(shown, ramps + noise)) for shown in (ramps.expand(4, 3, 64, 64), noise)]
+    assert (fit_to[0].abs() < 0.1 * variance).all()
+    assert (fit_to[1] > variance).all()  # structure is missing
+    assert (BlindDiscrepancy().statistic(seen(ramps + 0.5 * noise, ramps + noise)) < -0.5 * variance).all()
+
+
+def test_blind_discrepancy_is_done_where_the_smoothed_residual_falls_to_the_noise():
+    frames, observed, _ = trajectory()
+    chosen, end = run(BlindDiscrepancy(factor=0.8, rate=0.4), frames, observed)
+    r, y = (observed - frames).numpy(), observed.numpy()
+    shared = (r.sum(2) ** 2).mean((2, 3)) / 3  # (T, N)
+    mask = np.outer([1, -2, 1], [1, -2, 1])
+    for i in range(N):
+        detail = [(y[i, c, h : h + 3, w : w + 3] * mask).sum() for c in range(3) for h in range(6) for w in range(6)]
+        variance = np.mean(np.square(detail)) / 36
+        s, t = shared[0, i], 1
+        while s > 0.8 * variance:
+            t += 1
+            s = s + 0.4 * (shared[t - 1, i] - s)
         assert t > 1
         assert chosen[i] == end[i] == t
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("discrepancy", {"sigma": 0.2}), ("sure", {"sigma": 0.2, "patience": 60}), ("validation", {"patience": 60})],
+    [
+        ("discrepancy", {"sigma": 0.2}),
+        ("sure", {"sigma": 0.2, "patience": 60}),
+        ("validation", {"patience": 60}),
+        ("sub_image", {}),
+        ("blind_discrepancy", {}),
+    ],
 )
 def test_the_chosen_iterate_of_a_fit_beats_its_last(name, options):
     """A smooth image under noise, fitted for long: the rule stops in time."""
@@ -253,11 +279,11 @@ def test_the_chosen_iterate_of_a_fit_beats_its_last(name, options):
         (lambda: Validation(fraction=1), "fraction must lie between 0 and 1, got 1"),
         (lambda: Validation(fraction=math.nan), "fraction must lie between 0 and 1, got nan"),
         (lambda: SubImage(rate=True), r"rate must lie in \(0, 1\], got True"),
-        (lambda: Whiteness(level=1), "level must lie between -1 and 1, got 1"),
-        (lambda: Whiteness(rate=-1), r"rate must lie in \(0, 1\], got -1"),
+        (lambda: BlindDiscrepancy(factor=0), "factor must be positive and finite, got 0"),
+        (lambda: BlindDiscrepancy(rate=-1), r"rate must lie in \(0, 1\], got -1"),
         (lambda: begun(Validation(), torch.zeros(1, 3, 1, 1)), "observed must have at least 2 pixels"),
         (lambda: begun(SubImage(), torch.zeros(1, 3, 1, 8)), r"observed must have sides of at least 2 .*\(1, 8\)"),
-        (lambda: begun(Whiteness(), torch.zeros(1, 3, 8, 1)), r"observed must have sides of at least 2 .*\(8, 1\)"),
+        (lambda: begun(BlindDiscrepancy(), torch.zeros(1, 3, 8, 2)), r"sides of at least 3 pixels, got \(8, 2\)"),
     ],
 )
 def test_bad_options_and_images_are_refused(make, message):

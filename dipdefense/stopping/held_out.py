@@ -1,9 +1,9 @@
-"""Rules that score the fit on noise that it has not been fitted to: on hidden pixels, or on neighbouring ones."""
+"""Rules that hold some pixels against others: hidden ones against the fit, or one half against the other."""
 
 import torch
 from torch import Tensor
 
-from dipdefense.stopping.rule import Iterate, LeastStatistic
+from dipdefense.stopping.rule import Iterate, LeastStatistic, Threshold
 
 __all__ = ["SubImage", "Validation"]
 
@@ -28,7 +28,7 @@ class Validation(LeastStatistic):
         ValueError: a fraction outside (0, 1), a rate outside (0, 1], patience below 1.
     """
 
-    def __init__(self, fraction: float = 0.05, rate: float = 0.1, patience: int = 1000):
+    def __init__(self, fraction: float = 0.05, rate: float = 0.1, patience: int = 200):
         super().__init__(patience, rate)
         if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction < 1:
             raise ValueError(f"fraction must lie between 0 and 1, got {fraction!r}")
@@ -57,27 +57,28 @@ class Validation(LeastStatistic):
         return (hidden[0] - hidden[1]).square().flatten(1).mean(1)
 
 
-class SubImage(LeastStatistic):
-    """Choose the iterate whose one half of the pixels is closest to the other half of the observed ones.
+class SubImage(Threshold):
+    """Done as soon as what the fit leaves of one half of the pixels no longer shows in the other half.
 
     D1 averages one diagonal of each 2x2 cell, D2 the other. Both show the same natural image at half the size, with
-    independent noise: mean |D1 x - D2 y|^2 + mean |D2 x - D1 y|^2 falls with the error of x and rises with the
-    noise that it reproduces. Needs noise that is independent from pixel to pixel.
+    independent noise. With the residual r = y - A x, mean (D1 r)(D2 r) is the energy of the structure that is missing
+    from the fit, less the noise of one half that the fit carries over to the other: it is positive first, and zero
+    about where the two are equal. Needs noise that is independent from pixel to pixel; it may be the same in all
+    channels. All observed values count, so it is not for a loss that leaves some of them out.
 
-    Source: neighbouring sub-images as in Huang et al. (2021), "Neighbor2Neighbor"; the two diagonals as in Mansour
-    and Heckel (2023), "Zero-shot Noise2Noise".
-    Differs: they compare iterates, smoothed along the fit, and train nothing. An odd last row or column is left out.
+    Source: our own; neighbouring sub-images as in Huang et al. (2021), "Neighbor2Neighbor"; the two diagonals as in
+    Mansour and Heckel (2023), "Zero-shot Noise2Noise".
+    Differs: nothing is trained. An odd last row or column is left out.
 
     Args:
-        rate: weight of the newest distance, in (0, 1].
-        patience: iterations without a smaller one.
+        rate: weight of the newest mean, in (0, 1].
 
     Raises:
-        ValueError: a rate outside (0, 1], patience below 1.
+        ValueError: a rate outside (0, 1].
     """
 
-    def __init__(self, rate: float = 0.1, patience: int = 1000):
-        super().__init__(patience, rate)
+    def __init__(self, rate: float = 0.1):
+        super().__init__(0.0, rate)
 
     def prepare(self, observed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Change nothing.
@@ -90,9 +91,9 @@ class SubImage(LeastStatistic):
         return observed, None
 
     def statistic(self, iterate: Iterate) -> Tensor:
-        """The distance of each image, (B,)."""
-        (x1, x2), (y1, y2) = _diagonals(iterate.fitted), _diagonals(iterate.observed)
-        return ((x1 - y2).square() + (x2 - y1).square()).flatten(1).mean(1)
+        """Mean product of the two halves of each residual, (B,)."""
+        d1, d2 = _diagonals(iterate.observed - iterate.fitted)
+        return (d1 * d2).flatten(1).mean(1)
 
 
 def _diagonals(images: Tensor) -> tuple[Tensor, Tensor]:

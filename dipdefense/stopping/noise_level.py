@@ -58,7 +58,7 @@ class Sure(LeastStatistic):
             below 1.
     """
 
-    def __init__(self, sigma: float | None = None, probe: float = 0.5, rate: float = 0.1, patience: int = 1000):
+    def __init__(self, sigma: float | None = None, probe: float = 0.5, rate: float = 0.1, patience: int = 200):
         super().__init__(patience, rate)
         check_number("probe", probe)
         self.sigma = _checked_sigma(sigma)

@@ -1,4 +1,4 @@
-"""Rules that look at what the fit leaves of the observed image: its worst patch, or the structure in it."""
+"""Rules that look at what the fit leaves of the observed image: its worst patch, or what its channels share."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dipdefense.stopping.rule import Iterate, LeastStatistic, Threshold, check_number
 
-__all__ = ["DIPDefend", "Whiteness"]
+__all__ = ["BlindDiscrepancy", "DIPDefend"]
 
 
 class DIPDefend(LeastStatistic):
@@ -29,7 +29,7 @@ class DIPDefend(LeastStatistic):
         ValueError: a patch or patience below 1, a rate outside (0, 1].
     """
 
-    def __init__(self, patch: int = 32, rate: float = 0.002, patience: int = 1000):
+    def __init__(self, patch: int = 32, rate: float = 0.002, patience: int = 200):
         super().__init__(patience)
         check_number("rate", rate, 1)
         if not isinstance(patch, int) or patch < 1:
@@ -60,48 +60,54 @@ class DIPDefend(LeastStatistic):
         return -10 * worst.clamp_min(torch.finfo(worst.dtype).tiny).log10()
 
 
-class Whiteness(Threshold):
-    """Done as soon as neighbouring residuals are no longer positively correlated.
+class BlindDiscrepancy(Threshold):
+    """Done as soon as the sum of the residual's channels is as small as that of independent noise.
 
-    While natural structure is missing from the fit, its residual r = y - A x is smooth, and neighbours in it are
-    positively correlated. Once the fit takes in the low frequencies of noise, the residual lacks them, and neighbours
-    are negatively correlated. With the mean of r over each channel taken off,
+    With C channels y_c of the observed image and r_c = y_c - (A x)_c of its residual, means taken over pixels,
 
-        rho = mean over channels, and over the shifts by one row and by one column, of <r, shift r> / <r, r>.
+        mean (sum_c r_c)^2 / C <= f s^2,   s^2 = mean over c of mean (m * y_c)^2 / 36,   m = [1 -2 1]^T [1 -2 1].
 
-    Needs noise that is independent from pixel to pixel: not that of JPEG or demosaicing, no adversarial perturbation.
-    All observed values count, so it is not for a loss that leaves some of them out.
+    The right side is the variance of the noise: the mask m, of squared norm 36, cancels what is smooth along a row or
+    a column. The left side has the same expectation for noise that is independent from channel to channel; structure
+    that is missing from the fit is much the same in all channels, and counts C times. No sigma need be known, and the
+    noise may have any distribution and vary with the image.
 
-    Source: our own; the whiteness of a residual is a classical check of a fit.
+    Needs noise that is independent from pixel to pixel and from channel to channel: not that of JPEG, of demosaicing
+    or of a grey photograph stored as RGB, no adversarial perturbation; there the fit stops too late, or not at all.
+    With one channel it is `Discrepancy` with an estimated sigma. `SubImage` stops closer to the best iterate there,
+    and where the channels share their noise. All observed values count, so it is not for a loss that leaves some of
+    them out.
+
+    Source: our own; the mask is that of Immerkaer (1996), "Fast noise variance estimation".
 
     Args:
-        level: of the smoothed rho at which the fit is done, in (-1, 1).
-        rate: weight of the newest rho, in (0, 1].
+        factor: f.
+        rate: weight of the newest left side, in (0, 1].
 
     Raises:
-        ValueError: a level outside (-1, 1), a rate outside (0, 1].
+        ValueError: a factor that is not positive, a rate outside (0, 1].
     """
 
-    def __init__(self, level: float = 0.0, rate: float = 0.1):
-        if isinstance(level, bool) or not isinstance(level, int | float) or not -1 < level < 1:
-            raise ValueError(f"level must lie between -1 and 1, got {level!r}")
-        super().__init__(level, rate)
+    def __init__(self, factor: float = 1.0, rate: float = 0.1):
+        super().__init__(0.0, rate)
+        check_number("factor", factor)
+        self.factor = factor
 
     def prepare(self, observed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Change nothing.
 
         Raises:
-            ValueError: a side below 2.
+            ValueError: a side below 3.
         """
-        if min(observed.shape[2:]) < 2:
-            raise ValueError(f"observed must have sides of at least 2 pixels, got {tuple(observed.shape[2:])}")
+        if min(observed.shape[2:]) < 3:
+            raise ValueError(f"observed must have sides of at least 3 pixels, got {tuple(observed.shape[2:])}")
         return observed, None
 
     def statistic(self, iterate: Iterate) -> Tensor:
-        """Rho of each image, (B,)."""
-        r = iterate.observed - iterate.fitted
-        r = r - r.mean((2, 3), keepdim=True)
-        down = (r[..., 1:, :] * r[..., :-1, :]).sum((2, 3))  # (B, C)
-        right = (r[..., 1:] * r[..., :-1]).sum((2, 3))
-        energy = r.square().sum((2, 3)).clamp_min(torch.finfo(r.dtype).tiny)
-        return ((down + right) / (2 * energy)).mean(1)
+        """The left side less the right one, (B,)."""
+        if "variance" not in self.state:
+            detail = iterate.observed.diff(n=2, dim=2).diff(n=2, dim=3)  # m * y
+            self.state["variance"] = detail.square().flatten(1).mean(1) / 36
+        residual = (iterate.observed - iterate.fitted).sum(1)  # (B, H, W)
+        shared = residual.square().flatten(1).mean(1) / iterate.observed.shape[1]
+        return shared - self.factor * self.state["variance"]

@@ -2,7 +2,7 @@
 
 from dipdefense.stopping.held_out import SubImage, Validation
 from dipdefense.stopping.noise_level import Discrepancy, Sure
-from dipdefense.stopping.residual import DIPDefend, Whiteness
+from dipdefense.stopping.residual import BlindDiscrepancy, DIPDefend
 from dipdefense.stopping.rule import Fixed, StoppingRule
 from dipdefense.stopping.variance import ExponentialMovingVariance, WindowedMovingVariance
 
@@ -17,5 +17,5 @@ STOPPING_RULES: dict[str, type[StoppingRule]] = {
     "sure": Sure,
     "validation": Validation,
     "sub_image": SubImage,
-    "whiteness": Whiteness,
+    "blind_discrepancy": BlindDiscrepancy,
 }
