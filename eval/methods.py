@@ -316,5 +316,6 @@ def _dipdefend(classifier: nn.Module, seed: int | None) -> Defended:
         lr=0.01,
         jitter=0.0,
         stopping="dipdefend",
+        stopping_options={"patience": 400},  # the published code runs to the end
     )
     return Defended("dipdefend", DefendedClassifier(classifier, Purifier(config, seed=seed)), config.iterations)

@@ -25,11 +25,11 @@ from eval.intervals import paired_bootstrap
 from eval.metrics import psnr
 from eval.noise import LEVELS, NOISES
 from eval.records import Record, append_records, configuration_hash, read_records, write_whole
-from eval.watch import Watch, build
+from eval.watch import Watch, build, plain_name
 
 __all__ = ["benchmark_stopping", "summarise_stopping"]
 
-Rules = Mapping[str, Mapping[str, Any]]  # a key of STOPPING_RULES -> its options
+Rules = Mapping[str, Mapping[str, Any]]  # a key of STOPPING_RULES, perhaps with :LABEL -> its options
 PAST_ORACLE = 3  # a fit is long enough if it ran so many times past its best iterate
 
 
@@ -55,7 +55,7 @@ def benchmark_stopping(
 
     Args:
         images: (name, (3, H, W) in [0, 1]) of one shape; no name twice.
-        rules: the rules, with their options.
+        rules: the rules, with their options; `wmv:LABEL` is one more setting of `wmv`.
         config: numbers of the fits; its own rule must be `fixed`.
         noises: keys of `NOISES`.
         levels: keys of `LEVELS[noise]`.
@@ -158,7 +158,7 @@ def _score(
         last = torch.nonzero(long_enough | torch.tensor(iterations >= longest)).flatten()  # rows of this fit
         for rule, options in rules.items():
             if rule in own:
-                numbers = dataclasses.replace(plain, stopping=rule, stopping_options=dict(options))
+                numbers = dataclasses.replace(plain, stopping=plain_name(rule), stopping_options=dict(options))
                 verdict = _verdict_of_a_fit(clean[left[last]], noisy[left[last]], numbers, seed)
             else:
                 verdict = watch.verdict(rule, last)
@@ -201,7 +201,7 @@ def _changes_the_fit(rule: StoppingRule, noisy: Tensor) -> bool:
 
 def _with_sigma(rules: Rules, sigma: float) -> Rules:
     """The options, with the noise level for the rules that ask for one and have none."""
-    asks = {rule for rule in rules if "sigma" in inspect.signature(STOPPING_RULES[rule]).parameters}
+    asks = {rule for rule in rules if "sigma" in inspect.signature(STOPPING_RULES[plain_name(rule)]).parameters}
     return {rule: ({"sigma": sigma} if rule in asks else {}) | dict(options) for rule, options in rules.items()}
 
 
@@ -250,7 +250,7 @@ def _check(
 ) -> None:
     """Refuse, before anything is computed, what would fail or mislead later."""
     for name, asked, known in (
-        ("rules", rules, STOPPING_RULES),
+        ("rules", [plain_name(rule) for rule in rules], STOPPING_RULES),
         ("noises", noises, NOISES),
         ("levels", levels, LEVELS["gaussian"]),
     ):
@@ -269,4 +269,4 @@ def _check(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     for rule, options in _with_sigma(rules, 0.1).items():
-        dataclasses.replace(config, stopping=rule, stopping_options=dict(options))
+        dataclasses.replace(config, stopping=plain_name(rule), stopping_options=dict(options))

@@ -12,7 +12,7 @@ from dipdefense import STOPPING_RULES, Progress
 from dipdefense.stopping import Iterate, StoppingRule
 from eval.metrics import psnr
 
-__all__ = ["Watch", "build"]
+__all__ = ["Watch", "build", "plain_name"]
 
 
 class Watch:
@@ -21,7 +21,7 @@ class Watch:
     Args:
         clean: reference, (N, C, H, W) in [0, 1].
         noisy: what is fitted, same shape; the fit has no operator, and its own rule is `fixed`.
-        rules: keys of `STOPPING_RULES` and their options.
+        rules: keys of `STOPPING_RULES`, with `:LABEL` where a key stands twice, and their options.
         iterations: of the fit.
     """
 
@@ -78,9 +78,14 @@ class Watch:
         return self.seconds[rule] / max(len(self.panels) * (seconds - self.inside), 1e-9)
 
 
+def plain_name(rule: str) -> str:
+    """`wmv` of `wmv:short`: what follows a colon tells two settings of one rule apart."""
+    return rule.partition(":")[0]
+
+
 def build(rule: str, options: Mapping[str, Any]) -> StoppingRule:
     """The rule of a name, at its beginning."""
-    return STOPPING_RULES[rule](**options)
+    return STOPPING_RULES[plain_name(rule)](**options)
 
 
 def _clock(device: torch.device) -> float:
