@@ -16,7 +16,7 @@ except ImportError as error:
 
 from attacks.momentum import MomentumPGD
 
-__all__ = ["fgsm", "pgd", "momentum_pgd", "ATTACKS"]
+__all__ = ["fgsm", "pgd", "momentum_pgd", "validate", "ATTACKS"]
 
 NORMS = ("linf", "l2")
 
@@ -38,7 +38,7 @@ def fgsm(
 
     Source: Goodfellow et al. (2015), "Explaining and harnessing adversarial examples", section 4.
     """
-    _validate(images, labels, eps=eps, norm=norm)
+    validate(images, labels, eps=eps, norm=norm)
     if norm != "linf":
         raise ValueError(f"norm must be 'linf' for fgsm, got {norm!r}: pgd and momentum_pgd support it")
     build = functools.partial(torchattacks.FGSM, eps=eps)
@@ -83,7 +83,7 @@ def pgd(
         TypeError: `images` are not floating or `labels` not int64.
         ValueError: any other argument breaks the rule stated above.
     """
-    _validate(images, labels, eps=eps, norm=norm, alpha=alpha, steps=steps)
+    validate(images, labels, eps=eps, norm=norm, alpha=alpha, steps=steps)
     tiny = torch.finfo(images.dtype).tiny  # the library's 1e-10 stalls where a confident gradient is as small
     attack = {"linf": torchattacks.PGD, "l2": functools.partial(_PGDL2, eps_for_division=tiny)}[norm]
     alpha = eps / 4 if alpha is None else alpha
@@ -111,7 +111,7 @@ def momentum_pgd(
 
     Source: Dong et al. (2018), "Boosting adversarial attacks with momentum", eq. (6)-(7).
     """
-    _validate(images, labels, eps=eps, norm=norm, alpha=alpha, steps=steps, decay=decay)
+    validate(images, labels, eps=eps, norm=norm, alpha=alpha, steps=steps, decay=decay)
     build = functools.partial(
         MomentumPGD,
         eps=eps,
@@ -137,7 +137,7 @@ class _PGDL2(torchattacks.PGDL2):  # type: ignore[misc]  # torchattacks is untyp
         return logits
 
 
-def _validate(
+def validate(
     images: Tensor,
     labels: Tensor,
     *,

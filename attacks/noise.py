@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from attacks.gradient import validate
+
 __all__ = ["CONTROLS", "random_noise"]
 
 
@@ -12,6 +14,8 @@ def random_noise(
     classifier: nn.Module, images: Tensor, labels: Tensor, *, eps: float, norm: str = "linf", seed: int | None = 0
 ) -> Tensor:
     """A random corner of the ball: +eps or -eps in every value (linf), a random direction of length eps (l2).
+
+    A corner is as far as the ball allows: in L2 it is longer than what most linf attacks end with.
 
     Args:
         classifier: not asked.
@@ -25,12 +29,9 @@ def random_noise(
         Noisy images, like `images`, clipped to [0, 1].
 
     Raises:
-        ValueError: an unknown norm, a negative eps.
+        TypeError, ValueError: as `pgd`.
     """
-    if norm not in ("linf", "l2"):
-        raise ValueError(f"norm must be 'linf' or 'l2', got {norm!r}")
-    if not eps >= 0:
-        raise ValueError(f"eps must not be negative, in [0, 1] units such as 8/255, got {eps}")
+    validate(images, labels, eps=eps, norm=norm)
     generator = torch.Generator()
     if seed is None:
         generator.seed()

@@ -1,13 +1,12 @@
 """The rival of Ding et al. (2021): a decision in the classifier's decision space."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from dipdefense.looks import Classify, Looks, check_iterations, contradiction, log_mean_softmax, spread
+from dipdefense.looks import Classify, Looks, check_finite, check_iterations, contradiction, log_mean_softmax, spread
 
 __all__ = ["CrossBoundary"]
 
@@ -45,8 +44,9 @@ class CrossBoundary:
         object.__setattr__(self, "iterations", check_iterations(self.iterations))
         if self.iterations is not None and len(self.iterations) < 2:
             raise ValueError(f"iterations must be at least two, between which a boundary lies, got {self.iterations}")
-        if not 0 <= self.alpha < math.inf:
-            raise ValueError(f"alpha must be finite and not negative, got {self.alpha!r}")
+        check_finite("alpha", self.alpha)
+        if self.alpha < 0:
+            raise ValueError(f"alpha must not be negative, got {self.alpha!r}")
         if isinstance(self.bisections, bool) or not isinstance(self.bisections, int) or self.bisections < 1:
             raise ValueError(f"bisections must be an integer of at least 1, got {self.bisections!r}")
 

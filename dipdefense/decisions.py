@@ -5,7 +5,6 @@ of them are looked at, turns what the classifier makes of them into logits, and 
 looks. It holds plain values only and survives a JSON round trip.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -15,10 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dipdefense.cross_boundary import CrossBoundary
-from dipdefense.looks import Classify, Looks, check_iterations, check_views, contradiction, log_mean_softmax, spread
+from dipdefense.looks import (
+    Classify,
+    Looks,
+    check_finite,
+    check_iterations,
+    check_views,
+    contradiction,
+    log_mean_softmax,
+    spread,
+)
 from dipdefense.suspicion import Suspicion
 
 __all__ = ["DECISIONS", "Decision", "Last", "MeanSoftmax", "Trust"]
+
+
+LEAST_WIDTH = 1e-6  # below it the logits would overflow
 
 
 class Decision(Protocol):
@@ -37,7 +48,10 @@ class Decision(Protocol):
         """The iterations at which `Looks.residual` is asked for."""
 
     def looks(self, iterations: int) -> tuple[int, ...]:
-        """The iterations that are classified, of a fit of that many; none for what the fit itself returns."""
+        """The iterations that are classified, of a fit of that many.
+
+        None for what the fit itself returns; `restarts` and `residuals` are then not asked for.
+        """
 
     def prepare(self, classify: Classify, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Make what is classified, (S', B, C, H, W), of the reconstructions (S, B, C, H, W); no gradient."""
@@ -51,7 +65,7 @@ class Decision(Protocol):
 
 @dataclass(frozen=True)
 class Last:
-    """The classifier's logits of what the fit returns, by whatever rule it stops."""
+    """The classifier's own logits of what the fit returns, by whatever rule it stops."""
 
     restarts: ClassVar[int] = 1
     views: ClassVar[tuple[str, ...]] = ("identity",)
@@ -85,7 +99,8 @@ class MeanSoftmax:
         suspicion: gives the detection score; None for the `contradiction` of the bare prediction.
 
     Raises:
-        ValueError: no iterations or not rising from 1, restarts below 1, no view or an unknown one.
+        TypeError: suspicion is neither.
+        ValueError: no iterations or not rising from 1, restarts below 1, no view, an unknown one or one twice.
     """
 
     iterations: tuple[int, ...] | None = None
@@ -99,6 +114,8 @@ class MeanSoftmax:
         given: Any = self.suspicion
         if isinstance(given, Mapping):
             object.__setattr__(self, "suspicion", Suspicion(**given))
+        elif given is not None and not isinstance(given, Suspicion):
+            raise TypeError(f"suspicion must be a Suspicion or None, got {given!r}")
         if isinstance(self.restarts, bool) or not isinstance(self.restarts, int) or self.restarts < 1:
             raise ValueError(f"restarts must be an integer of at least 1, got {self.restarts!r}")
 
@@ -135,7 +152,7 @@ class Trust(MeanSoftmax):
         width: how fast the weight passes from one to the other, in units of the score.
 
     Raises:
-        ValueError: threshold outside [0, 1], width not positive, and what `MeanSoftmax` refuses.
+        ValueError: threshold outside [0, 1], width below 1e-6, and what `MeanSoftmax` refuses.
     """
 
     threshold: float = 0.5
@@ -143,10 +160,12 @@ class Trust(MeanSoftmax):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_finite("threshold", self.threshold)
+        check_finite("width", self.width)
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must lie in [0, 1], got {self.threshold!r}")
-        if not 0 < self.width < math.inf:
-            raise ValueError(f"width must be positive and finite, got {self.width!r}")
+        if not self.width >= LEAST_WIDTH:
+            raise ValueError(f"width must be at least {LEAST_WIDTH}, got {self.width!r}")
 
     def combine(self, looks: Looks) -> Tensor:
         """See `Decision.combine`."""

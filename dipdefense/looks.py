@@ -10,6 +10,7 @@ __all__ = [
     "VIEWS",
     "Classify",
     "Looks",
+    "check_finite",
     "check_iterations",
     "check_views",
     "contradiction",
@@ -76,4 +77,12 @@ def check_views(views: object) -> tuple[str, ...]:
     """Refuse what is not one or more keys of `VIEWS`."""
     if not isinstance(views, tuple | list) or not views or not all(isinstance(v, str) and v in VIEWS for v in views):
         raise ValueError(f"views must be one or more of {', '.join(VIEWS)}, got {views!r}")
+    if len(set(views)) < len(views):
+        raise ValueError(f"views must each stand once, got {views!r}")
     return tuple(views)
+
+
+def check_finite(name: str, value: float) -> None:
+    """Refuse what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")

@@ -24,7 +24,7 @@ TRAJECTORY = FitConfig(
 TRUST = Trust(
     iterations=(180, 200, 220),
     views=("mirror",),
-    suspicion=Suspicion(iterations=(140, 300), bias=34.8, contradiction=0.62, early=-9.83, late=13.29),
+    suspicion=Suspicion(iterations=(140, 300), bias=34.8, doubt=0.62, early=-9.83, late=13.29),
 )
 MEAN = MeanSoftmax(iterations=(180, 200, 220), views=("mirror",))
 SMALL = 32  # pixels a side up to which the numbers of TRUST were learnt

@@ -141,6 +141,11 @@ def _checked_settings(methods: Sequence[Method]) -> list[Setting]:
 
 def _plan(config: RunConfig, radii: Sequence[float]) -> list[tuple[str, RunConfig]]:
     """(attack, numbers of it), the clean images first."""
+    for name, several in (("eps", radii), ("attacks", config.attacks)):
+        if len(set(several)) < len(several):
+            raise ValueError(f"{name} must each stand once, got {', '.join(map(str, several))}")
+    if not radii:
+        raise ValueError("eps must be one or more radii, got none")
     attacked = [(attack, replace(config, eps=float(eps))) for attack in config.attacks for eps in radii]
     return [("clean", replace(config, eps=0.0)), *attacked]
 
@@ -161,7 +166,7 @@ def _description(
         "classifier": classifier_name or type(classifier).__name__,
         "weights": fingerprint(classifier),
         "device": str(device),
-        "versions": {name: version(name) for name in ("dipdefense", "torch", "torchattacks")},
+        "versions": {name: version(name) for name in ("dipdefense", "torch", "torchattacks", "scikit-image")},
         **{name: value for name, value in asdict(config).items() if name not in ("attacks", "eps")},
     }
     settings = [{**s._asdict(), **method.describe(s, example)} for method in methods for s in method.settings]

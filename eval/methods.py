@@ -1,7 +1,8 @@
 """Defences to compare, each over a range of strengths: images to logits and detection scores."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -59,8 +60,10 @@ class Method(Protocol):
 
 
 def _viewed(name: str, views: tuple[str, ...]) -> str:
-    """The family's name with its views: `jpeg`, `jpeg+mirror`."""
-    return "+".join((name, *(view for view in views if view != "identity")))
+    """The family's name with its views: `jpeg`, `jpeg+mirror` for both of them, `jpeg:mirror` for the mirror alone."""
+    if views[0] == "identity":
+        return "+".join((name, *views[1:]))
+    return f"{name}:{'+'.join(views)}"
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,14 @@ class Filtered:
     def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
         """See `Method.describe`."""
         name = "" if self.filter is None else f"{self.filter.__module__}.{self.filter.__qualname__}"
-        return {"filter": name, self.keyword: setting.strength}
+        (views,) = (views for views in self.views if _viewed(self.name, views) == setting.method)
+        return {"filter": name, self.keyword: setting.strength, "views": list(views)}
 
     def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
         """See `Method`."""
+        start = clock(images.device)
         bare, verdicts = self.classifier(images), {}
+        glance = clock(images.device) - start
         for strength in self.strengths:
             start = clock(images.device)
             filtered = images if self.filter is None else self.filter(images, **{self.keyword: strength})
@@ -98,7 +104,7 @@ class Filtered:
                 start = clock(images.device)
                 along = torch.stack([self.classifier(VIEWS[view](filtered)) for view in views])
                 logits, scores = log_mean_softmax(along), contradiction(bare, along)
-                seconds = filtering + clock(images.device) - start
+                seconds = glance + filtering + clock(images.device) - start
                 verdicts[Setting(_viewed(self.name, views), strength)] = Verdict(logits, scores, seconds)
         return verdicts
 
@@ -120,21 +126,29 @@ class NoiseLevel:
     def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
         """See `Method`."""
         start, pixels = clock(images.device), images.permute(0, 2, 3, 1).cpu().numpy()
-        sigmas = [restoration.estimate_sigma(image, channel_axis=-1, average_sigmas=True) for image in pixels]
-        seconds = clock(images.device) - start
-        return {self.settings[0]: Verdict(self.classifier(images), torch.tensor(sigmas).to(images), seconds)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # an image without any detail has a NaN for its 0
+            sigmas = [restoration.estimate_sigma(image, channel_axis=-1, average_sigmas=True) for image in pixels]
+        logits, scores = self.classifier(images), torch.tensor(sigmas).nan_to_num(0).to(images)
+        return {self.settings[0]: Verdict(logits, scores, clock(images.device) - start)}
 
 
 @dataclass(frozen=True)
 class OneFit:
     """Decisions that share the trajectory of one fit (and its restarts), each a setting of its own.
 
-    A setting's seconds are those of the fit up to its last iteration, and of its looks.
+    A setting's seconds are those of the fit up to its last iteration, and of its looks; what a fit takes before its
+    first iteration is spread over all of them.
     """
 
     classifier: nn.Module
     purifier: Purifier
     decisions: Mapping[Setting, Decision]
+
+    def __post_init__(self) -> None:
+        for setting, decision in self.decisions.items():
+            if not decision.looks(1):
+                raise ValueError(f"decisions must name iterations, got {decision!r} for {tuple(setting)}: use Defended")
 
     @property
     def settings(self) -> list[Setting]:
@@ -164,15 +178,17 @@ class OneFit:
             return logits, clock(images.device) - start
 
         residual = [(frames - images).square().flatten(2).mean(2) for frames in fits]  # (T, B) of each restart
+        start = clock(images.device)
         bare, verdicts = self.classifier(images), {}
+        glance = clock(images.device) - start
         for setting, decision in self.decisions.items():
             start = clock(images.device)
             frames = [fits[r][iterations.index(i)] for r in range(decision.restarts) for i in looks[setting]]
             stacked = torch.stack(frames)
             prepared = decision.prepare(self.classifier, images, stacked)
-            preparing = clock(images.device) - start
             if prepared is stacked:
                 seen = [look(r, i, v) for r in range(decision.restarts) for i in looks[setting] for v in decision.views]
+                start = clock(images.device)  # of a look that other settings share, the seconds of the first count
             else:
                 seen = [(self.classifier(VIEWS[v](image)), 0.0) for image in prepared for v in decision.views]
             left = torch.stack(residual[: decision.restarts]).mean(0)
@@ -182,8 +198,10 @@ class OneFit:
                 {iteration: left[iterations.index(iteration)] for iteration in decision.residuals},
             )
             last = max(*looks[setting], *decision.residuals, 1)
-            seconds = preparing + fitting * decision.restarts * last + sum(seconds for _, seconds in seen)
-            verdicts[setting] = Verdict(decision.combine(what), decision.score(what), seconds)
+            logits, scores = decision.combine(what), decision.score(what)
+            deciding = clock(images.device) - start
+            seconds = glance + fitting * decision.restarts * last + sum(seconds for _, seconds in seen) + deciding
+            verdicts[setting] = Verdict(logits, scores, seconds)
         return verdicts
 
 
@@ -193,7 +211,7 @@ class Defended:
 
     name: str
     defended: DefendedClassifier
-    strength: float = field(default=0)
+    strength: float = 0
 
     @property
     def settings(self) -> list[Setting]:
@@ -244,7 +262,7 @@ FITS: dict[str, Fit] = {
     "dip_mean": lambda looks, trust, options: {
         looks[k]: MeanSoftmax(looks[max(0, k - 2) : k + 1], **options) for k in range(len(looks))
     },
-    # the default decision, by its threshold
+    # keep the bare prediction unless the fit speaks against it, by the threshold
     "trust": lambda looks, trust, options: {t: replace(trust, threshold=t) for t in THRESHOLDS},
     # the second half of the fit; the strength is its last iteration
     "cross_boundary": lambda looks, trust, options: {
@@ -253,7 +271,7 @@ FITS: dict[str, Fit] = {
 }
 VIEWED = ("dip", "dip_mean")  # the families that stand a second time with views
 
-METHODS = ("bare", "noise_level", *FILTERS, *FITS, "dipdefend")
+METHODS = ("bare", "noise_level", *FILTERS, *FITS, "default", "dipdefend")
 
 
 def build_methods(
@@ -264,7 +282,7 @@ def build_methods(
     iterations: Sequence[int],
     restarts: int = 1,
     views: tuple[str, ...] = ("identity",),
-    trust: Trust | None = None,
+    default: Decision | None = None,
 ) -> list[Method]:
     """The named methods; those of `FITS` share one fit.
 
@@ -274,20 +292,23 @@ def build_methods(
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K).
         purifier: of the fits; its rule is `fixed`.
         iterations: along the fit, rising; the points of the curve of `dip`.
-        restarts: of the fits of `dip` and `dip_mean`.
+        restarts: of the fits of `dip`, `dip_mean`, and `trust` where it is not the default.
         views: where these are more than the identity, each filter, `dip` and `dip_mean` stand a second time, with the
             mean softmax over them, and with `+` and the views behind the name.
-        trust: whose threshold is the strength of `trust`; `Trust()` with these views and restarts if None.
+        default: the decision of the method `default`, where these are its fit and images; a Trust is also that whose
+            threshold is the strength of `trust`, which else has these views and the `contradiction` alone.
 
     Raises:
-        ValueError: an unknown name; what `MeanSoftmax` refuses.
+        ValueError: an unknown name; `default` where there is none; what `MeanSoftmax` refuses.
     """
     for name in names:
         if name not in METHODS:
             raise ValueError(f"methods must be among {', '.join(METHODS)}, got {name!r}")
     both = tuple(dict.fromkeys((("identity",), MeanSoftmax(views=views).views)))
     looks = MeanSoftmax(tuple(iterations)).looks(0)
-    trust = trust or Trust(views=views, restarts=restarts)
+    trust = default if isinstance(default, Trust) else Trust(views=views, restarts=restarts)
+    if "default" in names and default is None:
+        raise ValueError("methods must leave out default, got it with a fit that is not the default one")
     decisions: dict[Setting, Decision] = {}
     methods: list[Method] = []
     for name in names:
@@ -302,6 +323,8 @@ def build_methods(
             methods.append(Filtered(name, classifier, both))
         elif name == "noise_level":
             methods.append(NoiseLevel(classifier))
+        elif name == "default" and default is not None:
+            decisions[Setting(name, looks[-1])] = default
         else:
             methods.append(_dipdefend(classifier, purifier.seed))
     return [*methods, OneFit(classifier, purifier, decisions)] if decisions else methods

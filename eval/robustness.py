@@ -68,6 +68,10 @@ class RunConfig:
         for attack in self.attacks:
             if attack not in ATTACKS | CONTROLS:
                 raise ValueError(f"attack must be one of {', '.join(ATTACKS | CONTROLS)}, got {attack!r}")
+        if CONTROLS.keys() & set(self.attacks) and (self.targeted or self.crafted_on != "bare"):
+            raise ValueError(
+                "attacks must leave out random_noise where they are targeted or crafted on the defended model"
+            )
         if self.crafted_on not in CRAFTED_ON:
             raise ValueError(f"crafted_on must be one of {', '.join(CRAFTED_ON)}, got {self.crafted_on!r}")
         if not (math.isfinite(self.eps) and self.eps >= 0):

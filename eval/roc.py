@@ -10,8 +10,12 @@ from numpy.typing import ArrayLike
 
 from eval.records import Record
 
-__all__ = ["ALARMS", "Detection", "detection", "detection_table", "score_pairs"]
+__all__ = ["ALARMS", "Detection", "detection", "detection_table", "paired_detection", "score_pairs"]
 
+Scores = np.ndarray[Any, Any]
+
+RIVAL = "noise_level"  # the method that a detector must beat
+BETTER = ("better_by", "better_low", "better_high")
 ALARMS = 0.05  # false positive rate at which the true positive rate is read off
 
 
@@ -62,15 +66,51 @@ def detection(
     flagged = float((positive > limit).mean())
     if not chosen.any():
         return Detection(math.nan, math.nan, math.nan, math.nan, flagged)
-    positive = positive[chosen]
-    above = (positive > negative[:, None]) + (positive == negative[:, None]) / 2  # (N, A): Mann and Whitney's count
-    N = len(negative)
+    areas = _areas(negative, positive, chosen, resamples, seed)
+    low, high = np.nanquantile(areas, [(1 - confidence) / 2, (1 + confidence) / 2])
+    above = _above(negative, positive[chosen])
+    return Detection(float(above.mean()), float(low), float(high), float((positive[chosen] > limit).mean()), flagged)
+
+
+def _above(negative: Scores, positive: Scores) -> Scores:
+    """Mann and Whitney's count, (N, A): 1 where the adversarial image scores above the clean one, ties 1/2."""
+    return np.asarray((positive > negative[:, None]) + (positive == negative[:, None]) / 2)
+
+
+def _areas(negative: Scores, positive: Scores, chosen: Scores, resamples: int, seed: int) -> Scores:
+    """AUROC of bootstrap samples, (resamples,), the same images for the same seed; NaN without adversarial images."""
+    N, above = len(negative), _above(negative, positive[chosen])
     times = np.random.default_rng(seed).multinomial(N, np.full(N, 1 / N), size=resamples)  # (resamples, N)
     drawn = times[:, chosen]
-    kept = drawn.sum(1) > 0  # a sample without adversarial images has no AUROC
-    areas = ((times[kept] @ above) * drawn[kept]).sum(1) / (N * drawn[kept].sum(1))
-    low, high = np.quantile(areas, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Detection(float(above.mean()), float(low), float(high), float((positive > limit).mean()), flagged)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(((times @ above) * drawn).sum(1) / (N * drawn.sum(1)))
+
+
+def paired_detection(
+    first: pd.DataFrame, second: pd.DataFrame, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Difference of two AUROCs on the same images, and its paired percentile bootstrap interval.
+
+    Args:
+        first: columns `clean`, `attacked`, `fooled`, indexed by image, as `score_pairs` makes them.
+        second: the same images and `fooled`; a positive difference says that `first` detects better.
+        confidence: coverage, in (0, 1).
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: not the same images, or no adversarial one.
+    """
+    second = second.reindex(first.index)
+    if second.isna().any(axis=None) or not (first["fooled"] == second["fooled"]).all() or not first["fooled"].any():
+        raise ValueError("first and second must hold the same images, some of them fooled")
+    samples, whole = [], []
+    for pair in (first, second):
+        clean, attacked, fooled = (pair[name].to_numpy() for name in ("clean", "attacked", "fooled"))
+        samples.append(_areas(clean, attacked, fooled.astype(bool), resamples, seed))
+        whole.append(_above(clean, attacked[fooled.astype(bool)]).mean())
+    low, high = np.nanquantile(samples[0] - samples[1], [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(whole[0] - whole[1]), float(low), float(high)
 
 
 def score_pairs(records: Iterable[Record]) -> dict[tuple[str, float, str, float], pd.DataFrame]:
@@ -96,12 +136,18 @@ def detection_table(records: Iterable[Record]) -> pd.DataFrame:
     """One row per method, strength, attack and eps.
 
     Columns `method, strength, attack, eps, n_clean, n_adversarial, auroc, ci_low, ci_high, tpr_at_5fpr,
-    flagged_at_5fpr`; adversarial are the attacked images that the bare classifier gets wrong though it is right on
-    their clean version.
+    flagged_at_5fpr, better_by, better_low, better_high`; adversarial are the attacked images that the bare classifier
+    gets wrong though it is right on their clean version. The last three are the difference of AUROC to the method
+    `noise_level`, where that is there, with its paired bootstrap interval.
     """
-    rows = [
-        (*key, len(pair), int(pair["fooled"].sum()), *detection(pair["clean"], pair["attacked"], pair["fooled"]))
-        for key, pair in score_pairs(records).items()
-    ]
+    pairs, rows = score_pairs(records), []
+    rivals = {key[2:]: pair for key, pair in pairs.items() if key[0] == RIVAL}
+    for key, pair in pairs.items():
+        found = detection(pair["clean"], pair["attacked"], pair["fooled"])
+        comparable = key[2:] in rivals and key[0] != RIVAL and pair["fooled"].any()
+        better = paired_detection(pair, rivals[key[2:]]) if comparable else (math.nan,) * 3
+        rows.append((*key, len(pair), int(pair["fooled"].sum()), *found, *better))
     columns = ["method", "strength", "attack", "eps", "n_clean", "n_adversarial"]
-    return pd.DataFrame(rows, columns=[*columns, "auroc", "ci_low", "ci_high", "tpr_at_5fpr", "flagged_at_5fpr"])
+    return pd.DataFrame(
+        rows, columns=[*columns, "auroc", "ci_low", "ci_high", "tpr_at_5fpr", "flagged_at_5fpr", *BETTER]
+    )

@@ -13,7 +13,7 @@ from eval.methods import FILTERS, METHODS, VIEWED, Filtered, OneFit, Setting, bu
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=30)
 VIEWS = ("identity", "mirror")
-SUSPICION = Suspicion(iterations=(15, 30), bias=1.0, contradiction=0.6, early=-9.0, late=9.0)
+SUSPICION = Suspicion(iterations=(15, 30), bias=1.0, doubt=0.6, early=-9.0, late=9.0)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,9 @@ def test_one_fit_serves_what_each_decision_gives_alone(classifier, images):
 
 
 def test_every_name_is_built(classifier, images):
-    methods = build_methods(METHODS, classifier, Purifier(QUICK), iterations=(10, 20, 30), views=VIEWS)
+    methods = build_methods(
+        METHODS, classifier, Purifier(QUICK), iterations=(10, 20, 30), views=VIEWS, default=MeanSoftmax((15, 30))
+    )
     settings = [setting for method in methods for setting in method.settings]
     assert len(set(settings)) == len(settings)
     twice = {"bare", *FILTERS, *VIEWED}
@@ -82,7 +84,7 @@ def test_every_name_is_built(classifier, images):
 
 def test_the_given_trust_is_the_one_whose_threshold_varies(classifier):
     trust = Trust((10,), suspicion=SUSPICION)
-    (shared,) = build_methods(["trust"], classifier, Purifier(QUICK), iterations=(10, 30), trust=trust)
+    (shared,) = build_methods(["trust"], classifier, Purifier(QUICK), iterations=(10, 30), default=trust)
     assert shared.decisions["trust", 0.3] == Trust((10,), suspicion=SUSPICION, threshold=0.3)
 
 

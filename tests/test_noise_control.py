@@ -10,7 +10,7 @@ IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.
 
 
 def noise(**options):
-    return random_noise(nn.Identity(), IMAGES, torch.zeros(3), **options) - IMAGES
+    return random_noise(nn.Identity(), IMAGES, torch.zeros(3, dtype=torch.long), **options) - IMAGES
 
 
 def test_linf_is_a_corner_and_l2_a_direction():
@@ -20,7 +20,7 @@ def test_linf_is_a_corner_and_l2_a_direction():
 
 
 def test_an_image_does_not_depend_on_its_batch_and_seeds_differ():
-    single = random_noise(nn.Identity(), IMAGES[2:], torch.zeros(1), eps=0.1)
+    single = random_noise(nn.Identity(), IMAGES[2:], torch.zeros(1, dtype=torch.long), eps=0.1)
     assert torch.equal(single - IMAGES[2:], noise(eps=0.1)[2:])
     assert torch.equal(noise(eps=0.1, seed=4), noise(eps=0.1, seed=4))
     assert not torch.equal(noise(eps=0.1, seed=4), noise(eps=0.1, seed=5))
@@ -28,15 +28,18 @@ def test_an_image_does_not_depend_on_its_batch_and_seeds_differ():
 
 
 def test_stays_in_range():
-    noisy = random_noise(nn.Identity(), IMAGES, torch.zeros(3), eps=1)
+    noisy = random_noise(nn.Identity(), IMAGES, torch.zeros(3, dtype=torch.long), eps=1)
     assert noisy.min() == 0
     assert noisy.max() == 1
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"eps": -1}, "eps must not be negative"), ({"eps": 0.1, "norm": "l1"}, "norm must be 'linf' or 'l2', got 'l1'")],
+    [
+        ({"eps": -1}, "eps must be finite and at least 0"),
+        ({"eps": 0.1, "norm": "l1"}, "norm must be one of .*, got 'l1'"),
+    ],
 )
 def test_bad_input_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        CONTROLS["random_noise"](nn.Identity(), IMAGES, torch.zeros(3), **options)
+        CONTROLS["random_noise"](nn.Identity(), IMAGES, torch.zeros(3, dtype=torch.long), **options)

@@ -3,10 +3,11 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from eval.roc import detection, detection_table
+from eval.roc import detection, detection_table, paired_detection
 
 
 def scores(n: int = 200, shift: float = 1.0):
@@ -69,3 +70,29 @@ def test_the_table_by_hand():
 def test_bad_scores_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         detection(*arguments)
+
+
+def pair(clean, attacked, fooled):
+    return pd.DataFrame({"clean": clean, "attacked": attacked, "fooled": fooled})
+
+
+def test_the_paired_difference_is_that_of_the_two_and_knows_of_the_pairing():
+    clean, attacked, fooled = scores()
+    first = pair(clean, attacked, fooled)
+    assert paired_detection(first, first) == (0, 0, 0)
+    worse = pair(clean, attacked - 0.5, fooled)
+    difference, low, high = paired_detection(first, worse)
+    found = detection(clean, attacked, fooled).auroc - detection(clean, attacked - 0.5, fooled).auroc
+    assert difference == pytest.approx(found)
+    assert 0 < low < difference < high
+    assert paired_detection(first, worse.sample(frac=1, random_state=0)) == (difference, low, high)
+    wide = detection(clean, attacked, fooled)
+    assert high - low < wide.ci_high - wide.ci_low
+
+
+def test_unequal_pairs_are_refused():
+    clean, attacked, fooled = scores(20)
+    first = pair(clean, attacked, fooled)
+    for second in (first[:10], pair(clean, attacked, ~fooled)):
+        with pytest.raises(ValueError, match="the same images, some of them fooled"):
+            paired_detection(first, second)

@@ -24,7 +24,6 @@ from dipdefense.cli.options import (
     rule_options,
 )
 from dipdefense.cli.shown import progress_bar
-from dipdefense.decisions import Trust
 from dipdefense.presets import TILE, default_config, default_defence
 from dipdefense.purify import Purifier
 from dipdefense.stopping import STOPPING_RULES
@@ -156,9 +155,12 @@ def defence(
         str,
         typer.Option(
             help="Comma-separated: bare, jpeg, bit_depth, median, gaussian_blur, total_variation, non_local_means, "
-            "bm3d, noise_level, dip, dip_mean, trust, cross_boundary, dipdefend."
+            "bm3d, noise_level, dip, dip_mean, trust, cross_boundary, default, dipdefend."
         ),
-    ] = "bare,noise_level,jpeg,bit_depth,median,gaussian_blur,total_variation,non_local_means,dip,dip_mean,trust",
+    ] = (
+        "bare,noise_level,jpeg,bit_depth,median,gaussian_blur,total_variation,non_local_means,dip,dip_mean,trust,"
+        "cross_boundary"
+    ),
     views: Annotated[
         str, typer.Option(help="Comma-separated views, such as identity,mirror, that each method also averages over.")
     ] = "identity",
@@ -172,7 +174,7 @@ def defence(
     index: Index = ":",
     longest: Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")] = None,
     looks: Annotated[int, typer.Option(help="Iterations of the fit that are looked at, evenly up to its end.")] = 10,
-    restarts: Annotated[int, typer.Option(help="Fits of every image for dip, dip_mean and trust.")] = 1,
+    restarts: Annotated[int, typer.Option(help="Fits of every image for dip, dip_mean; the default has its own.")] = 1,
     baseline: Annotated[
         str | None, typer.Option(help="METHOD:STRENGTH that all others are compared with; the first by default.")
     ] = None,
@@ -213,7 +215,7 @@ def defence(
         iterations=[round(chosen.iterations * k / looks) for k in range(1, looks + 1)],
         restarts=restarts,
         views=tuple(names(views)),
-        trust=decision if own is None and longest is None and isinstance(decision, Trust) else None,
+        default=decision if own is None and longest is None else None,
     )
     family, _, strength = (baseline or "").partition(":")
     against = Setting(family, number("baseline", strength)) if baseline else None
