@@ -21,12 +21,14 @@ TRAJECTORY = FitConfig(
     iterations=300,
     ema=0.5,
 )
+LOOKS = (140, 160, 180)
 TRUST = Trust(
-    iterations=(180, 200, 220),
+    iterations=LOOKS,
     views=("mirror",),
-    suspicion=Suspicion(iterations=(140, 300), bias=34.8, doubt=0.62, early=-9.83, late=13.29),
+    suspicion=Suspicion(iterations=(140, 300), bias=34.1, doubt=0.59, early=-9.6, late=13.01),
+    threshold=0.1,
 )
-MEAN = MeanSoftmax(iterations=(180, 200, 220), views=("mirror",))
+MEAN = MeanSoftmax(iterations=LOOKS, views=("mirror",))
 SMALL = 32  # pixels a side up to which the numbers of TRUST were learnt
 TILE = 64  # pixels a side; these small networks are slow to arrive on larger images
 

@@ -252,7 +252,7 @@ FILTERS: dict[str, tuple[str, tuple[float, ...]]] = {
 
 
 Fit = Callable[[tuple[int, ...], Trust, dict[str, Any]], dict[float, Decision]]
-THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of trust
+THRESHOLDS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)  # of trust
 
 # (iterations, a Trust, options of MeanSoftmax) -> strength: decision
 FITS: dict[str, Fit] = {
