@@ -217,7 +217,7 @@ def defence(
         views=tuple(names(views)),
         default=decision if own is None and longest is None else None,
     )
-    family, _, strength = (baseline or "").partition(":")
+    family, _, strength = (baseline or "").rpartition(":")
     against = Setting(family, number("baseline", strength)) if baseline else None
     with progress_bar("records") as progress:
         table = benchmark_defence(
