@@ -48,7 +48,7 @@ def lines(out):
 
 def test_tables_and_pictures(tmp_path, classifier, digits):
     table = run(classifier, digits, tmp_path)
-    settings = 1 + 2 + 2 + 5 + 1
+    settings = 1 + 2 + 2 + 6 + 1
     assert len(table) == settings * 5  # clean, and two attacks of two radii
     assert table["n"].eq(10).all()
     assert ((table["ci_low"] <= table["accuracy"]) & (table["accuracy"] <= table["ci_high"])).all()
