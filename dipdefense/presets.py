@@ -1,7 +1,7 @@
 """The fit and the decision for an image's shape, where the user names none; docs/defence.md holds the evidence."""
 
 from dipdefense.config import FitConfig
-from dipdefense.decisions import Decision, Last, MeanSoftmax, Trust
+from dipdefense.decisions import Decision, Last, Trust
 from dipdefense.suspicion import Suspicion
 
 __all__ = ["TILE", "default_config", "default_defence"]
@@ -21,15 +21,13 @@ TRAJECTORY = FitConfig(
     iterations=300,
     ema=0.5,
 )
-LOOKS = (140, 160, 180)
 TRUST = Trust(
-    iterations=LOOKS,
+    iterations=(140, 160, 180),
     views=("mirror",),
     suspicion=Suspicion(iterations=(140, 300), bias=34.1, doubt=0.59, early=-9.6, late=13.01),
     threshold=0.1,
 )
-MEAN = MeanSoftmax(iterations=LOOKS, views=("mirror",))
-SMALL = 32  # pixels a side up to which the numbers of TRUST were learnt
+SMALL = 32  # pixels a side; TRUST was not tried on larger images
 TILE = 64  # pixels a side; these small networks are slow to arrive on larger images
 
 
@@ -43,6 +41,6 @@ def default_config(shape: tuple[int, ...]) -> FitConfig:
 
 def default_defence(shape: tuple[int, ...]) -> tuple[FitConfig, Decision]:
     """The fit and the decision of a defended classifier for images of shape (C, H, W)."""
-    if shape[-3] == 1:
-        return GREY, Last()
-    return TRAJECTORY, TRUST if max(shape[-2:]) <= SMALL else MEAN
+    if shape[-3] == 1 or max(shape[-2:]) > SMALL:
+        return default_config(shape), Last()
+    return TRAJECTORY, TRUST

@@ -324,7 +324,11 @@ def build_methods(
         elif name == "noise_level":
             methods.append(NoiseLevel(classifier))
         elif name == "default" and default is not None:
-            decisions[Setting(name, looks[-1])] = default
+            if default.looks(looks[-1]):
+                decisions[Setting(name, looks[-1])] = default
+            else:
+                defended = DefendedClassifier(classifier, purifier, decision=default)
+                methods.append(Defended(name, defended, looks[-1]))
         else:
             methods.append(_dipdefend(classifier, purifier.seed))
     return [*methods, OneFit(classifier, purifier, decisions)] if decisions else methods

@@ -208,7 +208,8 @@ def test_the_default_of_a_size():
     purifier, planned = colour.plan(torch.zeros(1, 3, 32, 32))
     assert (purifier.config, planned) == (fit, decision)
     assert max(*decision.iterations, *decision.residuals) <= fit.iterations
-    assert grey.plan(torch.zeros(1, 1, 28, 28))[1] == Last()
+    for batch in (torch.zeros(1, 1, 28, 28), torch.zeros(1, 3, 48, 16)):
+        assert grey.plan(batch)[1] == Last()
     assert defend(Linear(), TINY).plan(images())[1] == Last()
     assert DefendedClassifier(Linear(), decision="trust").plan(images())[0].config is None
 

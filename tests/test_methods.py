@@ -4,7 +4,7 @@ import pytest
 import torch
 from skimage.restoration import estimate_sigma
 
-from dipdefense import CrossBoundary, DefendedClassifier, FitConfig, MeanSoftmax, Purifier, Suspicion, Trust
+from dipdefense import CrossBoundary, DefendedClassifier, FitConfig, Last, MeanSoftmax, Purifier, Suspicion, Trust
 from dipdefense.looks import contradiction
 from eval.baselines import BASELINES, jpeg
 from eval.classifiers import load_classifier
@@ -80,6 +80,15 @@ def test_every_name_is_built(classifier, images):
     assert shared.decisions["trust", 0.7] == Trust(views=VIEWS, threshold=0.7)
     described = [repr(method.describe(s, images)) + s.method for method in methods for s in method.settings]
     assert len(set(described)) == len(described)
+
+
+def test_a_default_that_looks_at_the_end_alone_is_fitted_on_its_own(classifier):
+    (method,) = build_methods(["default"], classifier, Purifier(QUICK), iterations=(10, 30), default=Last())
+    assert method.settings == [("default", 30)]
+    with pytest.raises(ValueError, match="methods must leave out default"):
+        build_methods(["default"], classifier, Purifier(QUICK), iterations=(10,))
+    with pytest.raises(ValueError, match="decisions must name iterations, got Last"):
+        OneFit(classifier, Purifier(QUICK), {Setting("last", 0): Last()})
 
 
 def test_the_given_trust_is_the_one_whose_threshold_varies(classifier):
