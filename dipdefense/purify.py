@@ -283,17 +283,18 @@ def _reconstruct(
 
 def _watch(images: Tensor, config: FitConfig, seed: int | None, iterations: Sequence[int]) -> Tensor:
     """The averages at these iterations of one fit, (T, B, C, H, W)."""
-    seen: dict[int, list[tuple[Tensor, Tensor]]] = {iteration: [] for iteration in iterations}
+    with torch.inference_mode(False):  # the fit, which writes to it, is outside that mode
+        frames = images.new_zeros(len(iterations), *images.shape)
 
     def keep(state: Progress) -> None:
-        if state.iteration in seen:
-            seen[state.iteration].append((state.index, state.average.detach().clone()))
+        for frame, iteration in zip(frames, iterations, strict=True):
+            if iteration == state.iteration:
+                frame[state.index] = state.average
 
-    result = fit(images, config, seed=seed, callback=keep).reconstruction
-    frames = result.repeat(len(iterations), 1, 1, 1, 1)  # an image that was given up keeps its last average
+    result = fit(images, config, seed=seed, callback=keep)
     for frame, iteration in zip(frames, iterations, strict=True):
-        for index, average in seen[iteration]:
-            frame[index] = average
+        ended = result.iterations < iteration  # an image that was given up keeps its last average
+        frame[ended] = result.reconstruction[ended]
     return frames
 
 
