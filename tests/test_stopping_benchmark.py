@@ -193,3 +193,11 @@ def test_bad_numbers_are_refused_before_anything_is_fitted(change, message, tmp_
     with pytest.raises(ValueError, match=message):
         benchmark_stopping(**arguments, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_two_settings_of_one_rule(tmp_path):
+    rules = {"emv": {"patience": 5}, "emv:patient": {"patience": 40}}
+    benchmark_stopping(images(1), rules, QUICK, out=tmp_path, **CELL)
+    past = {row["rule"]: row["past"] for _, row in records(tmp_path).iterrows()}
+    assert past["emv"] == 5
+    assert past["emv:patient"] != 5
