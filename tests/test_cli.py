@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -159,8 +160,15 @@ def test_evaluate_prints_and_writes_one_table(tmp_path, config):
     ],
 )
 def test_evaluate_refuses(arguments, message, config, tmp_path):
-    assert_refused(message, "evaluate", "--config", config, "--out", tmp_path / "run", *arguments)
+    command = ["evaluate", "--config", str(config), "--out", str(tmp_path / "run"), *arguments]
+    with pytest.raises((ValueError, OSError), match=re.escape(message)):
+        CliRunner().invoke(app, command, catch_exceptions=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_refuses_in_one_line(config, tmp_path):
+    command = ("evaluate", "--config", config, "--out", tmp_path / "run", "--norm", "l0")
+    assert_refused("norm must be one of linf, l2", *command)
 
 
 def test_benchmark_iterations(config, tmp_path):
