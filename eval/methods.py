@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dipdefense import CrossBoundary, Decision, DefendedClassifier, FitConfig, MeanSoftmax, Purifier, Trust
 from dipdefense.looks import VIEWS, Looks, contradiction, log_mean_softmax
 from eval.baselines import BASELINES
-from eval.robustness import clock
+from eval.clock import clock
 
 __all__ = [
     "FILTERS",

@@ -8,7 +8,6 @@ import hashlib
 import inspect
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from attacks import ATTACKS, CONTROLS
 from dipdefense import Decision, DefendedClassifier, Purifier
+from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.metrics import psnr, ssim
 from eval.records import Record, append_records, configuration_hash, read_records, write_whole
@@ -32,7 +32,6 @@ __all__ = [
     "CRAFTED_ON",
     "RunConfig",
     "check_run",
-    "clock",
     "craft",
     "evaluate_robustness",
     "fingerprint",
@@ -309,13 +308,6 @@ def _score(
 def _finite(values: Tensor) -> list[float | None]:
     """JSON has no infinity: the PSNR of equal images is left empty."""
     return [value if math.isfinite(value) else None for value in values.tolist()]
-
-
-def clock(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def identify(images: Tensor, labels: Tensor, index: Tensor) -> list[Record]:

@@ -1,7 +1,6 @@
 """A callback that measures every iterate of a fit, and shows it to stopping rules which do not steer that fit."""
 
 import threading
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from dipdefense import STOPPING_RULES, Progress
 from dipdefense.stopping import Iterate, StoppingRule
+from eval.clock import clock
 from eval.metrics import psnr
 
 __all__ = ["Watch", "build", "plain_name"]
@@ -37,19 +37,19 @@ class Watch:
     @torch.no_grad()
     def __call__(self, state: Progress) -> None:
         """See `fit`: called once at a time, by any of the workers."""
-        start = _clock(self.clean.device)
+        start = clock(self.clean.device)
         index, number = state.index, state.iteration
         panel = self._panel(state)
         self.psnr[index.cpu(), number - 1] = psnr(state.average, self.clean[index]).float().cpu()
         for name, rule in panel.items():
-            begin = _clock(self.clean.device)
+            begin = clock(self.clean.device)
             iterate = Iterate(state.output, state.average, self.noisy[index], state.sane, lambda images: images)
             better, done = rule.observe(iterate)
-            self.seconds[name] += _clock(self.clean.device) - begin
+            self.seconds[name] += clock(self.clean.device) - begin
             chosen, end = self.chosen[name][index], self.end[name][index]
             self.chosen[name][index] = torch.where(better & (end == 0), number, chosen)
             self.end[name][index] = torch.where(done & (end == 0), number, end)
-        self.inside += _clock(self.clean.device) - start
+        self.inside += clock(self.clean.device) - start
 
     def _panel(self, state: Progress) -> dict[str, StoppingRule]:
         """The rules of this worker's chunk, new at its first iteration, without the images that left."""
@@ -86,9 +86,3 @@ def plain_name(rule: str) -> str:
 def build(rule: str, options: Mapping[str, Any]) -> StoppingRule:
     """The rule of a name, at its beginning."""
     return STOPPING_RULES[plain_name(rule)](**options)
-
-
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -23,7 +23,7 @@ from dipdefense.cli.options import (
     number,
     rule_options,
 )
-from dipdefense.cli.shown import progress_bar
+from dipdefense.cli.shown import print_frame, progress_bar
 from dipdefense.presets import TILE, default_config, default_defence
 from dipdefense.purify import Purifier
 from dipdefense.stopping import STOPPING_RULES
@@ -45,7 +45,7 @@ def speed(
     from eval.speed import benchmark_speed
 
     table = benchmark_speed(device=device_named(device), compiled=compiled)
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print_frame(table)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         table.to_csv(out / "speed.csv", index=False)
@@ -88,7 +88,7 @@ def iterations(
             device=where,
             progress=progress,
         )
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print_frame(table)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         table.to_csv(out / "iterations.csv", index=False)
@@ -138,7 +138,7 @@ def stopping(
             out=out,
             progress=progress,
         )
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print_frame(table)
     fits = table[table["noise"] == "all"].iloc[0]  # the same fits for every rule
     if fits["too_short"]:
         typer.echo(f"{fits['too_short']} of {fits['n']} fits were too short to know the best iterate: raise --longest")
@@ -232,4 +232,4 @@ def defence(
             device=where,
             progress=progress,
         )
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    print_frame(table)

@@ -47,12 +47,7 @@ def fit_config(file: Path | None) -> FitConfig | None:
     """The settings of a JSON file; None where none is named."""
     if file is None:
         return None
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: must be JSON, {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{file}: must be a JSON object of FitConfig settings, got {type(settings).__name__}")
+    settings = _json_object(file, "FitConfig settings")
     unknown = settings.keys() - FitConfig.__dataclass_fields__.keys()
     if unknown:
         known = ", ".join(FitConfig.__dataclass_fields__)
@@ -69,16 +64,23 @@ def rule_options(file: Path | None, rules: list[str]) -> dict[str, dict[str, Any
     """Rules with their options, from a JSON file of rule -> options; rules that it does not name have none."""
     if file is None:
         return {rule: {} for rule in rules}
-    try:
-        options = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: must be JSON, {error}") from error
-    if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
+    options = _json_object(file, "rule names and objects of their options")
+    if not all(isinstance(value, dict) for value in options.values()):
         raise ValueError(f"{file}: must be a JSON object of rule names and objects of their options")
     unused = options.keys() - set(rules)
     if unused:
         raise ValueError(f"{file}: rules must be among {', '.join(rules)}, got {sorted(unused)[0]!r}")
     return {rule: options.get(rule, {}) for rule in rules}
+
+
+def _json_object(file: Path, content: str) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: must be JSON, {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{file}: must be a JSON object of {content}, got {type(value).__name__}")
+    return value
 
 
 def number(name: str, text: str) -> float:

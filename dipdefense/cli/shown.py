@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-__all__ = ["console", "errors", "print_accuracies", "progress_bar"]
+__all__ = ["console", "errors", "print_accuracies", "print_frame", "progress_bar"]
 
 console = Console()
 errors = Console(stderr=True)
@@ -71,3 +71,8 @@ def print_accuracies(table: Any) -> None:
         console.print(shown)
     else:
         typer.echo("\n".join(["\t".join(header), *lines]))
+
+
+def print_frame(table: Any) -> None:
+    """All of a data frame, three decimals."""
+    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))

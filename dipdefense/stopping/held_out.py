@@ -77,18 +77,10 @@ class SubImage(Threshold):
         ValueError: a rate outside (0, 1].
     """
 
+    least_side = 2
+
     def __init__(self, rate: float = 0.1):
         super().__init__(0.0, rate)
-
-    def prepare(self, observed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Change nothing.
-
-        Raises:
-            ValueError: a side below 2.
-        """
-        if min(observed.shape[2:]) < 2:
-            raise ValueError(f"observed must have sides of at least 2 pixels, got {tuple(observed.shape[2:])}")
-        return observed, None
 
     def statistic(self, iterate: Iterate) -> Tensor:
         """Mean product of the two halves of each residual, (B,)."""

@@ -88,20 +88,12 @@ class BlindDiscrepancy(Threshold):
         ValueError: a factor that is not positive, a rate outside (0, 1].
     """
 
+    least_side = 3
+
     def __init__(self, factor: float = 1.0, rate: float = 0.1):
         super().__init__(0.0, rate)
         check_number("factor", factor)
         self.factor = factor
-
-    def prepare(self, observed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Change nothing.
-
-        Raises:
-            ValueError: a side below 3.
-        """
-        if min(observed.shape[2:]) < 3:
-            raise ValueError(f"observed must have sides of at least 3 pixels, got {tuple(observed.shape[2:])}")
-        return observed, None
 
     def statistic(self, iterate: Iterate) -> Tensor:
         """The left side less the right one, (B,)."""

@@ -37,6 +37,7 @@ class StoppingRule:
     """A rule that leaves the fit as it is, and the state that every rule holds."""
 
     warm_up = 1  # iterates before the first that is judged; until then the newest is the choice
+    least_side = 1  # of the observed images, in pixels
 
     def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}  # one row an image: what the rule needs to go on
@@ -52,7 +53,13 @@ class StoppingRule:
         Returns:
             What to fit in its place, (B, ...), and a bool mask, broadcastable to it, of the values that the loss
             must not see; None if it may see all.
+
+        Raises:
+            ValueError: a side below `least_side`.
         """
+        if min(observed.shape[2:], default=self.least_side) < self.least_side:
+            sides = tuple(observed.shape[2:])
+            raise ValueError(f"observed must have sides of at least {self.least_side} pixels, got {sides}")
         return observed, None
 
     def observe(self, iterate: Iterate) -> tuple[Tensor, Tensor]:
