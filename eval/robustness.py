@@ -41,6 +41,7 @@ __all__ = [
 CRAFTED_ON = {"bare": ("bare",), "defended": ("defended",), "both": ("bare", "defended")}
 
 Defence = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> same
+Judge = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # images -> logits, and what the classifier saw in their place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +131,10 @@ def evaluate_robustness(
     """
     config, purifier = config or RunConfig(), purifier or Purifier(seed=(config or RunConfig()).seed)
     defended = DefendedClassifier(classifier, purifier, gradient=gradient, decision=decision)
-    defences: dict[str, Defence | None] = {"none": None, "dip": None, **(filters or {})}
-    if taken := {"none", "dip"} & (filters or {}).keys():
+    judges: dict[str, Judge] = {"none": partial(_bare, classifier), "dip": partial(_defended, defended)}
+    if taken := judges.keys() & (filters or {}).keys():
         raise ValueError(f"filters must not be named {', '.join(taken)}")
+    judges |= {name: partial(_filtered, classifier, function) for name, function in (filters or {}).items()}
     check_run(classifier, dataset, config, device)
     targets = {"bare": classifier, "defended": defended}
     if gradient == "none" and config.crafted_on != "bare" and config.attacks:
@@ -143,7 +145,7 @@ def evaluate_robustness(
     run.mkdir(parents=True, exist_ok=True)
     key = configuration_hash({k: v for k, v in described.items() if k not in ("attacks", "crafted_on")})
     write_whole(run / "config.json", json.dumps(described | {"hash": key}, indent=2) + "\n")
-    plan = _plan(config, defences)
+    plan = _plan(config, list(judges))
     total = sum(_images(config, crafted_on) * len(names) for (_, crafted_on), names in plan.items())
     made = _Made(run / "records.jsonl", key)
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))[: config.n]
@@ -160,8 +162,7 @@ def evaluate_robustness(
                 attacked = images if attack == "clean" else craft(attack, targets[crafted_on], images, labels, config)
             for name in names:
                 if name in missing:
-                    judge = partial(_judge, defended, name, defences[name])
-                    scores = _score(judge, images, attacked, labels)
+                    scores = _score(judges[name], images, attacked, labels)
                     made.add(attack, crafted_on, name, [a | b for a, b in zip(rows, scores, strict=True)])
                 records += made.these(attack, crafted_on, name, rows)
                 if name in missing and progress is not None:
@@ -250,12 +251,12 @@ def _check_logits(logits: Tensor, n: int) -> None:
         raise ValueError(f"classifier must return finite logits (B, K), got shape {tuple(logits.shape)}")
 
 
-def _plan(config: RunConfig, defences: Mapping[str, Defence | None]) -> dict[tuple[str, str], list[str]]:
+def _plan(config: RunConfig, defences: list[str]) -> dict[tuple[str, str], list[str]]:
     """(attack, crafted_on) -> the defences scored on those images. Filters are never attacked themselves."""
-    plan = {("clean", ""): list(defences)}
+    plan = {("clean", ""): defences}
     for attack in config.attacks:
         for crafted_on in CRAFTED_ON[config.crafted_on]:
-            plan[attack, crafted_on] = list(defences) if crafted_on == "bare" else ["dip"]
+            plan[attack, crafted_on] = defences if crafted_on == "bare" else ["dip"]
     return plan
 
 
@@ -271,21 +272,22 @@ def craft(attack: str, target: nn.Module, images: Tensor, labels: Tensor, config
     return function(target, images, labels, **{name: v for name, v in numbers.items() if name in known})
 
 
-def _judge(
-    defended: DefendedClassifier, name: str, defence: Defence | None, images: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Logits (B, K), and what the classifier saw, (B, C, H, W), unless that is the images themselves."""
-    if name == "dip":
-        judgement = defended.judge(images)
-        return judgement.logits, judgement.reconstruction
-    purified = None if defence is None else defence(images)
-    return defended.classifier(images if purified is None else purified), purified
+def _bare(classifier: nn.Module, images: Tensor) -> tuple[Tensor, None]:
+    return classifier(images), None
+
+
+def _defended(defended: DefendedClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    judgement = defended.judge(images)
+    return judgement.logits, judgement.reconstruction
+
+
+def _filtered(classifier: nn.Module, defence: Defence, images: Tensor) -> tuple[Tensor, Tensor]:
+    purified = defence(images)
+    return classifier(purified), purified
 
 
 @torch.no_grad()
-def _score(
-    judge: Callable[[Tensor], tuple[Tensor, Tensor | None]], clean: Tensor, attacked: Tensor, labels: Tensor
-) -> list[Record]:
+def _score(judge: Judge, clean: Tensor, attacked: Tensor, labels: Tensor) -> list[Record]:
     """One record per image: prediction, PSNR and SSIM against the clean image, seconds of defence and classifier."""
     start = clock(clean.device)
     logits, purified = judge(attacked)
