@@ -1,7 +1,26 @@
-"""Attacks that make adversarial examples: FGSM, PGD, momentum PGD; and, as a control, random noise of their size."""
+"""Attacks that make adversarial examples: by gradients, by AutoAttack, by queries; and, as a control, random noise."""
 
+from attacks.autoattack import autoattack, autoattack_flags
 from attacks.gradient import ATTACKS, fgsm, momentum_pgd, pgd
+from attacks.gradient_free import GRADIENT_FREE
 from attacks.momentum import MomentumPGD
+from attacks.nes import nes
 from attacks.noise import CONTROLS, random_noise
+from attacks.rays import rays
+from attacks.square import square
 
-__all__ = ["fgsm", "pgd", "momentum_pgd", "random_noise", "ATTACKS", "CONTROLS", "MomentumPGD"]
+__all__ = [
+    "fgsm",
+    "pgd",
+    "momentum_pgd",
+    "autoattack",
+    "autoattack_flags",
+    "square",
+    "nes",
+    "rays",
+    "random_noise",
+    "ATTACKS",
+    "GRADIENT_FREE",
+    "CONTROLS",
+    "MomentumPGD",
+]

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ try:
 except ImportError as error:
     raise ImportError('attacks needs torchattacks: python -m pip install "dipdefense[eval]"') from error
 
+from attacks.isolation import as_found
 from attacks.momentum import MomentumPGD
 
 __all__ = ["fgsm", "pgd", "momentum_pgd", "validate", "ATTACKS"]
@@ -192,25 +193,6 @@ def _run(
     attack.set_device(images.device)
     if targeted:
         attack.set_mode_targeted_by_label(quiet=True)
-    with _as_found(classifier, images.device, seed):
+    with as_found(classifier, images.device, seed):
         adversarial: Tensor = attack(images.contiguous(), labels)
     return adversarial
-
-
-@contextlib.contextmanager
-def _as_found(classifier: nn.Module, device: torch.device, seed: int | None) -> Iterator[None]:
-    """Enable gradients and seed the global generators, which torchattacks reads; then put all back."""
-    training = [(module, module.training) for module in classifier.modules()]
-    seed = torch.Generator().seed() if seed is None else seed
-    cuda = [device] if device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(cuda), torch.inference_mode(False), torch.enable_grad():
-            # torch.manual_seed would also seed devices that are not forked here
-            torch.default_generator.manual_seed(seed)
-            for index in cuda:
-                with torch.cuda.device(index):
-                    torch.cuda.manual_seed(seed)
-            yield
-    finally:
-        for module, mode in training:
-            module.training = mode

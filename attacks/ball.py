@@ -1,0 +1,34 @@
+"""The ball that an adversarial image must stay in."""
+
+import torch
+from torch import Tensor
+
+__all__ = ["project"]
+
+INSIDE = 1 - 1e-12  # more than what a float64 norm is rounded by
+
+
+def project(adversarial: Tensor, images: Tensor, eps: float | Tensor, norm: str) -> Tensor:
+    """Move `adversarial` into [0, 1] and the ball of radius `eps`, exactly: no value is rounded out of it.
+
+    In Linf this is the nearest such point; in L2 the perturbation is shortened, then clipped.
+
+    Args:
+        adversarial: (B, C, H, W), any values.
+        images: the centres, (B, C, H, W) in [0, 1].
+        eps: radius, in the unit of the images; a tensor (B, 1, 1, 1) where each image has its own.
+        norm: "linf" or "l2".
+
+    Returns:
+        Like `images`. In float64, the norm of (result - images) is at most `eps`.
+    """
+    centre = images.double()
+    delta = adversarial.double() - centre
+    if norm == "linf":
+        delta = torch.clamp(delta, -torch.as_tensor(eps), torch.as_tensor(eps))
+    else:
+        length = torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
+        delta = delta * (eps * INSIDE / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)
+    near = (centre + delta).clamp(0, 1).to(images.dtype)
+    outside = (near.double() - centre).abs() > delta.abs()
+    return torch.where(outside, near.nextafter(images), near)

@@ -1,0 +1,141 @@
+"""PGD on gradients that are estimated from scores, by natural evolution strategies."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from attacks.ball import project
+from attacks.gradient import validate
+from attacks.isolation import as_found
+
+__all__ = ["nes", "estimate_gradient", "margin"]
+
+
+def nes(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: str = "linf",
+    queries: int = 5000,
+    samples: int = 50,
+    sigma: float = 0.01,
+    alpha: float | None = None,
+    decay: float = 0.9,
+    batch_size: int = 64,
+    seed: int | None = 0,
+) -> Tensor:
+    """Projected descent of the margin along estimated gradients; asks for logits only.
+
+    Arguments, result and errors are those of `pgd`. An image that is misclassified, at first or after a step, is asked
+    no more and returned as it is; of the others, the iterate with the smallest margin.
+
+    Source: Ilyas et al. (2018), "Black-box adversarial attacks with limited queries and information", algorithm 1 and
+        section 2.3; the running mean of gradients is that of their code.
+    Differs: untargeted, on the margin of the logits in place of a target's probability, whose gradient vanishes with
+        confidence. Images share the directions, so that none depends on its neighbours.
+
+    Args:
+        queries: most times that the classifier is asked about an image: once, then `samples` + 1 times a step.
+        samples: queries of one estimate, even.
+        sigma: std of the Gaussian, in the unit of the images; 0.001 in the paper, below which a fit is rough.
+        alpha: step size; `None` means eps / 10.
+        decay: weight of the former gradients in the running mean, below 1.
+        batch_size: most images that the classifier is given at a time.
+
+    Raises:
+        ValueError: also fewer queries than one step needs.
+    """
+    validate(images, labels, eps=eps, norm=norm, alpha=alpha, decay=decay)
+    _validate(queries, samples, sigma, decay, batch_size)
+    adversarial = images.detach().clone()
+    if eps == 0 or len(images) == 0:
+        return adversarial
+    alpha = eps / 10 if alpha is None else alpha
+
+    def ask(points: Tensor) -> Tensor:
+        return torch.cat([classifier(part) for part in torch.split(points, batch_size)])
+
+    with as_found(classifier, images.device, seed) as seed, torch.no_grad():
+        logits = ask(adversarial)
+        best, standing = margin(logits, labels), logits.argmax(1) == labels
+        current, mean = adversarial.clone(), torch.zeros_like(adversarial)
+        generator = torch.Generator().manual_seed(seed ^ 1)  # other numbers than the classifier draws
+        for _ in range((queries - 1) // (samples + 1)):
+            rows = standing.nonzero().squeeze(1)
+            if len(rows) == 0:
+                break
+            score = functools.partial(_scores, ask, labels[rows].repeat(samples))
+            gradient = estimate_gradient(score, current[rows], samples=samples, sigma=sigma, generator=generator)
+            mean[rows] = decay * mean[rows] + (1 - decay) * gradient
+            stepped = current[rows] - alpha * _direction(mean[rows], norm)
+            current[rows] = project(stepped, images[rows], eps, norm)
+            logits = ask(current[rows])
+            margins, wrong = margin(logits, labels[rows]), logits.argmax(1) != labels[rows]
+            better = wrong | (margins < best[rows])
+            best[rows[better]] = margins[better]
+            adversarial[rows[better]] = current[rows[better]]
+            standing[rows] = ~wrong
+    return adversarial
+
+
+def estimate_gradient(
+    score: Callable[[Tensor], Tensor], images: Tensor, *, samples: int, sigma: float, generator: torch.Generator
+) -> Tensor:
+    """Gradient of the score, smoothed by a Gaussian, from `samples` antithetic draws.
+
+    Source: Ilyas et al. (2018), algorithm 1: g = 1 / (sigma n) sum_i delta_i F(x + sigma delta_i), with -delta for
+        each delta.
+    Differs: the points are clipped to [0, 1], which shortens the gradient of pixels near black or white.
+
+    Args:
+        score: (samples * B, C, H, W) -> (samples * B,), all images at the first point, then at the second.
+        images: (B, C, H, W) in [0, 1].
+        samples: even.
+        sigma: std, in the unit of the images.
+        generator: of the CPU; the directions are the same for all images.
+
+    Returns:
+        (B, C, H, W).
+    """
+    shape = (samples // 2, 1, *images.shape[1:])
+    directions = torch.randn(shape, generator=generator, dtype=torch.float64).to(images)  # (S/2, 1, C, H, W)
+    points = torch.cat([images + sigma * directions, images - sigma * directions]).clamp(0, 1)
+    plus, minus = score(points.flatten(0, 1)).view(2, samples // 2, len(images))
+    return torch.einsum("sb,schw->bchw", (plus - minus) / (sigma * samples), directions.squeeze(1))
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logit of the label minus the largest other one, (B,): positive where the classifier is right."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], -math.inf).amax(1)
+    return own - others
+
+
+def _scores(ask: Callable[[Tensor], Tensor], labels: Tensor, points: Tensor) -> Tensor:
+    return margin(ask(points), labels)
+
+
+def _direction(gradient: Tensor, norm: str) -> Tensor:
+    """Steepest ascent of each image on the unit ball; 0 where the gradient is 0."""
+    if norm == "linf":
+        return gradient.sign()
+    length: Tensor = torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True)
+    return gradient / length.clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
+def _validate(queries: int, samples: int, sigma: float, decay: float, batch_size: int) -> None:
+    if samples < 2 or samples % 2:
+        raise ValueError(f"samples must be even and at least 2, got {samples}")
+    if queries < samples + 2:
+        raise ValueError(f"queries must be at least samples + 2 = {samples + 2}, got {queries}")
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"sigma must be finite and above 0, got {sigma}")
+    if decay >= 1:
+        raise ValueError(f"decay must be below 1, got {decay}: no new gradient would count")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
