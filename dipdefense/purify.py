@@ -208,6 +208,11 @@ class DefendedClassifier(nn.Module):
 
     def judge(self, images: Tensor) -> Judgement:
         """The results of `forward` and `detect` from one fit, and what was classified."""
+        looks, decision, reconstruction = self.look(images)
+        return Judgement(decision.combine(looks), decision.score(looks), reconstruction)
+
+    def look(self, images: Tensor) -> tuple[Looks, Decision, Tensor]:
+        """What the decision sees, the decision, and the mean of all that was classified, (B, C, H, W)."""
         check_images(images)
         purifier, decision = self.plan(images)
         iterations = decision.looks(purifier.config_for(images).iterations)
@@ -215,7 +220,13 @@ class DefendedClassifier(nn.Module):
         prepared = decision.prepare(self._classify, images, reconstructions)
         along = [self._classify(VIEWS[view](look)) for look in prepared for view in decision.views]
         looks = Looks(self._classify(images), torch.stack(along), residual)
-        return Judgement(decision.combine(looks), decision.score(looks), prepared.detach().mean(0))
+        return looks, decision, prepared.detach().mean(0)
+
+    def variant(self, *, seed: int | None, gradient: str | Gradient) -> "DefendedClassifier":
+        """The same defence of the same classifier with another seed and meaning of a backward pass."""
+        own = self.purifier
+        purifier = Purifier(own.config, seed=seed, gradient=gradient, tile=own.tile)
+        return DefendedClassifier(self.classifier, purifier, decision=self.decision)
 
     def plan(self, images: Tensor) -> tuple[Purifier, Decision]:
         """The fit and the decision for images of this shape, (B, C, H, W)."""
