@@ -1,5 +1,6 @@
 """Adversarial defence by deep image prior: purify an image by an early-stopped fit, then classify it."""
 
+from dipdefense.compatibility import Compatibility, Fault, check_classifier
 from dipdefense.config import FitConfig
 from dipdefense.cross_boundary import CrossBoundary
 from dipdefense.decisions import DECISIONS, Decision, Last, MeanSoftmax, Trust
@@ -17,9 +18,11 @@ __all__ = [
     "LOSSES",
     "STOPPING_RULES",
     "Autoencoder",
+    "Compatibility",
     "CrossBoundary",
     "Decision",
     "DefendedClassifier",
+    "Fault",
     "FitConfig",
     "FitResult",
     "Judgement",
@@ -31,6 +34,7 @@ __all__ = [
     "Suspicion",
     "Trust",
     "UNet",
+    "check_classifier",
     "default_config",
     "default_defence",
     "defend",
