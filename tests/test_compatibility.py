@@ -286,11 +286,17 @@ def test_ranges_of_real_networks(data):
     """Of the four classifiers with weights at hand: told by batch normalisation where there is one, never wrongly."""
     net = load_classifier("cifar_resnet20", data / "weights/cifar10_resnet20.pt")
     x = natural_images(3, (3, 32, 32))
-    for wrong, best in ((net, 0), (Scaled(net, UNDONE["images in [0, 255]"]), 1), (net[1], 3)):
+    for wrong, best in (
+        (net, 0),
+        (Scaled(net, UNDONE["images in [0, 255]"]), 1),
+        (Scaled(net, UNDONE["images in [-1, 1]"]), 2),
+        (net[1], 3),
+    ):
         far = divergences(wrong, x)
         assert min(far, key=far.get) == list(RANGES)[best]
     assert names(net, (3, 32, 32)) == []
-    assert names(net[1], (3, 32, 32)) == ["range"]
+    for wrong in (net[1], *(Scaled(net, undone).eval() for undone in UNDONE.values())):
+        assert names(wrong, (3, 32, 32)) == ["range"]
     squeezenet = load_classifier("torchvision:squeezenet1_0", data / "weights/imagenet_squeezenet1_0.pt")
     lenet = load_classifier("mnist_lenet", data / "weights/mnist_lenet5_clntrained.pt")
     for right, shape in ((squeezenet, (3, 64, 64)), (lenet, (1, 28, 28))):
