@@ -4,6 +4,7 @@ from dipdefense.compatibility import Compatibility, Fault, check_classifier
 from dipdefense.config import FitConfig
 from dipdefense.cross_boundary import CrossBoundary
 from dipdefense.decisions import DECISIONS, Decision, Last, MeanSoftmax, Trust
+from dipdefense.devices import OnDevices
 from dipdefense.fit import FitResult, Progress, fit
 from dipdefense.losses import LOSSES, masked_mse
 from dipdefense.networks import ARCHITECTURES, Autoencoder, SkipNet, UNet
@@ -28,6 +29,7 @@ __all__ = [
     "Judgement",
     "Last",
     "MeanSoftmax",
+    "OnDevices",
     "Progress",
     "Purifier",
     "SkipNet",
