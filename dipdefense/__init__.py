@@ -1,10 +1,11 @@
 """Adversarial defence by deep image prior: purify an image by an early-stopped fit, then classify it."""
 
-from dipdefense.compatibility import Compatibility, Fault, check_classifier
+from dipdefense.compatibility import Compatibility, check_classifier
 from dipdefense.config import FitConfig
 from dipdefense.cross_boundary import CrossBoundary
 from dipdefense.decisions import DECISIONS, Decision, Last, MeanSoftmax, Trust
 from dipdefense.devices import OnDevices
+from dipdefense.faults import Fault
 from dipdefense.fit import FitResult, Progress, fit
 from dipdefense.losses import LOSSES, masked_mse
 from dipdefense.networks import ARCHITECTURES, Autoencoder, SkipNet, UNet

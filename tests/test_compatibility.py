@@ -44,6 +44,7 @@ def test_a_right_classifier_has_no_fault():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert names(Net().eval()) == []
+        assert names(Net().double().eval()) == []  # and images of its own dtype
         assert names(Net(after=lambda x: x.log_softmax(1)).eval()) == []  # log-probabilities are logits
         defended = defend(Net(), TINY, check=SHAPE)
     assert defended(natural_images(2, SHAPE)).shape == (2, 5)
@@ -64,6 +65,18 @@ class Fixed(nn.Module):
 
     def forward(self, x):
         return self.linear(x.view(self.n, 3 * 16 * 16))
+
+
+class Rounded(torch.autograd.Function):
+    """A layer that has no backward pass."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.mul(255).round() / 255
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("no backward of rounding")
 
 
 class Pooled(nn.Module):
@@ -93,6 +106,8 @@ class Pooled(nn.Module):
         (Net(before=lambda x: (x - x.mean(0)) * 5), "batch", "depend on the other images of the batch"),
         (Net().half(), "input", r"must take float32 images \(3, 3, 16, 16\).*got RuntimeError"),
         (nn.Sequential(nn.Flatten(), nn.Linear(7, 5)), "input", "resize inside the classifier"),
+        (Net(before=lambda x: x.sub_(0.5)), "input", "it writes to them"),
+        (nn.Bilinear(3, 3, 5), "input", "got TypeError: .*missing 1 required positional argument"),
     ],
 )
 def test_what_cannot_work_is_a_fault(net, name, message):
@@ -109,6 +124,7 @@ def test_what_cannot_work_is_a_fault(net, name, message):
     [
         (Net(after=torch.sigmoid), "sigmoid", "if it ends in a sigmoid"),
         (Net(after=lambda x: x + torch.randn_like(x)), "random", "got others at the second call"),
+        (Net(before=Rounded.apply), "gradient", "got RuntimeError: no backward of rounding"),
         (Net(after=torch.detach), "gradient", "from its logits to the images, got none"),
         (Net(before=lambda x: (x * 255).round() / 255), "gradient", "got zeros"),
         (Net(before=lambda x: torch.where(x > 2, x, x / 0 * 0).nan_to_num() + x), "gradient", "got NaN"),
