@@ -42,9 +42,10 @@ def check_classifier(
 ) -> Compatibility:
     """Look for what keeps a classifier from being defended or attacked honestly; it stays as it was.
 
-    It is called a dozen times on three synthetic images, and more to find a shape. docs/interoperability.md says what each fault means, and
-    where the doubts can be wrong. Whether images in [0, 1] are what it expects is told by labels, where they are given,
-    else by its first batch normalisation; without either there is a doubt only where all images look alike to it.
+    It is called a dozen times on three synthetic images, and more to find a shape. docs/interoperability.md says what
+    each fault means, and where the doubts can be wrong. Whether images in [0, 1] are what it expects is told by labels,
+    where they are given, else by its first batch normalisation; without either there is a doubt only where all images
+    look alike to it.
 
     Args:
         classifier: what is to be images (B, C, H, W) in [0, 1] -> logits (B, K).
