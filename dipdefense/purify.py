@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dipdefense.compatibility import check_classifier
 from dipdefense.config import FitConfig
 from dipdefense.decisions import DECISIONS, Decision, Last
 from dipdefense.fit import FitResult, Progress, fit
@@ -15,6 +16,7 @@ from dipdefense.images import check_images
 from dipdefense.looks import VIEWS, Looks
 from dipdefense.presets import TILE, default_config, default_defence
 from dipdefense.tiles import cut, join
+from dipdefense.wrapper import Wrapper
 
 __all__ = ["DefendedClassifier", "Judgement", "Purifier", "defend"]
 
@@ -157,8 +159,8 @@ class Judgement(NamedTuple):
     reconstruction: Tensor  # (B, C, H, W) mean of all that was classified; no gradient
 
 
-class DefendedClassifier(nn.Module):
-    """Purify, then classify. Works under `no_grad` and `inference_mode`.
+class DefendedClassifier(Wrapper):
+    """Purify, then classify. Works under `no_grad` and `inference_mode`; its state dict is the classifier's.
 
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K); normalisation is its own first layer.
@@ -181,10 +183,7 @@ class DefendedClassifier(nn.Module):
         gradient: str | Gradient | None = None,
         decision: Decision | str | None = None,
     ):
-        super().__init__()
-        if not isinstance(classifier, nn.Module):
-            raise TypeError(f"classifier must be a torch.nn.Module, got {type(classifier).__name__}")
-        self.classifier = classifier
+        super().__init__(classifier)
         self.purifier = purifier or Purifier()
         self.gradient = self.purifier.gradient if gradient is None else gradient
         known_gradient(self.gradient)
@@ -270,8 +269,15 @@ def defend(
     seed: int | None = 0,
     gradient: str | Gradient = "straight_through",
     decision: Decision | str | None = None,
+    check: bool | tuple[int, int, int] = False,
 ) -> DefendedClassifier:
-    """Wrap a classifier so that it purifies what it sees. Arguments as in `Purifier` and `DefendedClassifier`."""
+    """Wrap a classifier so that it purifies what it sees. Arguments as in `Purifier` and `DefendedClassifier`.
+
+    `check` looks for what cannot work (`check_classifier`): True for images of a size that the classifier takes, or
+    their shape (C, H, W). A fault raises ValueError, a doubt warns.
+    """
+    if check is not False:
+        check_classifier(classifier, None if check is True else check).report()
     return DefendedClassifier(classifier, Purifier(config, seed=seed), gradient=gradient, decision=decision)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dipdefense.cli.benchmark import benchmark
+from dipdefense.cli.check import check
 from dipdefense.cli.evaluate import evaluate
 from dipdefense.cli.options import (
     ConfigFile,
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(benchmark, name="benchmark")
 app.command()(evaluate)
+app.command()(check)
 
 
 def main() -> None:
