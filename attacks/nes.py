@@ -35,14 +35,14 @@ def nes(
     no more and returned as it is; of the others, the iterate with the smallest margin.
 
     Source: Ilyas et al. (2018), "Black-box adversarial attacks with limited queries and information", algorithm 1 and
-        section 2.3; the running mean of gradients is that of their code.
+        section 2.2; the running mean of gradients is that of their code.
     Differs: untargeted, on the margin of the logits in place of a target's probability, whose gradient vanishes with
         confidence. Images share the directions, so that none depends on its neighbours.
 
     Args:
         queries: most times that the classifier is asked about an image: once, then `samples` + 1 times a step.
         samples: queries of one estimate, even.
-        sigma: std of the Gaussian, in the unit of the images; 0.001 in the paper, below which a fit is rough.
+        sigma: std of the Gaussian, in the unit of the images; 0.001 in the paper, a scale at which a fit still jumps.
         alpha: step size; `None` means eps / 4.
         decay: weight of the former gradients in the running mean, below 1.
         batch_size: most images that the classifier is given at a time.

@@ -3,6 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+from dipdefense import FitConfig
+
+# A small fit in few large steps.
+FIT = FitConfig(architecture_options={"channels": [4], "skip_channels": 2}, input_channels=4, iterations=8, lr=0.1)
+
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

@@ -6,11 +6,12 @@ import threading
 
 import pytest
 import torch
-from attacked import Counting, Noisy, batch, conv_net, length, linear, radius
+from attacked import FIT, Counting, Noisy, Refusing, batch, conv_net, length, linear, radius
 from pyautoattack import AutoAttack, checks
 from torch import nn
 
 from attacks import autoattack, autoattack_flags
+from dipdefense import defend
 
 BREAKS = {"linf": 0.3, "l2": 3.0}  # at the first attack
 
@@ -192,3 +193,20 @@ def test_flags_name_what_masks(name, classes):
     found = autoattack_flags(defence(net), images, labels)
     assert len(found) == len(flags)
     assert all(flag in warning for flag, warning in zip(flags, found, strict=True))
+
+
+def test_a_purifier_is_a_dynamic_defence():
+    net = conv_net()
+    defended = defend(net, FIT)
+    images = batch(net)[0]
+    with torch.no_grad():
+        labels = defended.eval()(images).argmax(1)
+    found = autoattack_flags(defended, images, labels)
+    assert len(found) == 1
+    assert "dynamic defense" in found[0]
+
+
+def test_the_error_of_a_backward_pass_passes():
+    images, labels = batch(conv_net())
+    with pytest.raises(RuntimeError, match="this defence has no gradient"):
+        autoattack(Refusing(conv_net()), images, labels, eps=0.1)

@@ -6,12 +6,13 @@ import sys
 
 import pytest
 import torch
-from attacked import Counting, Noisy, Refusing, batch, conv_net, length, linear, radius, seeded
+from attacked import FIT, Counting, Noisy, Refusing, batch, conv_net, length, linear, radius, seeded
 from torch import nn
 
 import attacks
 from attacks import GRADIENT_FREE, nes, rays, square
 from attacks.nes import estimate_gradient, margin
+from dipdefense import defend
 
 VARIANTS = [(name, norm) for name in GRADIENT_FREE for norm in ("linf", "l2") if (name, norm) != ("rays", "l2")]
 every = pytest.mark.parametrize("name", GRADIENT_FREE)
@@ -120,6 +121,19 @@ def test_type_and_layout_follow_the_input(name, norm):
     net = conv_net().double().to(memory_format=torch.channels_last)
     images = images.double().to(memory_format=torch.channels_last)
     torch.testing.assert_close(GRADIENT_FREE[name](net, images, labels, **arguments), expected)
+
+
+@every
+def test_a_defence_without_gradients_is_attacked(name):
+    """Its backward pass raises, and so do values outside [0, 1] and an empty batch."""
+    net = conv_net()
+    defended = defend(net, FIT, gradient="none")
+    images = batch(net)[0]
+    with torch.no_grad():
+        labels = defended.eval()(images).argmax(1)
+    adversarial = GRADIENT_FREE[name](defended, images, labels, eps=0.9, queries=60)
+    with torch.no_grad():
+        assert (margin(defended(adversarial), labels) < margin(defended(images), labels)).any()
 
 
 @every
