@@ -7,7 +7,7 @@ end `ladder.csv` and `ladder.json`. Killed, it goes on where it was, and loses o
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.adaptive import COSTS, LADDER, Climb, Rung
+from attacks.adaptive import COSTS, LADDER, Climb, Query, Rung
 from dipdefense import DefendedClassifier
 from dipdefense.problem import pose
 from dipdefense.unroll import unroll_bytes
@@ -45,6 +45,7 @@ class AdaptiveConfig:
     norm: str = "linf"
     # images a rung by its cost: the first so many of a seeded permutation
     n: dict[str, int] = field(default_factory=lambda: {"cheap": 1000, "gradient": 256, "unrolled": 32, "queries": 16})
+    queries: int = 5000  # of square, nes and rays, an image
     seed: int = 0  # of the permutation and the attacks
     batch_size: int = 32
     budget: float = math.inf  # seconds that the run may take, by an estimate before it starts
@@ -55,11 +56,18 @@ class AdaptiveConfig:
                 raise ValueError(f"rungs must be among {', '.join(LADDER)}, got {name!r}")
         if set(self.n) != set(COSTS):
             raise ValueError(f"n must name each of the costs {', '.join(COSTS)} and no other, got {', '.join(self.n)}")
-        if min(*self.n.values(), self.batch_size) < 1:
-            raise ValueError(f"n and batch_size must be at least 1, got {dict(self.n)} and {self.batch_size}")
+        if min(*self.n.values(), self.batch_size, self.queries) < 1:
+            raise ValueError(
+                f"n, queries and batch_size must be at least 1, got {self.n}, {self.queries} and {self.batch_size}"
+            )
         if not self.budget > 0:
             raise ValueError(f"budget must be positive, in seconds, got {self.budget}")
         RunConfig(eps=self.eps, norm=self.norm, attacks=(), seed=self.seed)  # refuses the same numbers
+
+    def rung(self, name: str) -> Rung | None:
+        """The attack of a name, with this run's numbers; None for `clean`."""
+        attack = LADDER.get(name)
+        return replace(attack, queries=self.queries) if isinstance(attack, Query) else attack
 
     def images(self, rung: str) -> int:
         """How many images a rung gets; clean images as many as the largest of them."""
@@ -104,21 +112,22 @@ def evaluate_adaptive(
         raise ValueError("source must be another classifier where examples transfer: give one, or leave transfer out")
     _check_memory(defended, dataset, config, device)
     described = _description(defended, dataset, config, source, classifier_name, device)
-    key = configuration_hash({k: v for k, v in described.items() if k not in ("rungs", "n", "budget")})
+    fixed = {k: v for k, v in described.items() if k not in ("rungs", "ladder", "n", "queries", "budget")}
+    keys = {name: configuration_hash(fixed | {"rung": repr(config.rung(name))}) for name in ("clean", *config.rungs)}
     run = Path(out)
     run.mkdir(parents=True, exist_ok=True)
-    found = [record for record in read_records(run / "records.jsonl") if record["config"] == key]
+    found = [record for record in read_records(run / "records.jsonl") if record["config"] == keys.get(record["rung"])]
     made = {(record["rung"], record["index"], record["image"]): record for record in found}
     tasks = _tasks(dataset, config)
     names = [[(rung, row["index"], row["image"]) for row in rows] for rung, _, rows in tasks]
     left = [task for task, named in zip(tasks, names, strict=True) if not all(name in made for name in named)]
     _check_budget(defended, dataset, config, left, device)
-    write_whole(run / "config.json", json.dumps(described | {"hash": key}, indent=2) + "\n")
+    write_whole(run / "config.json", json.dumps(described | {"hashes": keys}, indent=2) + "\n")
     total, done = sum(map(len, names)), sum(map(len, names)) - sum(len(rows) for _, _, rows in left)
     for rung, positions, rows in left:
         images, labels = dataset.batch(positions).to(device), dataset.labels[positions].to(device)
         answers = _attack(rung, defended, images, labels, config, source)
-        fresh = [{"config": key, "rung": rung} | row | answer for row, answer in zip(rows, answers, strict=True)]
+        fresh = [{"config": keys[rung], "rung": rung} | row | answer for row, answer in zip(rows, answers, strict=True)]
         append_records(run / "records.jsonl", fresh)
         made |= {(rung, record["index"], record["image"]): record for record in fresh}
         done += len(positions)
@@ -156,10 +165,9 @@ def _attack(
     """Attack a batch, and ask the defence about it."""
     start = clock(images.device)
     attacked = images
-    if rung != "clean":
-        attacked = LADDER[rung](
-            defended, images, labels, eps=config.eps, norm=config.norm, seed=config.seed, source=source
-        )
+    attack = config.rung(rung)
+    if attack is not None:
+        attacked = attack(defended, images, labels, eps=config.eps, norm=config.norm, seed=config.seed, source=source)
     seconds = (clock(images.device) - start) / len(images)
     answers = _ask(defended, attacked, labels)
     answers["seconds"] = [round(seconds, 4)] * len(images)
@@ -192,7 +200,7 @@ def _check_budget(
     needed: dict[str, float] = {}
     for rung in dict.fromkeys(rung for rung, _, _ in left):
         n = sum(len(positions) for name, positions, _ in left if name == rung)
-        needed[rung] = n * _seconds(defended, images, labels, LADDER.get(rung), config)
+        needed[rung] = n * _seconds(defended, images, labels, config.rung(rung), config)
     total = math.ceil(sum(needed.values()))
     if total > config.budget:
         dearest = max(needed, key=needed.__getitem__)
@@ -260,11 +268,10 @@ def _description(
         "defence_seed": purifier.seed,
         "tile": purifier.tile_for(example),
         "decision": repr(decision),
-        "ladder": {name: repr(rung) for name, rung in LADDER.items()},
+        "ladder": {name: repr(config.rung(name)) for name in config.rungs},
         "device": str(device),
         "versions": {name: version(name) for name in ("dipdefense", "torch", "torchattacks", "pyautoattack")},
         **asdict(config),
-        "n": dict(config.n),
         "rungs": list(config.rungs),
         "budget": None if math.isinf(config.budget) else config.budget,
     }

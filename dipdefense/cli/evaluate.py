@@ -67,6 +67,7 @@ def evaluate(
             "cheap=1000,gradient=256,unrolled=32,queries=16 by default."
         ),
     ] = "",
+    queries: Annotated[int, typer.Option(help="With --adaptive: of square, nes and rays, an image.")] = 5000,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="With --adaptive: the defence draws a new seed at every query.")
     ] = False,
@@ -90,7 +91,7 @@ def evaluate(
 
     where, purifier = device_named(device), Purifier(fit_config(config), seed=None if fresh else seed)
     if adaptive:
-        climb = _climb(rungs, images, number("eps", eps), norm, seed, batch_size, budget, source is not None)
+        climb = _climb(rungs, images, queries, number("eps", eps), norm, seed, batch_size, budget, source is not None)
         net = load_classifier(classifier, weights).to(where)
         climb(
             DefendedClassifier(net, purifier),
@@ -138,6 +139,7 @@ def evaluate(
 def _climb(
     rungs: str | None,
     images: str,
+    queries: int,
     eps: float,
     norm: str,
     seed: int,
@@ -154,6 +156,7 @@ def _climb(
         eps=eps,
         norm=norm,
         n=AdaptiveConfig().n | _counts(images),
+        queries=queries,
         seed=seed,
         batch_size=batch_size,
         budget=math.inf if budget is None else budget,
