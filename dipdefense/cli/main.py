@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dipdefense.cli.benchmark import benchmark
+from dipdefense.cli.diagnose import diagnose
 from dipdefense.cli.options import (
     ClassifierSpec,
     ConfigFile,
@@ -36,6 +37,7 @@ app = typer.Typer(
     help="Purify images by an early-stopped deep image prior, and measure what that is worth.",
 )
 app.add_typer(benchmark, name="benchmark")
+app.command()(diagnose)
 
 
 def main() -> None:
