@@ -262,7 +262,8 @@ def test_the_verdict_is_beyond_noise():
     assert not surely_above(0, 0, 0.5)
     assert not surely_above(6, 6, 0.5)
     assert surely_above(8, 8, 0.5)
-    assert [next(k for k in range(n) if surely_above(k, n, 0.02)) for n in (16, 32, 64)] == [2, 3, 5]  # documented
+    for bound, least in ((0.02, [2, 2, 3, 5]), (0.5, [8, 14, 24, 43])):  # docs/diagnose.md
+        assert [min(k for k in range(n + 1) if surely_above(k, n, bound)) for n in (8, 16, 32, 64)] == least
 
 
 @pytest.mark.parametrize(
@@ -346,3 +347,7 @@ def test_command_refuses(tmp_path):
     assert isinstance(result.exception, ValueError)
     assert "n must lie between 1 and the 449 images of digits, got 450" in str(result.exception)
     assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("precious")
+    assert isinstance(command("--n", 8, "--out", tmp_path / "file").exception, FileExistsError)
+    result = command("--n", 8, "--bare", "--checks", "magic", "--out", tmp_path / "run")
+    assert "checks must be among" in str(result.exception)

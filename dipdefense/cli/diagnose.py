@@ -78,15 +78,17 @@ def diagnose(
     model = defend(bare, fit_config(config), seed=seed, gradient=gradient) if defended else bare
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:n]
     chosen, labels = images.batch(order.tolist()).to(where), images.labels[order].to(where)
+    out.mkdir(parents=True, exist_ok=True)  # refused before minutes are spent
     if defended:
         start = clock(where)
         with torch.no_grad():
             model(chosen)
         fits = passes(steps, queries, repeats)
         minutes = fits * (clock(where) - start) / 60
-        errors.print(
-            f"about {fits} fits of {n} images, {minutes:.1f} minutes; less with smaller --n, --steps, --queries"
+        forecast = (
+            f"all checks: {fits} fits of {n} images, about {minutes:.1f} minutes; --n, --steps, --queries shorten them"
         )
+        errors.print(forecast, markup=False, highlight=False, soft_wrap=True)
     with progress_bar("checks") as progress:
         table = examine(
             model,
@@ -100,21 +102,20 @@ def diagnose(
             checks=None if checks is None else names(checks),
             seed=seed,
             progress=progress,
+            found=_print,
         )
-    _print(table)
     _write(table, out)
     typer.echo(f"{int(table['queries'].sum())} images forward, {table['seconds'].sum():.0f} s; table: {out}")
-    if (table["passed"] == False).any():  # noqa: E712 - None is neither
+    if table["passed"].eq(False).any():  # None is neither
         raise typer.Exit(2)
 
 
-def _print(table: Any) -> None:
-    for row in table.itertuples():
-        typer.echo(f"{VERDICTS[row.passed]:4}  {row.check}: {row.means}")
-        if row.figures:
-            typer.echo("      " + ", ".join(f"{name} {_shown(value)}" for name, value in row.figures.items()))
-        if row.remedy:
-            typer.echo(f"      remedy: {row.remedy}")
+def _print(finding: Any) -> None:
+    typer.echo(f"{VERDICTS[finding.passed]:4}  {finding.check}: {finding.means}")
+    if finding.figures:
+        typer.echo("      " + ", ".join(f"{name} {_shown(value)}" for name, value in finding.figures.items()))
+    if finding.remedy:
+        typer.echo(f"      remedy: {finding.remedy}")
 
 
 def _shown(value: Any) -> str:
@@ -122,6 +123,5 @@ def _shown(value: Any) -> str:
 
 
 def _write(table: Any, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     (out / "diagnose.json").write_text(json.dumps(table.to_dict("records"), indent=2) + "\n", encoding="utf-8")
     table.assign(figures=table["figures"].map(json.dumps)).to_csv(out / "diagnose.csv", index=False)

@@ -20,7 +20,7 @@ def monotone(
 
     Paired (McNemar): of the images that one of the two radii breaks, surely more than half stand at the larger one.
 
-    Source: Carlini et al. (2019), section 4.10.
+    Source: Carlini et al. (2019).
     """
     radii = (eps / 2, eps, 2 * eps)
     stands = [margin(model, images, labels, seed=seed) > 0]

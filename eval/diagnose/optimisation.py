@@ -45,7 +45,7 @@ def converged(
 ) -> Finding:
     """Fail where doubling the steps breaks more than a further 2 % of images.
 
-    Source: Carlini et al. (2019), section 4.9; the tolerance is ours.
+    Source: Carlini et al. (2019); the tolerance is ours.
     """
     attack = craft(model, images, labels, eps=eps, steps=2 * steps, seed=seed)
     early, late = attack.least(steps) > 0, attack.least() > 0
@@ -97,7 +97,7 @@ def one_step(
 
     "Most" is surely above one half. Margins rather than errors: a robust model has few errors to compare.
 
-    Source: Athalye et al. (2018), section 3.1; Carlini et al. (2019), section 4.8.
+    Source: Athalye et al. (2018), section 3.1; Carlini et al. (2019).
     """
     attack = craft(model, images, labels, eps=eps, steps=2 * steps, seed=seed).least()
     single = margin(model, fgsm(model, images, labels, eps=eps, seed=seed), labels, seed=seed)

@@ -45,7 +45,7 @@ def probabilities(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int
 
     Logarithms of probabilities are named but pass: they are logits, shifted, and no attack's loss sees a shift.
 
-    Source: AutoAttack's check of the outputs' range (Croce and Hein, 2020); Carlini and Wagner (2017), section 5.2.
+    Source: AutoAttack's check of the outputs' range (Croce and Hein, 2020); Carlini and Wagner (2017).
     """
     logits = asked(model, images, seed)
     low, high, off = float(logits.min()), float(logits.max()), float((logits.sum(1) - 1).abs().max())
@@ -72,7 +72,7 @@ def autoattack(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 
     It sees the images that are classified correctly, as in an attack: the gradient of its loss (DLR) is zero by
     definition where the true class comes third.
 
-    Source: Croce and Hein (2020), and the flags of its code (Croce et al., 2021, RobustBench).
+    Source: Croce and Hein (2020), and flags_doc.md of its code.
     """
     require_gradient(model, images[:1], labels[:1], seed=seed)  # a backward pass of it may raise
     correct = asked(model, images, seed).argmax(1) == labels

@@ -19,7 +19,7 @@ def noise(
 
     "Most" is surely above one half, "none" at most 2 %. Margins, since errors are too few on a robust model.
 
-    Source: Athalye et al. (2018), section 3.1; Carlini et al. (2019), section 4.7.
+    Source: Athalye et al. (2018), section 3.1; Carlini et al. (2019).
     """
     attack = craft(model, images, labels, eps=eps, steps=2 * steps, seed=seed).least()
     rival = margin(model, random_noise(model, images, labels, eps=eps, seed=seed), labels, seed=seed)
@@ -55,7 +55,7 @@ def black_box(
 
     Per example, not in the mean: one that only the weaker attack breaks shows that the stronger one went wrong.
 
-    Source: Athalye et al. (2018), section 3.1; Carlini et al. (2019), section 4.2; Andriushchenko et al. (2020).
+    Source: Athalye et al. (2018), section 3.1; Carlini et al. (2019); Andriushchenko et al. (2020).
     """
     attack = craft(model, images, labels, eps=eps, steps=2 * steps, seed=seed).least()
     rival = square(model, images, labels, eps=eps, queries=queries, seed=seed)

@@ -51,6 +51,7 @@ def diagnose(
     checks: Sequence[str] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    found: Callable[[Finding], None] | None = None,
 ) -> pd.DataFrame:
     """Ask every check whether the white-box attack on `model` can be believed.
 
@@ -68,6 +69,7 @@ def diagnose(
         checks: names in `CHECKS`, all by default.
         seed: of attacks, and of a random model's draws.
         progress: called with (checks made, checks in all) after each.
+        found: called with each finding as it is made, as behind a defence one may take minutes.
 
     Returns:
         One row a check: check, passed (None where not asked), figures, means, remedy; and what it cost: `queries`,
@@ -93,6 +95,8 @@ def diagnose(
             finding = Finding(check=name, passed=False, figures={"error": str(error)}, means=means, remedy=remedy)
         cost = {"queries": counted.queries - before, "seconds": clock(images.device) - start}
         rows.append(asdict(finding) | cost)
+        if found is not None:
+            found(finding)
         if progress is not None:
             progress(len(rows), len(names))
     return pd.DataFrame(rows)
