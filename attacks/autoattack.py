@@ -72,7 +72,7 @@ def autoattack(
         targets = min(TARGETS, _classes(asked, images, version) - 1)
         attack = AutoAttack(asked, norm=NORMS[norm], eps=eps, version=version, seed=seed, device=images.device)
         attack.fab.n_target_classes = attack.apgd_targeted.n_target_classes = targets
-        start = images.float().contiguous()
+        start = images.float().contiguous().clone()  # no tensor of the inference mode
         adversarial: Tensor = attack.run_standard_evaluation(start, labels, batch_size=len(images))[0]
     return project(adversarial, images, eps, norm)
 
@@ -128,7 +128,7 @@ def _classes(asked: Asked, images: Tensor, version: str) -> int:
 
 def _gradient(asked: Asked, x: Tensor, labels: Tensor) -> Tensor:
     """Gradient of the loss that AutoAttack checks, (B, C, H, W); zero where there is none."""
-    x = x.clone().requires_grad_()
+    x, labels = x.clone().requires_grad_(), labels.clone()  # no tensors of the inference mode
     logits = asked(x)
     if not logits.requires_grad:
         return torch.zeros_like(x)

@@ -24,8 +24,9 @@ def project(adversarial: Tensor, images: Tensor, eps: float | Tensor, norm: str)
     """
     centre = images.double()
     delta = adversarial.double() - centre
+    eps = torch.as_tensor(eps, dtype=centre.dtype, device=centre.device)
     if norm == "linf":
-        delta = torch.clamp(delta, -torch.as_tensor(eps), torch.as_tensor(eps))
+        delta = delta.clamp(-eps, eps)
     else:
         length = torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
         delta = delta * (eps * INSIDE / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)

@@ -35,15 +35,15 @@ def nes(
     no more and returned as it is; of the others, the iterate with the smallest margin.
 
     Source: Ilyas et al. (2018), "Black-box adversarial attacks with limited queries and information", algorithm 1 and
-        section 2.3; the running mean of gradients is that of their code.
+        section 2.2; the running mean of gradients is that of their code.
     Differs: untargeted, on the margin of the logits in place of a target's probability, whose gradient vanishes with
         confidence. Images share the directions, so that none depends on its neighbours.
 
     Args:
         queries: most times that the classifier is asked about an image: once, then `samples` + 1 times a step.
         samples: queries of one estimate, even.
-        sigma: std of the Gaussian, in the unit of the images; 0.001 in the paper, below which a fit is rough.
-        alpha: step size; `None` means eps / 10.
+        sigma: std of the Gaussian, in the unit of the images; 0.001 in the paper, a scale at which a fit still jumps.
+        alpha: step size; `None` means eps / 4.
         decay: weight of the former gradients in the running mean, below 1.
         batch_size: most images that the classifier is given at a time.
 
@@ -52,18 +52,18 @@ def nes(
     """
     validate(images, labels, eps=eps, norm=norm, alpha=alpha, decay=decay)
     _validate(queries, samples, sigma, decay, batch_size)
-    adversarial = images.detach().clone()
+    images = images.detach()
     if eps == 0 or len(images) == 0:
-        return adversarial
-    alpha = eps / 10 if alpha is None else alpha
+        return images.clone()
+    alpha = eps / 4 if alpha is None else alpha
 
     def ask(points: Tensor) -> Tensor:
         return torch.cat([classifier(part) for part in torch.split(points, batch_size)])
 
     with as_found(classifier, images.device, seed) as seed, torch.no_grad():
+        adversarial, current, mean = images.clone(), images.clone(), torch.zeros_like(images)
         logits = ask(adversarial)
         best, standing = margin(logits, labels), logits.argmax(1) == labels
-        current, mean = adversarial.clone(), torch.zeros_like(adversarial)
         generator = torch.Generator().manual_seed(seed ^ 1)  # other numbers than the classifier draws
         for _ in range((queries - 1) // (samples + 1)):
             rows = standing.nonzero().squeeze(1)

@@ -68,19 +68,26 @@ def square(
 
 
 class Asked(nn.Module):
-    """A classifier as pyautoattack needs it: float32 in and out, logits that it may write to, perhaps no image."""
+    """A classifier as pyautoattack needs it: float32 in and out, logits that it may write to, and no ties.
+
+    A tie is neither broken nor standing to Square, which fails in l2 where nothing else is left; here the class that
+    argmax names is ahead by a rounding.
+    """
 
     def __init__(self, classifier: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.classifier, self.dtype, self.classes = classifier, dtype, 0
+        self.classifier, self.dtype = classifier, dtype
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) float32 -> logits (B, K) float32; B = 0 is allowed after the first call."""
-        if len(images) == 0:
-            return images.new_zeros(0, self.classes)
-        logits: Tensor = self.classifier(images.to(self.dtype)).to(torch.float32, copy=True)
-        self.classes = logits.shape[1]
-        return logits
+        """(B, C, H, W) float32 -> logits (B, K) float32; the gradient is the classifier's."""
+        logits: Tensor = self.classifier(images.to(self.dtype)).float()
+        with torch.no_grad():
+            highest, predicted = logits.max(1, keepdim=True)
+            tied = (logits == highest).sum(1, keepdim=True) > 1
+            limits = torch.finfo(logits.dtype)
+            ahead = torch.where(tied, 2 * limits.eps * highest.abs() + limits.tiny, 0)
+            ahead = torch.zeros_like(logits).scatter(1, predicted, ahead)
+        return logits + ahead
 
 
 def check_tiles(images: Tensor, norm: str) -> None:

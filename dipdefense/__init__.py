@@ -4,6 +4,7 @@ from dipdefense.config import FitConfig
 from dipdefense.cross_boundary import CrossBoundary
 from dipdefense.decisions import DECISIONS, Decision, Last, MeanSoftmax, Trust
 from dipdefense.fit import FitResult, Progress, fit
+from dipdefense.gradients import GRADIENTS, Unrolled
 from dipdefense.losses import LOSSES, masked_mse
 from dipdefense.networks import ARCHITECTURES, Autoencoder, SkipNet, UNet
 from dipdefense.presets import default_config, default_defence
@@ -14,6 +15,7 @@ from dipdefense.suspicion import Suspicion
 __all__ = [
     "ARCHITECTURES",
     "DECISIONS",
+    "GRADIENTS",
     "LOSSES",
     "STOPPING_RULES",
     "Autoencoder",
@@ -31,6 +33,7 @@ __all__ = [
     "Suspicion",
     "Trust",
     "UNet",
+    "Unrolled",
     "default_config",
     "default_defence",
     "defend",

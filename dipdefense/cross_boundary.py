@@ -54,10 +54,9 @@ class CrossBoundary:
         """See `Decision.looks`."""
         return spread(self.iterations, iterations)
 
-    @torch.no_grad()
     def prepare(self, classify: Classify, images: Tensor, reconstructions: Tensor) -> Tensor:
         """The stitched images, (1, B, C, H, W). See `Decision.prepare`."""
-        labels = torch.stack([classify(look).argmax(1) for look in reconstructions])  # (S, B)
+        labels = torch.stack([_labels(classify, look) for look in reconstructions])  # (S, B)
         total = torch.zeros_like(images)
         crossings = labels[1:] != labels[:-1]  # (S - 1, B)
         for step, crosses in enumerate(crossings):
@@ -74,7 +73,7 @@ class CrossBoundary:
         """Between images of these labels, (B,), and images of other ones."""
         for _ in range(self.bisections):
             middle = (before + after) / 2
-            same = (classify(middle).argmax(1) == labels)[:, None, None, None]
+            same = (_labels(classify, middle) == labels)[:, None, None, None]
             before, after = torch.where(same, middle, before), torch.where(same, after, middle)
         return (before + after) / 2
 
@@ -85,3 +84,8 @@ class CrossBoundary:
     def score(self, looks: Looks) -> Tensor:
         """See `Decision.score`."""
         return contradiction(looks.bare, looks.along)
+
+
+@torch.no_grad()
+def _labels(classify: Classify, images: Tensor) -> Tensor:
+    return classify(images).argmax(1)

@@ -54,7 +54,7 @@ class Decision(Protocol):
         """
 
     def prepare(self, classify: Classify, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """Make what is classified, (S', B, C, H, W), of the reconstructions (S, B, C, H, W); no gradient."""
+        """Make what is classified, (S', B, C, H, W), of the reconstructions (S, B, C, H, W); gradients pass."""
 
     def combine(self, looks: Looks) -> Tensor:
         """Logits (B, K)."""

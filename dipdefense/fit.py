@@ -265,7 +265,7 @@ def _fit_chunk(run: _Run, problem: Problem, index: Tensor) -> None:
         losses, output = problem.losses(theta, here, batch.index, target, hidden)
         gradient = torch.autograd.grad(losses.sum(), tuple(theta.values()))
         with torch.no_grad():
-            losses = losses.detach()
+            losses, output = losses.detach(), output.detach()
             sane = losses.isfinite() & (losses <= rise * batch.saved_loss.abs().clamp_min(FITTED))
             if look:
                 batch.save(sane, losses)

@@ -61,19 +61,25 @@ class Conv(nn.Conv2d):
 class Norm(nn.Module):
     """Normalise each channel of each image to its own mean and variance, scale, shift and, if asked, rectify."""
 
-    def __init__(self, channels: int, slope: float = 1.0):
-        """`slope` of the leaky rectifier for negative values; 1 leaves them as they are."""
+    def __init__(self, channels: int, slope: float = 1.0, sharpness: float | None = None):
+        """`slope` of the leaky rectifier for negative values; 1 leaves them as they are.
+
+        With a sharpness b its kink is that of log(1 + exp(b x)) / b in place of max(x, 0).
+        """
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.slope = slope
+        self.sharpness = sharpness
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> same; weight and bias are (C,) or stacked (B, C)."""
         weight, bias = (p.expand(x.shape[:2]).reshape(-1) for p in (self.weight, self.bias))
         flat = x.reshape(1, -1, *x.shape[2:])  # (1, B*C, H, W): every channel of every image is a group
         y = F.group_norm(flat, flat.shape[1], weight, bias)
-        if self.slope != 1:
+        if self.slope != 1 and self.sharpness is not None:
+            y = self.slope * y + (1 - self.slope) * F.softplus(y, self.sharpness)
+        elif self.slope != 1:
             y = F.leaky_relu_(y, self.slope)  # in place before the view: on a view it would copy
         return y.view(x.shape)
 

@@ -27,12 +27,20 @@ DOWNSAMPLINGS: dict[str, Callable[[], nn.Module] | None] = {
 class Block(nn.Module):
     """Convolution, normalisation, activation; halves the size if `downsampling` names how."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, padding: str, downsampling: str | None = None):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        padding: str,
+        downsampling: str | None = None,
+        sharpness: float | None = None,
+    ):
         super().__init__()
         pool = None if downsampling is None else DOWNSAMPLINGS[downsampling]
         self.conv = Conv(inputs, outputs, kernel, 2 if downsampling == "stride" else 1, padding)
         self.pool = nn.Identity() if pool is None else pool()
-        self.norm = Norm(outputs, slope=0.2)
+        self.norm = Norm(outputs, slope=0.2, sharpness=sharpness)
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Parts (B, I_1, H, W) .. (B, I_n, H, W) -> (B, O, H, W), or half of H and W."""
@@ -79,6 +87,8 @@ class SkipNet(nn.Module):
         upsampling: `bilinear` or `nearest`.
         downsampling: `stride`, `max` or `average`.
         padding: `reflection` or `zero`.
+        sharpness: of a softplus in place of the rectifier, which makes the fit a smooth function of the image; None
+            for the rectifier.
 
     Raises:
         ValueError: a list of another length than `channels`, an even kernel, an unknown name.
@@ -97,9 +107,10 @@ class SkipNet(nn.Module):
         upsampling: str = "bilinear",
         downsampling: str = "stride",
         padding: str = "reflection",
+        sharpness: float | None = None,
     ):
         super().__init__()
-        _check(channels, upsampling, downsampling, padding)
+        _check(channels, upsampling, downsampling, padding, sharpness)
         scales = len(channels)
         skips = _per_scale(skip_channels, scales, "skip_channels", least=0)
         k_down = _kernels(kernel_down, scales, "kernel_down")
@@ -113,16 +124,19 @@ class SkipNet(nn.Module):
             deeper = channels[min(i + 1, scales - 1)]
             self.down.append(
                 Blocks(
-                    Block(inputs, width, k_down[i], padding, downsampling),
-                    Block(width, width, k_down[i], padding),
+                    Block(inputs, width, k_down[i], padding, downsampling, sharpness),
+                    Block(width, width, k_down[i], padding, None, sharpness),
                 )
             )
             if skips[i]:
-                self.skip[str(i)] = Block(inputs, skips[i], k_skip[i], padding)
+                self.skip[str(i)] = Block(inputs, skips[i], k_skip[i], padding, None, sharpness)
             parts = [skips[i], deeper] if skips[i] else [deeper]
             self.enter.append(Norms(parts))
             self.up.append(
-                Blocks(Block(sum(parts), width, k_up[i], padding), Block(width, width, 1, padding)),
+                Blocks(
+                    Block(sum(parts), width, k_up[i], padding, None, sharpness),
+                    Block(width, width, 1, padding, None, sharpness),
+                ),
             )
         self.out = Conv(channels[0], out_channels, 1)
 
@@ -154,15 +168,19 @@ class UNet(nn.Module):
         upsampling: str = "bilinear",
         downsampling: str = "max",
         padding: str = "reflection",
+        sharpness: float | None = None,
     ):
         super().__init__()
-        _check(channels, upsampling, downsampling, padding)
+        _check(channels, upsampling, downsampling, padding, sharpness)
         (kernel,) = _kernels(kernel, 1, "kernel")
         self.stride = 2 ** (len(channels) - 1)
         self.upsampling = upsampling
 
         def twice(inputs: int, outputs: int, halve: str | None = None) -> Blocks:
-            return Blocks(Block(inputs, outputs, kernel, padding, halve), Block(outputs, outputs, kernel, padding))
+            return Blocks(
+                Block(inputs, outputs, kernel, padding, halve, sharpness),
+                Block(outputs, outputs, kernel, padding, None, sharpness),
+            )
 
         self.enter = twice(in_channels, channels[0])
         self.down = nn.ModuleList(twice(fine, coarse, downsampling) for fine, coarse in pairwise(channels))
@@ -196,17 +214,20 @@ class Autoencoder(nn.Module):
         upsampling: str = "bilinear",
         downsampling: str = "stride",
         padding: str = "reflection",
+        sharpness: float | None = None,
     ):
         super().__init__()
-        _check(channels, upsampling, downsampling, padding)
+        _check(channels, upsampling, downsampling, padding, sharpness)
         (kernel,) = _kernels(kernel, 1, "kernel")
         self.stride = 2 ** len(channels)
         self.upsampling = upsampling
         self.down = nn.Sequential(
-            *(Block(a, b, kernel, padding, downsampling) for a, b in pairwise((in_channels, *channels)))
+            *(Block(a, b, kernel, padding, downsampling, sharpness) for a, b in pairwise((in_channels, *channels)))
         )
         wide = tuple(reversed(channels))
-        self.up = nn.ModuleList(Block(a, b, kernel, padding) for a, b in pairwise((*wide, channels[0])))
+        self.up = nn.ModuleList(
+            Block(a, b, kernel, padding, None, sharpness) for a, b in pairwise((*wide, channels[0]))
+        )
         self.out = Conv(channels[0], out_channels, 1)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -220,7 +241,7 @@ class Autoencoder(nn.Module):
 ARCHITECTURES: dict[str, type[nn.Module]] = {"autoencoder": Autoencoder, "unet": UNet, "skip": SkipNet}
 
 
-def _check(channels: Sequence[int], upsampling: str, downsampling: str, padding: str) -> None:
+def _check(channels: Sequence[int], upsampling: str, downsampling: str, padding: str, sharpness: float | None) -> None:
     whole = not isinstance(channels, int) and all(isinstance(c, int) for c in channels)
     if not whole or not channels or min(channels) < 1:
         raise ValueError(f"channels must be a list of positive integers, one for each scale, got {channels!r}")
@@ -231,6 +252,8 @@ def _check(channels: Sequence[int], upsampling: str, downsampling: str, padding:
     ):
         if not isinstance(value, str) or value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    if sharpness is not None and not (isinstance(sharpness, int | float) and sharpness > 0):
+        raise ValueError(f"sharpness must be positive, or None for the rectifier, got {sharpness!r}")
 
 
 def _per_scale(value: Sequence[int] | int, scales: int, name: str, least: int) -> list[int]:

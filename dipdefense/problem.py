@@ -71,7 +71,7 @@ class Problem:
     def losses(
         self, theta: Mapping[str, Tensor], z: Tensor, index: Tensor, target: Tensor, hidden: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Loss of each image, (B,), and its iterate, (B, C, H, W), without gradient.
+        """Loss of each image, (B,), and its iterate, (B, C, H, W).
 
         Under `hidden`, a bool mask as `target` (B, ...), the values of `target` stand in for those of the network: its
         own have neither error nor gradient.
@@ -83,7 +83,6 @@ class Problem:
         losses = self.loss(degraded, target, index)
         if losses.shape != index.shape:
             raise ValueError(f"loss must give one number an image, {tuple(index.shape)}, got {tuple(losses.shape)}")
-        output, degraded = output.detach(), degraded.detach()
         return losses, output * per_row(least_squares_gain(degraded, target)) if self.blind else output
 
     def bytes_per_image(self) -> float:

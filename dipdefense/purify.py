@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,41 +10,13 @@ from torch import Tensor, nn
 from dipdefense.config import FitConfig
 from dipdefense.decisions import DECISIONS, Decision, Last
 from dipdefense.fit import FitResult, Progress, fit
+from dipdefense.gradients import Fitted, Gradient, known_gradient, purification
 from dipdefense.images import check_images
 from dipdefense.looks import VIEWS, Looks
 from dipdefense.presets import TILE, default_config, default_defence
 from dipdefense.tiles import cut, join
 
-__all__ = ["GRADIENTS", "DefendedClassifier", "Judgement", "Purifier", "defend"]
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, purified: Tensor) -> Tensor:
-        return purified.view_as(purified)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        return grad_outputs[0], None
-
-
-class _NoGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, purified: Tensor) -> Tensor:
-        return purified.view_as(purified)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        raise RuntimeError(
-            'this purification has no gradient (gradient="none"): an attack on it would see nothing and the defence '
-            'would look strong; use gradient="straight_through"'
-        )
-
-
-GRADIENTS: dict[str, type[torch.autograd.Function]] = {
-    "straight_through": _StraightThrough,
-    "none": _NoGradient,
-}
+__all__ = ["DefendedClassifier", "Judgement", "Purifier", "defend"]
 
 
 class Purifier(nn.Module):
@@ -56,7 +28,8 @@ class Purifier(nn.Module):
         config: numbers of the fit; None for the evidence-based ones of the image's size (`default_config`).
         seed: of the fit; None for fresh entropy at every call, which makes the defence stochastic.
         gradient: meaning of a backward pass. `straight_through`: the purification counts as the identity (BPDA,
-            Athalye et al. 2018). `none`: a backward pass raises.
+            Athalye et al. 2018). `unrolled`: the exact gradient, through all steps of the fit. `none`: a backward
+            pass raises. Or a callable, see `dipdefense.gradients.Gradient`.
         tile: side in pixels of the tiles that larger images are cut into, each fitted as an image of its own;
             they overlap by a quarter. None: `presets.TILE` with the default numbers, uncut with numbers of your own.
 
@@ -70,7 +43,7 @@ class Purifier(nn.Module):
         config: FitConfig | None = None,
         *,
         seed: int | None = 0,
-        gradient: str = "straight_through",
+        gradient: str | Gradient = "straight_through",
         tile: int | None = None,
     ):
         super().__init__()
@@ -80,7 +53,8 @@ class Purifier(nn.Module):
             raise ValueError(f"tile must be None or an integer of at least 1, got {tile!r}")
         self.config = config
         self.seed = seed
-        self.gradient = _known_gradient(gradient)
+        known_gradient(gradient)
+        self.gradient = gradient
         self.tile = tile
 
     def fit(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> FitResult:
@@ -109,26 +83,15 @@ class Purifier(nn.Module):
         """
         if isinstance(images, Tensor) and images.dim() == 3:
             return self(images[None])[0]  # type: ignore[no-any-return]
-        return self.purify(images, self.gradient)
+        return self.frames(images, None, gradient=self.gradient)[0]
 
-    def purify(self, images: Tensor, gradient: str) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> same, with the given meaning of a backward pass."""
-        passes = GRADIENTS[_known_gradient(gradient)]
-        return passes.apply(images, self.reconstruct(images))  # type: ignore[no-any-return]
-
+    @torch.no_grad()
     def reconstruct(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> Tensor:
         """(B, C, H, W) in [0, 1] -> same, without gradient; tile by tile where images are larger than a tile.
 
         Values that the gain of the cosine loss lifts above 1 are clipped.
         """
-        check_images(images)
-        tile = self.tile_for(images)
-        if tile is None:
-            return self.fit(images, callback).reconstruction.clamp(max=1)
-        H, W = images.shape[2:]
-        with torch.no_grad():
-            tiles = self.fit(cut(images, tile, tile // 4), callback).reconstruction
-            return join(tiles, (H, W), tile, tile // 4).clamp(max=1)
+        return self.frames(images, None, gradient="none", callback=callback)[0]
 
     @torch.no_grad()
     def trajectory(self, images: Tensor, iterations: Sequence[int], *, restart: int = 0) -> Tensor:
@@ -146,17 +109,40 @@ class Purifier(nn.Module):
             TypeError, ValueError: not a floating image batch, or outside [0, 1]; no iterations, one outside the fit,
                 a stopping rule other than `fixed`.
         """
+        return self.frames(images, iterations, gradient="none", restart=restart)
+
+    def frames(
+        self,
+        images: Tensor,
+        iterations: Sequence[int] | None,
+        *,
+        gradient: str | Gradient,
+        restart: int = 0,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> Tensor:
+        """What `trajectory` returns, with the given meaning of a backward pass.
+
+        `iterations` None is the iterate that the stopping rule chooses, (1, B, C, H, W). Raises as `trajectory` does.
+        """
         check_images(images)
         config = self.config_for(images)
-        _check_looks(iterations, config)
-        config = replace(config, iterations=max(iterations))
+        if iterations is not None:
+            _check_looks(iterations, config)
+            config = replace(config, iterations=max(iterations))
         seed = None if self.seed is None else self.seed + restart
         tile = self.tile_for(images)
+        pieces = images if tile is None else cut(images, tile, tile // 4)
+        if iterations is None:
+            result = fit(pieces, config, seed=seed, callback=callback)
+            frames, numbers, seed = result.reconstruction[None], result.chosen[None], result.seed
+        else:
+            frames, numbers, seed = _watch(pieces, config, seed, iterations)
+        fitted = Fitted(pieces.detach(), config, seed, numbers)
+        passed = purification(pieces, frames.clamp(max=1), fitted, gradient)
         if tile is None:
-            return _watch(images, config, seed, iterations).clamp(max=1)
-        frames = _watch(cut(images, tile, tile // 4), config, seed, iterations)
+            return passed
         H, W = images.shape[2:]
-        return torch.stack([join(frame, (H, W), tile, tile // 4).clamp(max=1) for frame in frames])
+        return torch.stack([join(frame, (H, W), tile, tile // 4) for frame in passed])
 
     def extra_repr(self) -> str:
         """The arguments."""
@@ -192,7 +178,7 @@ class DefendedClassifier(nn.Module):
         classifier: nn.Module,
         purifier: Purifier | None = None,
         *,
-        gradient: str | None = None,
+        gradient: str | Gradient | None = None,
         decision: Decision | str | None = None,
     ):
         super().__init__()
@@ -200,7 +186,8 @@ class DefendedClassifier(nn.Module):
             raise TypeError(f"classifier must be a torch.nn.Module, got {type(classifier).__name__}")
         self.classifier = classifier
         self.purifier = purifier or Purifier()
-        self.gradient = self.purifier.gradient if gradient is None else _known_gradient(gradient)
+        self.gradient = self.purifier.gradient if gradient is None else gradient
+        known_gradient(self.gradient)
         self.decision = None if decision is None else _known_decision(decision)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -224,14 +211,11 @@ class DefendedClassifier(nn.Module):
         check_images(images)
         purifier, decision = self.plan(images)
         iterations = decision.looks(purifier.config_for(images).iterations)
-        reconstructions, residual = _reconstruct(purifier, images, decision, iterations)
-        prepared = decision.prepare(self._classify, images.detach(), reconstructions)
-        passes: Any = GRADIENTS[self.gradient]
-        along = [
-            self._classify(VIEWS[view](passes.apply(images, look))) for look in prepared for view in decision.views
-        ]
+        reconstructions, residual = self._reconstruct(purifier, images, decision, iterations)
+        prepared = decision.prepare(self._classify, images, reconstructions)
+        along = [self._classify(VIEWS[view](look)) for look in prepared for view in decision.views]
         looks = Looks(self._classify(images), torch.stack(along), residual)
-        return Judgement(decision.combine(looks), decision.score(looks), prepared.mean(0))
+        return Judgement(decision.combine(looks), decision.score(looks), prepared.detach().mean(0))
 
     def plan(self, images: Tensor) -> tuple[Purifier, Decision]:
         """The fit and the decision for images of this shape, (B, C, H, W)."""
@@ -244,6 +228,19 @@ class DefendedClassifier(nn.Module):
     def extra_repr(self) -> str:
         """The arguments that are no modules."""
         return f"gradient={self.gradient!r}, decision={self.decision}"
+
+    def _reconstruct(
+        self, purifier: Purifier, images: Tensor, decision: Decision, iterations: tuple[int, ...]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Reconstructions (restarts x iterations, B, C, H, W), and the residuals that the decision asks for."""
+        if not iterations:
+            return purifier.frames(images, None, gradient=self.gradient), {}
+        seen = sorted({*iterations, *decision.residuals})
+        restarts = range(decision.restarts)
+        frames = torch.stack([purifier.frames(images, seen, gradient=self.gradient, restart=r) for r in restarts])
+        residual = (frames - images).square().flatten(3).mean((0, 3))  # (T, B); frames (restarts, T, B, C, H, W)
+        chosen = [seen.index(iteration) for iteration in iterations]
+        return frames[:, chosen].flatten(0, 1), {i: residual[seen.index(i)] for i in decision.residuals}
 
     def _classify(self, images: Tensor) -> Tensor:
         logits = self.classifier(images)
@@ -260,29 +257,17 @@ def defend(
     config: FitConfig | None = None,
     *,
     seed: int | None = 0,
-    gradient: str = "straight_through",
+    gradient: str | Gradient = "straight_through",
     decision: Decision | str | None = None,
 ) -> DefendedClassifier:
     """Wrap a classifier so that it purifies what it sees. Arguments as in `Purifier` and `DefendedClassifier`."""
     return DefendedClassifier(classifier, Purifier(config, seed=seed), gradient=gradient, decision=decision)
 
 
-def _reconstruct(
-    purifier: Purifier, images: Tensor, decision: Decision, iterations: tuple[int, ...]
-) -> tuple[Tensor, dict[int, Tensor]]:
-    """Reconstructions (restarts x iterations, B, C, H, W), and the residuals that the decision asks for."""
-    if not iterations:
-        return purifier.reconstruct(images)[None], {}
-    seen = sorted({*iterations, *decision.residuals})
-    fits = [purifier.trajectory(images, seen, restart=restart) for restart in range(decision.restarts)]
-    frames = torch.stack(fits)  # (restarts, T, B, C, H, W)
-    residual = (frames - images.detach()).square().flatten(3).mean((0, 3))  # (T, B)
-    chosen = [seen.index(iteration) for iteration in iterations]
-    return frames[:, chosen].flatten(0, 1), {i: residual[seen.index(i)] for i in decision.residuals}
-
-
-def _watch(images: Tensor, config: FitConfig, seed: int | None, iterations: Sequence[int]) -> Tensor:
-    """The averages at these iterations of one fit, (T, B, C, H, W)."""
+def _watch(
+    images: Tensor, config: FitConfig, seed: int | None, iterations: Sequence[int]
+) -> tuple[Tensor, Tensor, int]:
+    """The averages at these iterations of one fit, (T, B, C, H, W), their numbers (T, B), and the seed."""
     with torch.inference_mode(False):  # the fit, which writes to it, is outside that mode
         frames = images.new_zeros(len(iterations), *images.shape)
 
@@ -292,10 +277,11 @@ def _watch(images: Tensor, config: FitConfig, seed: int | None, iterations: Sequ
                 frame[state.index] = state.average
 
     result = fit(images, config, seed=seed, callback=keep)
-    for frame, iteration in zip(frames, iterations, strict=True):
+    numbers = torch.tensor(iterations, device=images.device)[:, None].expand(-1, len(images)).clone()
+    for frame, number, iteration in zip(frames, numbers, iterations, strict=True):
         ended = result.iterations < iteration  # an image that was given up keeps its last average
-        frame[ended] = result.reconstruction[ended]
-    return frames
+        frame[ended], number[ended] = result.reconstruction[ended], result.chosen[ended]
+    return frames, numbers, result.seed
 
 
 def _check_looks(iterations: Sequence[int], config: FitConfig) -> None:
@@ -318,9 +304,3 @@ def _known_decision(decision: Decision | str) -> Decision:
     if isinstance(decision, type) or not hasattr(decision, "combine"):
         raise TypeError(f"decision must be a Decision, its name or None, got {decision!r}")
     return decision
-
-
-def _known_gradient(gradient: str) -> str:
-    if gradient not in GRADIENTS:
-        raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}")
-    return gradient

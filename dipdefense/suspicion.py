@@ -23,8 +23,8 @@ class Suspicion:
     a perturbation is noise to the generator, and what it adds to the residual stays.
 
     The numbers hold for one fit (network, iterations, images) and are learnt on images that no figure comes from; a
-    clean image with noise as strong as a perturbation looks just as suspicious. No gradient passes the residual:
-    where the purification counts as the identity, it has none.
+    clean image with noise as strong as a perturbation looks just as suspicious. Where the purification counts as the
+    identity, the residual has no gradient.
 
     Source: our own.
 

@@ -112,9 +112,9 @@ def test_defend_has_a_default_for_the_size():
         (
             lambda: defend(Linear(), gradient="exact"),
             ValueError,
-            "gradient must be one of straight_through, none",
+            "gradient must be one of straight_through, unrolled, none",
         ),
-        (lambda: Purifier(gradient="exact"), ValueError, "gradient must be one of straight_through, none"),
+        (lambda: Purifier(gradient="exact"), ValueError, "gradient must be one of straight_through, unrolled, none"),
         (lambda: defend(lambda x: x), TypeError, "classifier must be a torch.nn.Module, got function"),
         (lambda: Purifier({"lr": 0.1}), TypeError, "config must be a FitConfig or None, got dict"),
         (lambda: Purifier(TINY)(images() * 255), ValueError, "255"),

@@ -39,7 +39,7 @@ def diagnose(
     defended: Annotated[
         bool, typer.Option("--defended/--bare", help="Diagnose the classifier behind the defence, or alone.")
     ] = True,
-    gradient: Annotated[str, typer.Option(help="How an attack passes the fit: straight_through or none.")] = (
+    gradient: Annotated[str, typer.Option(help="How an attack passes the fit: straight_through, unrolled or none.")] = (
         "straight_through"
     ),
     surrogate: Annotated[

@@ -113,7 +113,7 @@ def evaluate(
     alpha: Annotated[str | None, typer.Option(help="Step size; eps / 4 by default.")] = None,
     steps: Annotated[int, typer.Option(help="Steps of PGD and momentum PGD.")] = 20,
     crafted_on: Annotated[str, typer.Option(help="bare, defended or both.")] = "bare",
-    gradient: Annotated[str, typer.Option(help="How an attack passes the fit: straight_through or none.")] = (
+    gradient: Annotated[str, typer.Option(help="How an attack passes the fit: straight_through, unrolled or none.")] = (
         "straight_through"
     ),
     n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 100,
