@@ -8,6 +8,7 @@ import typer
 
 from dipdefense.cli.benchmark import benchmark
 from dipdefense.cli.check import check
+from dipdefense.cli.diagnose import diagnose
 from dipdefense.cli.evaluate import evaluate
 from dipdefense.cli.options import (
     ConfigFile,
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(benchmark, name="benchmark")
 app.command()(evaluate)
 app.command()(check)
+app.command()(diagnose)
 
 
 def main() -> None:

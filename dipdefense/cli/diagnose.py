@@ -1,0 +1,127 @@
+"""The command `dipdefense diagnose`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from dipdefense.cli.options import (
+    ClassifierSpec,
+    ConfigFile,
+    DataPath,
+    DatasetName,
+    Device,
+    Eps,
+    Index,
+    Seed,
+    Weights,
+    device_named,
+    fit_config,
+    index_range,
+    names,
+    number,
+)
+from dipdefense.cli.shown import errors, progress_bar
+from dipdefense.purify import defend
+
+__all__ = ["diagnose"]
+
+VERDICTS = {True: "pass", False: "FAIL", None: "-"}
+
+
+def diagnose(
+    dataset: DatasetName = "digits",
+    data: DataPath = None,
+    classifier: ClassifierSpec = "digits_cnn",
+    weights: Weights = None,
+    defended: Annotated[
+        bool, typer.Option("--defended/--bare", help="Diagnose the classifier behind the defence, or alone.")
+    ] = True,
+    gradient: Annotated[str, typer.Option(help="How an attack passes the fit: straight_through, unrolled or none.")] = (
+        "straight_through"
+    ),
+    surrogate: Annotated[
+        str | None,
+        typer.Option(help="Another classifier, for transfer; with --defended the bare one by default."),
+    ] = None,
+    surrogate_weights: Annotated[Path | None, typer.Option(help="Its state dict.")] = None,
+    checks: Annotated[str | None, typer.Option(help="Comma-separated checks; all by default.")] = None,
+    eps: Eps = "8/255",
+    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation; 8 at least.")] = 32,
+    steps: Annotated[int, typer.Option(help="Steps of PGD; checks look at twice as many.")] = 20,
+    queries: Annotated[int, typer.Option(help="Queries of the black-box attack, an image.")] = 200,
+    repeats: Annotated[int, typer.Option(help="Queries with the same images.")] = 4,
+    index: Index = ":",
+    seed: Seed = 0,
+    device: Device = "cpu",
+    config: ConfigFile = None,
+    out: Annotated[Path, typer.Option(help="Folder for diagnose.csv and diagnose.json.")] = Path("runs/diagnose"),
+) -> None:
+    """Can a robustness figure be believed? Sanity checks of the attack, and of the model under it.
+
+    The exit code is 0 when every check passes, 2 when one fails, 1 when it could not be run.
+    """
+    from eval.classifiers import load_classifier
+    from eval.clock import clock
+    from eval.datasets import load_dataset
+    from eval.diagnose import diagnose as examine
+    from eval.diagnose import passes
+
+    where, radius = device_named(device), number("eps", eps)
+    images = load_dataset(dataset, data).between(*index_range(index))
+    if not 1 <= n <= len(images):
+        raise ValueError(f"n must lie between 1 and the {len(images)} images of {images.name}, got {n}")
+    bare = load_classifier(classifier, weights).to(where)
+    other = load_classifier(surrogate, surrogate_weights).to(where) if surrogate else bare if defended else None
+    model = defend(bare, fit_config(config), seed=seed, gradient=gradient) if defended else bare
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:n]
+    chosen, labels = images.batch(order.tolist()).to(where), images.labels[order].to(where)
+    out.mkdir(parents=True, exist_ok=True)  # refused before minutes are spent
+    if defended:
+        start = clock(where)
+        with torch.no_grad():
+            model(chosen)
+        fits = passes(steps, queries, repeats)
+        minutes = fits * (clock(where) - start) / 60
+        forecast = (
+            f"all checks: {fits} fits of {n} images, about {minutes:.1f} minutes; --n, --steps, --queries shorten them"
+        )
+        errors.print(forecast, markup=False, highlight=False, soft_wrap=True)
+    with progress_bar("checks") as progress:
+        table = examine(
+            model,
+            chosen,
+            labels,
+            eps=radius,
+            steps=steps,
+            queries=queries,
+            repeats=repeats,
+            surrogate=other,
+            checks=None if checks is None else names(checks),
+            seed=seed,
+            progress=progress,
+            found=_print,
+        )
+    _write(table, out)
+    typer.echo(f"{int(table['queries'].sum())} images forward, {table['seconds'].sum():.0f} s; table: {out}")
+    if table["passed"].eq(False).any():  # None is neither
+        raise typer.Exit(2)
+
+
+def _print(finding: Any) -> None:
+    typer.echo(f"{VERDICTS[finding.passed]:4}  {finding.check}: {finding.means}")
+    if finding.figures:
+        typer.echo("      " + ", ".join(f"{name} {_shown(value)}" for name, value in finding.figures.items()))
+    if finding.remedy:
+        typer.echo(f"      remedy: {finding.remedy}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _write(table: Any, out: Path) -> None:
+    (out / "diagnose.json").write_text(json.dumps(table.to_dict("records"), indent=2) + "\n", encoding="utf-8")
+    table.assign(figures=table["figures"].map(json.dumps)).to_csv(out / "diagnose.csv", index=False)

@@ -1,0 +1,63 @@
+"""Checks over the radius of the ball."""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from eval.diagnose.finding import Figure, Finding, surely_above
+from eval.diagnose.optimisation import Craft
+from eval.diagnose.trace import asked, margin, trace
+
+__all__ = ["monotone", "unbounded"]
+
+GREY = 0.5  # from any image, this radius in Linf reaches the uniform grey image: nothing is left to recognise
+
+
+def monotone(
+    model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps: int, seed: int = 0, craft: Craft = trace
+) -> Finding:
+    """Fail where accuracy rises from one radius of 0, eps / 2, eps, 2 eps to the next.
+
+    Paired (McNemar): of the images that one of the two radii breaks, surely more than half stand at the larger one.
+
+    Source: Carlini et al. (2019).
+    """
+    radii = (eps / 2, eps, 2 * eps)
+    stands = [margin(model, images, labels, seed=seed) > 0]
+    for radius in radii:
+        longest = 2 * steps if radius == eps else steps
+        stands.append(craft(model, images, labels, eps=radius, steps=longest, seed=seed).least(steps) > 0)
+    risen = any(
+        surely_above(int((larger & ~smaller).sum()), int((larger ^ smaller).sum()), 0.5)
+        for smaller, larger in pairwise(stands)
+    )
+    figures: dict[str, Figure] = {
+        f"accuracy at {e:.4g}": float(s.float().mean()) for e, s in zip((0, *radii), stands, strict=True)
+    }
+    return Finding(
+        check="monotone",
+        passed=not risen,
+        figures=figures | {"n": len(images)},
+        means="accuracy rises with the radius" if risen else "a larger ball costs more accuracy",
+        remedy="the attack fails on larger balls, which hold the smaller: mend its step size or steps" if risen else "",
+    )
+
+
+def unbounded(
+    model: nn.Module, images: Tensor, labels: Tensor, *, steps: int, seed: int = 0, craft: Craft = trace
+) -> Finding:
+    """Fail where accuracy at Linf 0.5 is surely above 1 / K: there every image can be made uniform grey.
+
+    Source: Athalye et al. (2018), section 3.1; Pintor et al. (2022), unconstrained attack failure.
+    """
+    K = asked(model, images[:1], seed).shape[1]
+    attack = craft(model, images, labels, eps=GREY, steps=steps, seed=seed).least()
+    standing = int((attack > 0).sum())
+    passed = not surely_above(standing, len(images), 1 / K)
+    return Finding(
+        check="unbounded",
+        passed=passed,
+        figures={"accuracy at 0.5": standing / len(images), "1/K": 1 / K, "n": len(images)},
+        means="nothing stands where nothing can" if passed else "images stand that could have been made uniform grey",
+        remedy="" if passed else "the attack fails, so its accuracy at any radius is no robustness: mend its gradient",
+    )

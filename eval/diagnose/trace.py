@@ -1,0 +1,112 @@
+"""The white-box attack that the checks look at, watched at every step."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attacks import pgd
+from attacks.isolation import as_found
+
+__all__ = ["NoGradientError", "Trace", "asked", "margin", "require_gradient", "trace"]
+
+
+class NoGradientError(RuntimeError):
+    """A backward pass through the model raises, so that no gradient attack can be made."""
+
+
+class Trace(NamedTuple):
+    """What an attack went through; row t is the iterate after t steps, row 0 its random start."""
+
+    margins: Tensor  # (T + 1, B)
+    usable: Tensor  # (T, B) bool: the gradient was finite and not zero
+    adversarial: Tensor  # (B, C, H, W), the iterate of the least margin
+
+    def least(self, steps: int | None = None) -> Tensor:
+        """The least margin within so many steps, all by default, (B,); not above 0 where the attack succeeded."""
+        return self.margins[: None if steps is None else steps + 1].amin(0)
+
+
+def trace(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps: int, seed: int = 0) -> Trace:
+    """PGD (Linf, random start, step size eps / 4) with the best iterate kept; fewer steps are a prefix of more.
+
+    Raises:
+        NoGradientError: a backward pass through the model raises.
+        ValueError: the model's logits are not finite or not (B, K).
+    """
+    require_gradient(model, images[:1], labels[:1], seed=seed)
+    watched = _Watched(model, labels)
+    last = pgd(watched, images, labels, eps=eps, steps=steps, seed=seed)
+    asked(watched, last, seed)
+    assert watched.best is not None
+    return Trace(torch.stack(watched.margins), torch.stack(watched.usable), watched.best)
+
+
+def margin(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
+    """Logit of the true class less the largest other, (B,); not above 0 where the image is misclassified."""
+    return _margin(asked(model, images, seed), labels)
+
+
+def asked(model: nn.Module, images: Tensor, seed: int) -> Tensor:
+    """Logits without gradient; what a random model draws from the global generators is that of the seed."""
+    with as_found(model, images.device, seed), torch.no_grad():
+        logits: Tensor = model(images)
+    return logits
+
+
+def require_gradient(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) -> None:
+    """Make one backward pass.
+
+    Raises:
+        NoGradientError: it raises.
+    """
+    with as_found(model, images.device, seed):
+        images = images.detach().clone().requires_grad_()
+        loss = F.cross_entropy(model(images), labels)
+        try:
+            torch.autograd.grad(loss, images)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise NoGradientError(" ".join(str(error).split())) from error
+
+
+class _Watched(nn.Module):
+    """A model that notes the margins and gradients of whoever attacks it."""
+
+    def __init__(self, model: nn.Module, labels: Tensor) -> None:
+        super().__init__()
+        self.model, self.labels = model, labels
+        self.margins: list[Tensor] = []
+        self.usable: list[Tensor] = []
+        self.best: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The model's logits."""
+        seen = images.view_as(images)
+        if seen.requires_grad:
+            seen.register_hook(self._note)  # type: ignore[no-untyped-call]
+        logits: Tensor = self.model(seen)
+        margins = _margin(logits.detach(), self.labels)
+        images = images.detach()
+        if self.best is None:
+            self.best = images.clone()
+        else:
+            better = margins < torch.stack(self.margins).amin(0)
+            self.best = torch.where(better[:, None, None, None], images, self.best)
+        self.margins.append(margins)
+        return logits
+
+    def _note(self, gradient: Tensor) -> Tensor:
+        flat = gradient.flatten(1)
+        self.usable.append(flat.isfinite().all(1) & (flat != 0).any(1))
+        return gradient.nan_to_num(0, 0, 0)  # noted above; an attack that meets NaN would leave [0, 1]
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    if logits.dim() != 2 or len(logits) != len(labels) or not logits.isfinite().all():
+        raise ValueError(f"model must return finite logits (B, K), got shape {tuple(logits.shape)}")
+    true = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return true[:, 0] - others.amax(1)
