@@ -25,7 +25,7 @@ from dipdefense.cli.options import (
 )
 from dipdefense.cli.shown import print_frame, progress_bar
 from dipdefense.presets import TILE, default_config, default_defence
-from dipdefense.purify import Purifier
+from dipdefense.purify import DefendedClassifier, Purifier
 from dipdefense.stopping import STOPPING_RULES
 
 __all__ = ["benchmark"]
@@ -233,3 +233,58 @@ def defence(
             progress=progress,
         )
     print_frame(table)
+
+
+@benchmark.command()
+def gradients(
+    dataset: DatasetName = "digits",
+    data: DataPath = None,
+    classifier: ClassifierSpec = "digits_cnn",
+    weights: Weights = None,
+    compared: Annotated[
+        str, typer.Option("--gradients", help="Comma-separated gradients of the ladder; all by default.")
+    ] = "",
+    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 8,
+    index: Index = ":",
+    steps: Annotated[str, typer.Option(help="Comma-separated numbers of steps whose cost is measured.")] = "25,100,225",
+    seed: Seed = 0,
+    device: Device = "cpu",
+    config: ConfigFile = None,
+    out: Annotated[Path, typer.Option(help="Folder for slopes.csv and cost.csv.")] = Path("runs/gradients"),
+) -> None:
+    """How far each gradient through a fit holds, by finite differences, and what the exact one costs."""
+    import torch
+
+    from attacks.adaptive import SURROGATES
+    from eval.classifiers import load_classifier
+    from eval.datasets import load_dataset
+    from eval.slopes import compare_gradients, cost_of_unrolling
+
+    where = device_named(device)
+    unknown = [name for name in names(compared) if name not in SURROGATES]
+    if unknown:
+        raise ValueError(f"gradients must be among {', '.join(SURROGATES)}, got {unknown[0]!r}")
+    counts = [int(number("steps", text)) for text in names(steps)]
+    pictures = load_dataset(dataset, data).between(*index_range(index))
+    if not 1 <= n <= len(pictures):
+        raise ValueError(f"n must lie between 1 and the {len(pictures)} images, got {n}")
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))[:n]
+    images, labels = pictures.batch(order.tolist()).double().to(where), pictures.labels[order].to(where)
+    defended = DefendedClassifier(
+        load_classifier(classifier, weights).double().to(where), Purifier(fit_config(config), seed=seed)
+    )
+    with progress_bar("gradients") as progress:
+        table = compare_gradients(
+            defended,
+            images,
+            labels,
+            gradients={name: SURROGATES[name] for name in names(compared) or SURROGATES},
+            progress=progress,
+        )
+    purifier, _ = defended.plan(images)
+    cost = cost_of_unrolling(purifier.config_for(images), tuple(images.shape[1:]), counts)
+    out.mkdir(parents=True, exist_ok=True)
+    table.to_csv(out / "slopes.csv", index=False)
+    cost.to_csv(out / "cost.csv", index=False)
+    print_frame(table.assign(step=table["step"].map("{:.1e}".format)))
+    print_frame(cost)
