@@ -1,9 +1,9 @@
-"""The ball that an adversarial image must stay in."""
+"""The ball that an adversarial image must stay in, and the way up in its norm."""
 
 import torch
 from torch import Tensor
 
-__all__ = ["project"]
+__all__ = ["length", "project", "steepest"]
 
 INSIDE = 1 - 1e-12  # more than what a float64 norm is rounded by
 
@@ -33,3 +33,14 @@ def project(adversarial: Tensor, images: Tensor, eps: float | Tensor, norm: str)
     near = (centre + delta).clamp(0, 1).to(images.dtype)
     outside = (near.double() - centre).abs() > delta.abs()
     return torch.where(outside, near.nextafter(images), near)
+
+
+def length(x: Tensor, order: int) -> Tensor:
+    """L1 or L2 norm of each image, (B, 1, 1, 1); kept above zero, so that 0 / length is 0."""
+    norm: Tensor = torch.linalg.vector_norm(x, order, dim=(1, 2, 3), keepdim=True)
+    return norm.clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def steepest(gradient: Tensor, norm: str) -> Tensor:
+    """Direction of steepest ascent of each image on the unit ball: like `gradient`, (B, C, H, W)."""
+    return gradient.sign() if norm == "linf" else gradient / length(gradient, 2)

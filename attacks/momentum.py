@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchattacks.attack import Attack
 
+from attacks.ball import length, steepest
+
 __all__ = ["MomentumPGD"]
 
 
@@ -48,8 +50,8 @@ class MomentumPGD(Attack):  # type: ignore[misc]  # torchattacks is untyped
             adversarial = adversarial.detach().requires_grad_()
             loss = ascent * F.cross_entropy(self.get_logits(adversarial), target)
             (gradient,) = torch.autograd.grad(loss, adversarial)
-            momentum = self.decay * momentum + gradient / _length(gradient, 1)  # eq. (6)
-            stepped = adversarial.detach() + self.alpha * _direction(momentum, self.norm)  # eq. (7)
+            momentum = self.decay * momentum + gradient / length(gradient, 1)  # eq. (6)
+            stepped = adversarial.detach() + self.alpha * steepest(momentum, self.norm)  # eq. (7)
             delta = _project(stepped - images, self.eps, self.norm)
             adversarial = (images + delta).clamp(0, 1)
         return adversarial.detach()
@@ -62,22 +64,11 @@ class MomentumPGD(Attack):  # type: ignore[misc]  # torchattacks is untyped
         if self.norm == "linf":
             delta.uniform_(-self.eps, self.eps, generator=generator)
         else:  # as torchattacks' PGDL2: uniform direction, uniform radius
-            delta = _direction(delta.normal_(generator=generator), self.norm)
+            delta = steepest(delta.normal_(generator=generator), self.norm)
             delta *= self.eps * torch.rand((), generator=generator, device=delta.device, dtype=delta.dtype)
         return (images + delta).clamp(0, 1)
 
 
-def _length(x: Tensor, order: int) -> Tensor:
-    """L1 or L2 norm of each image, (B, 1, 1, 1); kept above zero, so that 0 / length is 0."""
-    length: Tensor = torch.linalg.vector_norm(x, order, dim=(1, 2, 3), keepdim=True)
-    return length.clamp_min(torch.finfo(x.dtype).tiny)
-
-
-def _direction(x: Tensor, norm: str) -> Tensor:
-    """Steepest ascent of each image on the unit ball."""
-    return x.sign() if norm == "linf" else x / _length(x, 2)
-
-
 def _project(delta: Tensor, eps: float, norm: str) -> Tensor:
     """Nearest point of the ball of radius `eps`."""
-    return delta.clamp(-eps, eps) if norm == "linf" else delta / (_length(delta, 2) / eps).clamp_min(1)
+    return delta.clamp(-eps, eps) if norm == "linf" else delta / (length(delta, 2) / eps).clamp_min(1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from attacks.ball import project
+from attacks.ball import project, steepest
 from attacks.gradient import validate
 from attacks.isolation import as_found
 
@@ -72,7 +72,7 @@ def nes(
             score = functools.partial(_scores, ask, labels[rows].repeat(samples))
             gradient = estimate_gradient(score, current[rows], samples=samples, sigma=sigma, generator=generator)
             mean[rows] = decay * mean[rows] + (1 - decay) * gradient
-            stepped = current[rows] - alpha * _direction(mean[rows], norm)
+            stepped = current[rows] - alpha * steepest(mean[rows], norm)
             current[rows] = project(stepped, images[rows], eps, norm)
             logits = ask(current[rows])
             margins, wrong = margin(logits, labels[rows]), logits.argmax(1) != labels[rows]
@@ -118,14 +118,6 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _scores(ask: Callable[[Tensor], Tensor], labels: Tensor, points: Tensor) -> Tensor:
     return margin(ask(points), labels)
-
-
-def _direction(gradient: Tensor, norm: str) -> Tensor:
-    """Steepest ascent of each image on the unit ball; 0 where the gradient is 0."""
-    if norm == "linf":
-        return gradient.sign()
-    length: Tensor = torch.linalg.vector_norm(gradient, dim=(1, 2, 3), keepdim=True)
-    return gradient / length.clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
 def _validate(queries: int, samples: int, sigma: float, decay: float, batch_size: int) -> None:

@@ -1,8 +1,11 @@
 """Adversarial defence by deep image prior: purify an image by an early-stopped fit, then classify it."""
 
+from dipdefense.compatibility import Compatibility, check_classifier
 from dipdefense.config import FitConfig
 from dipdefense.cross_boundary import CrossBoundary
 from dipdefense.decisions import DECISIONS, Decision, Last, MeanSoftmax, Trust
+from dipdefense.devices import OnDevices
+from dipdefense.faults import Fault
 from dipdefense.fit import FitResult, Progress, fit
 from dipdefense.gradients import GRADIENTS, Unrolled
 from dipdefense.losses import LOSSES, masked_mse
@@ -19,14 +22,17 @@ __all__ = [
     "LOSSES",
     "STOPPING_RULES",
     "Autoencoder",
+    "Compatibility",
     "CrossBoundary",
     "Decision",
     "DefendedClassifier",
+    "Fault",
     "FitConfig",
     "FitResult",
     "Judgement",
     "Last",
     "MeanSoftmax",
+    "OnDevices",
     "Progress",
     "Purifier",
     "SkipNet",
@@ -34,6 +40,7 @@ __all__ = [
     "Trust",
     "UNet",
     "Unrolled",
+    "check_classifier",
     "default_config",
     "default_defence",
     "defend",

@@ -48,9 +48,12 @@ class Unrolled:
 
     Args:
         last: only through the last so many steps of the fit; None: all of them.
+        adam_eps: added to the root of Adam's second moment; larger than in the fit it gives the gradient of a
+            smoother one.
     """
 
     last: int | None = None
+    adam_eps: float = 1e-8
 
     def __call__(self, fitted: Fitted, cotangents: Tensor) -> Tensor:
         """See `Gradient`."""
@@ -59,7 +62,9 @@ class Unrolled:
             for iteration in numbers.unique().tolist():
                 mine = torch.where((numbers == iteration)[:, None, None, None], cotangent, 0)
                 by_iteration[iteration] = by_iteration.get(iteration, 0) + mine
-        return pull_back(fitted.images, by_iteration, fitted.config, seed=fitted.seed, last=self.last)
+        return pull_back(
+            fitted.images, by_iteration, fitted.config, seed=fitted.seed, last=self.last, adam_eps=self.adam_eps
+        )
 
 
 GRADIENTS: dict[str, Gradient] = {

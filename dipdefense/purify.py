@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dipdefense.compatibility import check_classifier
 from dipdefense.config import FitConfig
 from dipdefense.decisions import DECISIONS, Decision, Last
 from dipdefense.fit import FitResult, Progress, fit
@@ -15,6 +16,7 @@ from dipdefense.images import check_images
 from dipdefense.looks import VIEWS, Looks
 from dipdefense.presets import TILE, default_config, default_defence
 from dipdefense.tiles import cut, join
+from dipdefense.wrapper import Wrapper
 
 __all__ = ["DefendedClassifier", "Judgement", "Purifier", "defend"]
 
@@ -157,8 +159,8 @@ class Judgement(NamedTuple):
     reconstruction: Tensor  # (B, C, H, W) mean of all that was classified; no gradient
 
 
-class DefendedClassifier(nn.Module):
-    """Purify, then classify. Works under `no_grad` and `inference_mode`.
+class DefendedClassifier(Wrapper):
+    """Purify, then classify. Works under `no_grad` and `inference_mode`; its state dict is the classifier's.
 
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K); normalisation is its own first layer.
@@ -181,10 +183,7 @@ class DefendedClassifier(nn.Module):
         gradient: str | Gradient | None = None,
         decision: Decision | str | None = None,
     ):
-        super().__init__()
-        if not isinstance(classifier, nn.Module):
-            raise TypeError(f"classifier must be a torch.nn.Module, got {type(classifier).__name__}")
-        self.classifier = classifier
+        super().__init__(classifier)
         self.purifier = purifier or Purifier()
         self.gradient = self.purifier.gradient if gradient is None else gradient
         known_gradient(self.gradient)
@@ -208,6 +207,11 @@ class DefendedClassifier(nn.Module):
 
     def judge(self, images: Tensor) -> Judgement:
         """The results of `forward` and `detect` from one fit, and what was classified."""
+        looks, decision, reconstruction = self.look(images)
+        return Judgement(decision.combine(looks), decision.score(looks), reconstruction)
+
+    def look(self, images: Tensor) -> tuple[Looks, Decision, Tensor]:
+        """What the decision sees, the decision, and the mean of all that was classified, (B, C, H, W)."""
         check_images(images)
         purifier, decision = self.plan(images)
         iterations = decision.looks(purifier.config_for(images).iterations)
@@ -215,7 +219,13 @@ class DefendedClassifier(nn.Module):
         prepared = decision.prepare(self._classify, images, reconstructions)
         along = [self._classify(VIEWS[view](look)) for look in prepared for view in decision.views]
         looks = Looks(self._classify(images), torch.stack(along), residual)
-        return Judgement(decision.combine(looks), decision.score(looks), prepared.detach().mean(0))
+        return looks, decision, prepared.detach().mean(0)
+
+    def variant(self, *, seed: int | None, gradient: str | Gradient) -> "DefendedClassifier":
+        """The same defence of the same classifier with another seed and meaning of a backward pass."""
+        own = self.purifier
+        purifier = Purifier(own.config, seed=seed, gradient=gradient, tile=own.tile)
+        return DefendedClassifier(self.classifier, purifier, decision=self.decision)
 
     def plan(self, images: Tensor) -> tuple[Purifier, Decision]:
         """The fit and the decision for images of this shape, (B, C, H, W)."""
@@ -259,8 +269,15 @@ def defend(
     seed: int | None = 0,
     gradient: str | Gradient = "straight_through",
     decision: Decision | str | None = None,
+    check: bool | tuple[int, int, int] = False,
 ) -> DefendedClassifier:
-    """Wrap a classifier so that it purifies what it sees. Arguments as in `Purifier` and `DefendedClassifier`."""
+    """Wrap a classifier so that it purifies what it sees. Arguments as in `Purifier` and `DefendedClassifier`.
+
+    `check` looks for what cannot work (`check_classifier`): True for images of a size that the classifier takes, or
+    their shape (C, H, W). A fault raises ValueError, a doubt warns.
+    """
+    if check is not False:
+        check_classifier(classifier, None if check is True else check).report()
     return DefendedClassifier(classifier, Purifier(config, seed=seed), gradient=gradient, decision=decision)
 
 

@@ -9,7 +9,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +22,7 @@ from dipdefense.config import PRECISIONS, build_network
 from dipdefense.fit import surroundings
 from dipdefense.inputs import INPUTS
 from eval.metrics import psnr
+from eval.peak import peak_resident
 
 __all__ = ["POINTS", "Point", "benchmark_speed", "plain_loop", "seconds_per_step"]
 
@@ -264,20 +264,9 @@ def _resident_growth(shape: tuple[int, ...], config: FitConfig, threads: int) ->
     """By how many bytes a fit of noise of `shape` (B, C, H, W) raises the peak of this process."""
     torch.set_num_threads(threads)
     images = _images(shape[1:], shape[0])
-    before = _peak_resident()
+    before = peak_resident()
     _engine(images, config, MEMORY_ITERATIONS)
-    return _peak_resident() - before
-
-
-def _peak_resident() -> float:
-    """Peak resident memory of this process in bytes; on Linux ru_maxrss would begin at that of the parent."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        return 2**10 * float(fields["VmHWM"].split()[0])  # KiB, called kB
-    import resource  # not on Windows
-
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # bytes on macOS
+    return peak_resident() - before
 
 
 def _synchronize(device: torch.device) -> None:

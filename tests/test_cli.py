@@ -153,7 +153,7 @@ def test_evaluate_prints_and_writes_one_table(tmp_path, config):
         (("--index", "9000:"), "must hold at least one image of digits"),
         (("--n", "9999"), "n must be at most the 449 images of digits, got 9999"),
         (("--gradient", "none", "--crafted-on", "both"), "gradient must not be none"),
-        (("--gradient", "exact"), "gradient must be one of straight_through, none"),
+        (("--gradient", "exact"), "gradient must be one of straight_through, unrolled, none"),
         (("--dataset", "mnist", "--data", "nowhere"), "nowhere does not exist"),
         (("--classifier", "mnist_lenet"), "weights"),
         (("--out", "/proc/nothing"), "/proc/nothing"),

@@ -88,7 +88,7 @@ def test_works_without_gradients_and_keeps_every_mode():
 def test_the_networks_of_a_fit_stay_out_of_the_module():
     defended = defend(Linear(), TINY)
     defended(images())
-    assert list(defended.state_dict()) == ["classifier.weight"]
+    assert list(defended.state_dict()) == ["weight"]
     assert list(Purifier(TINY).state_dict()) == []
     assert [id(p) for p in defended.parameters()] == [id(defended.classifier.weight)]
     again = copy.deepcopy(defended)

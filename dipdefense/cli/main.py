@@ -7,22 +7,15 @@ from typing import Annotated
 import typer
 
 from dipdefense.cli.benchmark import benchmark
+from dipdefense.cli.check import check
 from dipdefense.cli.diagnose import diagnose
+from dipdefense.cli.evaluate import evaluate
 from dipdefense.cli.options import (
-    ClassifierSpec,
     ConfigFile,
-    DataPath,
-    DatasetName,
     Device,
-    Eps,
-    Index,
     Seed,
-    Weights,
     device_named,
     fit_config,
-    index_range,
-    names,
-    number,
 )
 from dipdefense.cli.shown import console, errors, print_accuracies, progress_bar
 from dipdefense.files import purify_files
@@ -38,6 +31,8 @@ app = typer.Typer(
 )
 app.add_typer(benchmark, name="benchmark")
 app.command()(diagnose)
+app.command()(evaluate)
+app.command()(check)
 
 
 def main() -> None:
@@ -96,73 +91,3 @@ def purify(
         errors.print(f"left out: {failure}", markup=False, highlight=False, soft_wrap=True)
     if failures:
         raise ValueError(f"{len(failures)} of {len(files)} images were left out")
-
-
-@app.command()
-def evaluate(
-    dataset: DatasetName = "digits",
-    data: DataPath = None,
-    classifier: ClassifierSpec = "digits_cnn",
-    weights: Weights = None,
-    attacks: Annotated[str, typer.Option(help="Comma-separated: fgsm, pgd, momentum_pgd, random_noise.")] = (
-        "fgsm,pgd,momentum_pgd"
-    ),
-    filters: Annotated[str, typer.Option(help="Comma-separated cheap filters beside the defence.")] = "",
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
-    eps: Eps = "8/255",
-    alpha: Annotated[str | None, typer.Option(help="Step size; eps / 4 by default.")] = None,
-    steps: Annotated[int, typer.Option(help="Steps of PGD and momentum PGD.")] = 20,
-    crafted_on: Annotated[str, typer.Option(help="bare, defended or both.")] = "bare",
-    gradient: Annotated[str, typer.Option(help="How an attack passes the fit: straight_through, unrolled or none.")] = (
-        "straight_through"
-    ),
-    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 100,
-    n_defended: Annotated[int | None, typer.Option(help="How many are attacked through the defence; n by default.")] = (
-        None
-    ),
-    index: Index = ":",
-    batch_size: Annotated[int, typer.Option(help="Images attacked and purified together.")] = 64,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    config: ConfigFile = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path("runs/evaluate"),
-) -> None:
-    """Accuracy, PSNR and SSIM of a classifier, bare and defended, on clean and attacked images."""
-    from eval.baselines import BASELINES
-    from eval.classifiers import load_classifier
-    from eval.datasets import load_dataset
-    from eval.robustness import RunConfig, evaluate_robustness
-
-    where = device_named(device)
-    numbers = RunConfig(
-        attacks=names(attacks),
-        norm=norm,
-        eps=number("eps", eps),
-        alpha=None if alpha is None else number("alpha", alpha),
-        steps=steps,
-        crafted_on=crafted_on,
-        n=n,
-        n_defended=n_defended,
-        seed=seed,
-        batch_size=batch_size,
-    )
-    unknown = [name for name in names(filters) if name not in BASELINES]
-    if unknown:
-        raise ValueError(f"filters must be among {', '.join(BASELINES)}, got {unknown[0]!r}")
-    images = load_dataset(dataset, data).between(*index_range(index))
-    net = load_classifier(classifier, weights).to(where)
-    with progress_bar("images") as progress:
-        table = evaluate_robustness(
-            net,
-            images,
-            numbers,
-            out=out,
-            purifier=Purifier(fit_config(config), seed=seed),
-            gradient=gradient,
-            filters={name: BASELINES[name] for name in names(filters)},
-            classifier_name=classifier,
-            device=where,
-            progress=progress,
-        )
-    print_accuracies(table)
-    console.print(f"table and records: {out}", markup=False)

@@ -1,0 +1,26 @@
+"""Attacks that know the defence: its fit, its decision, its detector, its draws. They alone import dipdefense."""
+
+from attacks.adaptive.ascent import STEP_RULES, Rated, ascend, random_start
+from attacks.adaptive.ladder import COSTS, LADDER, Climb, Ensemble, Oblivious, Query, Rung
+from attacks.adaptive.objectives import LOSSES, objective
+from attacks.adaptive.surrogates import SURROGATES, Blur, ShortFit, Smoothed
+
+__all__ = [
+    "COSTS",
+    "LADDER",
+    "LOSSES",
+    "STEP_RULES",
+    "SURROGATES",
+    "Blur",
+    "Climb",
+    "Ensemble",
+    "Oblivious",
+    "Query",
+    "Rated",
+    "Rung",
+    "ShortFit",
+    "Smoothed",
+    "ascend",
+    "objective",
+    "random_start",
+]

@@ -1,0 +1,248 @@
+"""The ladder: attacks on a defended classifier, from those that do not know it to those that know all of it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from attacks.adaptive.ascent import Objective, ascend, random_start
+from attacks.adaptive.objectives import objective
+from attacks.adaptive.surrogates import SURROGATES
+from attacks.autoattack import autoattack
+from attacks.ball import project
+from attacks.gradient import ATTACKS, validate
+from attacks.gradient_free import GRADIENT_FREE
+from attacks.isolation import as_found
+from dipdefense import DefendedClassifier
+
+__all__ = ["COSTS", "LADDER", "Climb", "Ensemble", "Oblivious", "Query", "Rung"]
+
+COSTS = ("cheap", "gradient", "unrolled", "queries")  # what a rung costs an image, from a second to half an hour
+
+
+class Rung(Protocol):
+    """An attack on a defended classifier, and what it costs."""
+
+    @property
+    def cost(self) -> str:
+        """One of `COSTS`."""
+
+    @property
+    def calls(self) -> int:
+        """Most times that it asks for a fit of an image, forward or with its gradient."""
+
+    def __call__(
+        self,
+        defended: DefendedClassifier,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        eps: float,
+        norm: str = "linf",
+        seed: int = 0,
+        source: nn.Module | None = None,
+    ) -> Tensor:
+        """Make adversarial images, within the ball and [0, 1].
+
+        Args:
+            defended: where its purifier's seed is None it is drawn at every query; else the attack knows the seed.
+            images: (B, C, H, W) in [0, 1].
+            labels: (B,) int64, the true classes.
+            eps: radius of the ball, in the unit of the images.
+            norm: "linf" or "l2".
+            seed: of all that the attack draws.
+            source: another classifier, for transfer.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Oblivious:
+    """Made for the bare classifier, or with `transfer` for another one; neither knows the defence."""
+
+    attack: str = "pgd"  # a key of ATTACKS
+    steps: int = 20
+    transfer: bool = False
+    cost: ClassVar[str] = "cheap"
+    calls: ClassVar[int] = 0
+
+    def __call__(
+        self,
+        defended: DefendedClassifier,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        eps: float,
+        norm: str = "linf",
+        seed: int = 0,
+        source: nn.Module | None = None,
+    ) -> Tensor:
+        """See `Rung`."""
+        if self.transfer and source is None:
+            raise ValueError("source must be another classifier where examples transfer: give one, or leave that out")
+        classifier = source if self.transfer and source is not None else defended.classifier
+        made = ATTACKS[self.attack](classifier, images, labels, eps=eps, norm=norm, steps=self.steps, seed=seed)
+        return project(made, images, eps, norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Climb:
+    """A gradient attack through the defence."""
+
+    gradient: str = "straight_through"  # a key of SURROGATES
+    loss: str = "margin"  # a key of LOSSES
+    rule: str = "pgd"  # a key of STEP_RULES
+    steps: int = 20
+    samples: int = 1  # draws of the defence for each gradient (EOT); the first is its own where its seed is known
+    restarts: int = 1  # from random points of the ball
+    threshold: float | None = None  # of the detection score, which must stay below it, too
+    enough: float = 1.0  # margin of the wrong class, in nats, at which an image is left alone
+
+    @property
+    def cost(self) -> str:
+        """See `Rung`."""
+        return "gradient" if self.gradient in ("straight_through", "blur") else "unrolled"
+
+    @property
+    def calls(self) -> int:
+        """See `Rung`."""
+        return (self.steps + 1) * self.samples * self.restarts
+
+    def __call__(
+        self,
+        defended: DefendedClassifier,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        eps: float,
+        norm: str = "linf",
+        seed: int = 0,
+        source: nn.Module | None = None,
+    ) -> Tensor:
+        """See `Rung`."""
+        validate(images, labels, eps=eps, norm=norm, steps=self.steps)
+        if eps == 0 or len(images) == 0:
+            return images.detach().clone()
+        best, success = images.detach().clone(), images.new_full((len(images),), -torch.inf)
+        generator = torch.Generator().manual_seed(seed)
+        with as_found(defended, images.device, seed):
+            for _ in range(self.restarts):
+                left = (success < self.enough).nonzero().squeeze(1)
+                if len(left) == 0:
+                    break
+                found, won = ascend(
+                    self.objective(defended, labels[left], seed=seed),
+                    images[left],
+                    eps=eps,
+                    norm=norm,
+                    steps=self.steps,
+                    rule=self.rule,
+                    start=random_start(images, eps=eps, norm=norm, generator=generator)[left],
+                    enough=self.enough,
+                )
+                better = won > success[left]
+                best[left[better]], success[left[better]] = found[better], won[better]
+        return best
+
+    def objective(self, defended: DefendedClassifier, labels: Tensor, *, seed: int) -> Objective:
+        """What is climbed; new draws at every step where the defence draws, else always the same."""
+        known = defended.purifier.seed
+        seeds = _fresh(seed, self.samples) if known is None else _same(known, self.samples)
+        return objective(
+            defended,
+            labels,
+            loss=self.loss,
+            gradient=SURROGATES[self.gradient],
+            seeds=seeds,
+            threshold=self.threshold,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """An attack that asks for logits or classes only."""
+
+    attack: str = "square"  # a key of GRADIENT_FREE
+    queries: int = 5000
+    cost: ClassVar[str] = "queries"
+
+    @property
+    def calls(self) -> int:
+        """See `Rung`."""
+        return self.queries
+
+    def __call__(
+        self,
+        defended: DefendedClassifier,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        eps: float,
+        norm: str = "linf",
+        seed: int = 0,
+        source: nn.Module | None = None,
+    ) -> Tensor:
+        """See `Rung`."""
+        return GRADIENT_FREE[self.attack](defended, images, labels, eps=eps, norm=norm, queries=self.queries, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """AutoAttack on the defended classifier, whose purification counts as the identity; "rand" where it draws."""
+
+    cost: ClassVar[str] = "queries"
+    calls: ClassVar[int] = 6900  # "standard": APGD 100, targeted APGD and FAB 9 x 100 each, Square 5000
+
+    def __call__(
+        self,
+        defended: DefendedClassifier,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        eps: float,
+        norm: str = "linf",
+        seed: int = 0,
+        source: nn.Module | None = None,
+    ) -> Tensor:
+        """See `Rung`."""
+        known = defended.purifier.seed
+        version = "rand" if known is None else "standard"
+        asked = defended.variant(seed=known, gradient="straight_through")
+        return autoattack(asked, images, labels, eps=eps, norm=norm, version=version, seed=seed)
+
+
+def _same(seed: int, samples: int) -> Iterator[Sequence[int]]:
+    while True:
+        yield range(seed, seed + samples)
+
+
+def _fresh(seed: int, samples: int) -> Iterator[Sequence[int]]:
+    """Seeds of the attacker's own, far from those that a user would name."""
+    for step in count():
+        first = 10**6 * (seed + 1) + step * samples
+        yield range(first, first + samples)
+
+
+LADDER: dict[str, Rung] = {
+    "oblivious": Oblivious(),
+    "oblivious_momentum": Oblivious(attack="momentum_pgd"),
+    "transfer": Oblivious(transfer=True),
+    "bpda": Climb(),
+    "bpda_momentum": Climb(rule="momentum"),
+    "bpda_apgd": Climb(rule="apgd", steps=50, restarts=2),
+    "bpda_eot": Climb(samples=4),
+    "blur": Climb(gradient="blur"),
+    "every_look": Climb(loss="every_look"),
+    "evade": Climb(loss="evade", threshold=0.1, enough=0.0),
+    "short_fit": Climb(gradient="short_fit", steps=10),
+    "truncated": Climb(gradient="truncated", loss="every_look", steps=10),
+    "unrolled": Climb(gradient="unrolled", loss="every_look", steps=10),
+    "unrolled_eot": Climb(gradient="unrolled", loss="every_look", steps=10, samples=2),
+    "smoothed": Climb(gradient="smoothed", loss="every_look", steps=10),
+    "square": Query(),
+    "nes": Query(attack="nes"),
+    "rays": Query(attack="rays"),
+    "autoattack": Ensemble(),
+}

@@ -1,0 +1,112 @@
+"""What an attack on a defended classifier climbs, and when it has won.
+
+The losses are rows of one table; each is the mean over draws of the defence (expectation over transformation, EOT).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attacks.adaptive.ascent import Objective, Rated
+from dipdefense import DefendedClassifier
+from dipdefense.decisions import Decision
+from dipdefense.gradients import Gradient
+from dipdefense.looks import Looks
+
+__all__ = ["LOSSES", "objective"]
+
+Loss = Callable[[Looks, Decision, Tensor], Tensor]  # (looks, decision, labels (B,)) -> (B,)
+
+
+def cross_entropy(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
+    """Of the defence's own logits."""
+    return F.cross_entropy(decision.combine(looks), labels, reduction="none")
+
+
+def margin(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
+    """Largest other logit minus that of the label. Source: Carlini and Wagner (2017), f_6."""
+    return _margin(decision.combine(looks), labels)
+
+
+def every_look(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
+    """Mean margin of all that the decision sees, each reconstruction and the input: whatever it trusts is wrong.
+
+    A mean of softmaxes has no gradient at a look that is sure; the margins of single looks have.
+    """
+    margins = [_margin(logits, labels) for logits in (looks.bare, *looks.along)]
+    return torch.stack(margins).mean(0)
+
+
+def evade(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
+    """`every_look`, and a detection score that stays low: the log-odds of not being detected, bounded, beside it."""
+    score = decision.score(looks).clamp(1e-6, 1 - 1e-6)
+    return every_look(looks, decision, labels).clamp(max=2) - torch.logit(score).clamp(min=-4)
+
+
+def undetected(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
+    """The detection score alone, wanted low: log-odds of not being detected."""
+    return -torch.logit(decision.score(looks).clamp(1e-6, 1 - 1e-6))
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "margin": margin,
+    "every_look": every_look,
+    "evade": evade,
+    "undetected": undetected,
+}
+
+
+def objective(
+    defended: DefendedClassifier,
+    labels: Tensor,
+    *,
+    loss: str = "margin",
+    gradient: str | Gradient = "straight_through",
+    seeds: Iterator[Sequence[int]],
+    threshold: float | None = None,
+) -> Objective:
+    """The mean over draws of a loss of a defended classifier, and its gradient, for `ascend`.
+
+    Args:
+        defended: the defence; its own seed and gradient are not used.
+        labels: (N,) true classes.
+        loss: a key of `LOSSES`.
+        gradient: how the backward pass goes through the fit.
+        seeds: for each call those of its draws: that of a defence which is known, or an attacker's own.
+        threshold: of the detection score; None: the attack has won where the mean margin over the draws is above 0,
+            else where the mean score lies below it too.
+
+    Raises:
+        ValueError: an unknown loss.
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+
+    def rate(images: Tensor, index: Tensor) -> Rated:
+        own = labels[index]
+        total, climbed, won = torch.zeros_like(images), 0.0 * own, 0.0 * own
+        draws = next(seeds)
+        for seed in draws:
+            draw = defended.variant(seed=seed, gradient=gradient)
+            point = images.detach().clone().requires_grad_()
+            with torch.enable_grad():
+                looks, decision, _ = draw.look(point)
+                losses = LOSSES[loss](looks, decision, own)
+                (slope,) = torch.autograd.grad(losses.sum(), point)
+            with torch.no_grad():
+                fooled = _margin(decision.combine(looks), own)
+                if threshold is not None:
+                    score = decision.score(looks).clamp(1e-6, 1 - 1e-6)
+                    fooled = torch.minimum(fooled, torch.logit(torch.full_like(score, threshold)) - torch.logit(score))
+            total, climbed, won = total + slope, climbed + losses.detach(), won + fooled
+        return Rated(climbed / len(draws), total / len(draws), won / len(draws))
+
+    return rate
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own

@@ -1,0 +1,60 @@
+"""The command `dipdefense check`."""
+
+from typing import Annotated
+
+import torch
+import typer
+
+from dipdefense.cli.options import DataPath, Device, Weights, device_named
+from dipdefense.cli.shown import console
+from dipdefense.compatibility import check_classifier
+
+__all__ = ["check"]
+
+
+def check(
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="A classifier, as `evaluate --classifier` takes it.")],
+    weights: Weights = None,
+    shape: Annotated[str | None, typer.Option(help="C,H,W of its images; the first that it takes by default.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Labelled images, which tell its input range for certain.")
+    ] = None,
+    data: DataPath = None,
+    n: Annotated[int, typer.Option(help="Images of --dataset.")] = 128,
+    device: Device = "cpu",
+) -> None:
+    """Look for what keeps a classifier from being defended or attacked honestly, and say what to change.
+
+    A fault is certain and ends in exit code 1; a doubt is a heuristic, and can be wrong.
+    """
+    from eval.classifiers import load_classifier
+    from eval.datasets import load_dataset
+
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    where = device_named(device)
+    images = labels = None
+    if dataset is not None:
+        named = load_dataset(dataset, data)
+        chosen = torch.randperm(len(named), generator=torch.Generator().manual_seed(0))[:n]
+        images, labels = named.batch(chosen.tolist()), named.labels[chosen]
+    net = load_classifier(spec, weights).to(where)
+    found = check_classifier(net, _sides(shape), images=images, labels=labels)
+    for fault in found.faults:
+        kind = "fault" if fault.certain else "doubt"
+        console.print(f"{kind}, {fault.name}: {fault.message}", markup=False, highlight=False, soft_wrap=True)
+    size = " x ".join(map(str, found.shape))
+    verdict = "" if found.faults else "no fault found, "
+    console.print(f"{verdict}looked at with images of {size}", markup=False, highlight=False, soft_wrap=True)
+    if any(fault.certain for fault in found.faults):
+        raise typer.Exit(1)
+
+
+def _sides(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    try:
+        C, H, W = (int(side) for side in text.split(","))
+    except ValueError:
+        raise ValueError(f"shape must be C,H,W, such as 3,32,32, got {text!r}") from None
+    return C, H, W

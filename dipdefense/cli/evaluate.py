@@ -1,0 +1,182 @@
+"""The command `dipdefense evaluate`."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dipdefense.cli.options import (
+    ClassifierSpec,
+    ConfigFile,
+    DataPath,
+    DatasetName,
+    Device,
+    Eps,
+    Index,
+    Seed,
+    Weights,
+    device_named,
+    fit_config,
+    index_range,
+    names,
+    number,
+)
+from dipdefense.cli.shown import console, print_accuracies, print_frame, progress_bar
+from dipdefense.purify import DefendedClassifier, Purifier
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    dataset: DatasetName = "digits",
+    data: DataPath = None,
+    classifier: ClassifierSpec = "digits_cnn",
+    weights: Weights = None,
+    attacks: Annotated[str, typer.Option(help="Comma-separated: fgsm, pgd, momentum_pgd, random_noise.")] = (
+        "fgsm,pgd,momentum_pgd"
+    ),
+    filters: Annotated[str, typer.Option(help="Comma-separated cheap filters beside the defence.")] = "",
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    eps: Eps = "8/255",
+    alpha: Annotated[str | None, typer.Option(help="Step size; eps / 4 by default.")] = None,
+    steps: Annotated[int, typer.Option(help="Steps of PGD and momentum PGD.")] = 20,
+    crafted_on: Annotated[str, typer.Option(help="bare, defended or both.")] = "bare",
+    gradient: Annotated[str, typer.Option(help="How an attack passes the fit: straight_through, unrolled or none.")] = (
+        "straight_through"
+    ),
+    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 100,
+    n_defended: Annotated[int | None, typer.Option(help="How many are attacked through the defence; n by default.")] = (
+        None
+    ),
+    index: Index = ":",
+    batch_size: Annotated[int, typer.Option(help="Images attacked and purified together.")] = 64,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    config: ConfigFile = None,
+    adaptive: Annotated[
+        bool,
+        typer.Option("--adaptive", help="Climb the ladder of attacks that know the defence; see the options below."),
+    ] = False,
+    rungs: Annotated[str | None, typer.Option(help="With --adaptive: comma-separated rungs; all by default.")] = None,
+    images: Annotated[
+        str,
+        typer.Option(
+            help="With --adaptive, in place of --n: images a rung by its cost, such as gradient=64,unrolled=8; "
+            "cheap=1000,gradient=256,unrolled=32,queries=16 by default."
+        ),
+    ] = "",
+    queries: Annotated[int, typer.Option(help="With --adaptive: of square, nes and rays, an image.")] = 5000,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="With --adaptive: the defence draws a new seed at every query.")
+    ] = False,
+    source: Annotated[
+        str | None, typer.Option(help="With --adaptive: classifier that the rung transfer crafts on, as --classifier.")
+    ] = None,
+    source_weights: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="With --adaptive: seconds that the run may take, by an estimate at its start.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path("runs/evaluate"),
+) -> None:
+    """Accuracy of a classifier, bare and defended, on clean and attacked images; with --adaptive, what is left of it.
+
+    Attacks that do not know the defence make it look strong: judge it by --adaptive alone.
+    """
+    from eval.baselines import BASELINES
+    from eval.classifiers import load_classifier
+    from eval.datasets import load_dataset
+    from eval.robustness import RunConfig, evaluate_robustness
+
+    where, purifier = device_named(device), Purifier(fit_config(config), seed=None if fresh else seed)
+    if adaptive:
+        climb = _climb(rungs, images, queries, number("eps", eps), norm, seed, batch_size, budget, source is not None)
+        net = load_classifier(classifier, weights).to(where)
+        climb(
+            DefendedClassifier(net, purifier),
+            load_dataset(dataset, data).between(*index_range(index)),
+            out=out,
+            source=None if source is None else load_classifier(source, source_weights).to(where),
+            classifier_name=classifier,
+            device=where,
+        )
+        return
+    numbers = RunConfig(
+        attacks=names(attacks),
+        norm=norm,
+        eps=number("eps", eps),
+        alpha=None if alpha is None else number("alpha", alpha),
+        steps=steps,
+        crafted_on=crafted_on,
+        n=n,
+        n_defended=n_defended,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    unknown = [name for name in names(filters) if name not in BASELINES]
+    if unknown:
+        raise ValueError(f"filters must be among {', '.join(BASELINES)}, got {unknown[0]!r}")
+    pictures = load_dataset(dataset, data).between(*index_range(index))
+    net = load_classifier(classifier, weights).to(where)
+    with progress_bar("images") as progress:
+        table = evaluate_robustness(
+            net,
+            pictures,
+            numbers,
+            out=out,
+            purifier=purifier,
+            gradient=gradient,
+            filters={name: BASELINES[name] for name in names(filters)},
+            classifier_name=classifier,
+            device=where,
+            progress=progress,
+        )
+    print_accuracies(table)
+    console.print(f"table and records: {out}", markup=False)
+
+
+def _climb(
+    rungs: str | None,
+    images: str,
+    queries: int,
+    eps: float,
+    norm: str,
+    seed: int,
+    batch_size: int,
+    budget: float | None,
+    transfers: bool,
+) -> Callable[..., None]:
+    """The adaptive run of these numbers, which are checked before anything is loaded."""
+    from attacks.adaptive import LADDER
+    from eval.adaptive import AdaptiveConfig, evaluate_adaptive
+
+    config = AdaptiveConfig(
+        rungs=[name for name in LADDER if name != "transfer" or transfers] if rungs is None else names(rungs),
+        eps=eps,
+        norm=norm,
+        n=AdaptiveConfig().n | _counts(images),
+        queries=queries,
+        seed=seed,
+        batch_size=batch_size,
+        budget=math.inf if budget is None else budget,
+    )
+
+    def run(defended: DefendedClassifier, dataset: Any, *, out: Path, **named: Any) -> None:
+        with progress_bar("images") as progress:
+            table = evaluate_adaptive(defended, dataset, config, out=out, progress=progress, **named)
+        print_frame(table)
+        console.print(f"table and records: {out}", markup=False)
+
+    return run
+
+
+def _counts(text: str) -> dict[str, int]:
+    """COST=NUMBER, comma-separated."""
+    counts = {}
+    for part in names(text):
+        cost, _, count = part.partition("=")
+        if not count.isdecimal():
+            raise ValueError(f"images must be COST=NUMBER, such as gradient=64,unrolled=8, got {part!r}")
+        counts[cost] = int(count)
+    return counts

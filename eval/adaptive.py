@@ -1,0 +1,277 @@
+"""The adaptive evaluation: a ladder of attacks that know the defence, and the worst case of each image over them.
+
+A run writes into its folder `config.json`, one record per image and rung to `records.jsonl` as it is made, and at its
+end `ladder.csv` and `ladder.json`. Killed, it goes on where it was, and loses one batch at most.
+"""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from attacks.adaptive import COSTS, LADDER, Climb, Query, Rung
+from dipdefense import DefendedClassifier
+from dipdefense.problem import pose
+from dipdefense.unroll import unroll_bytes
+from eval.clock import clock
+from eval.datasets import ImageDataset
+from eval.peak import peak_bytes
+from eval.records import Record, append_records, configuration_hash, read_records, write_whole
+from eval.robustness import RunConfig, check_run, fingerprint, identify
+from eval.worst_case import QUERIES, tabulate
+
+__all__ = ["AdaptiveConfig", "evaluate_adaptive"]
+
+PROBED = 4  # images that a run's time is estimated by
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveConfig:
+    """Numbers of one run up the ladder.
+
+    Raises:
+        ValueError: an unknown rung or cost (the message lists the known ones), a number out of range.
+    """
+
+    rungs: Sequence[str] = tuple(name for name in LADDER if name != "transfer")
+    eps: float = 8 / 255  # radius of the ball, images in [0, 1]
+    norm: str = "linf"
+    # images a rung by its cost: the first so many of a seeded permutation
+    n: dict[str, int] = field(default_factory=lambda: {"cheap": 1000, "gradient": 256, "unrolled": 32, "queries": 16})
+    queries: int = 5000  # of square, nes and rays, an image
+    seed: int = 0  # of the permutation and the attacks
+    batch_size: int = 32
+    budget: float = math.inf  # seconds that the run may take, by an estimate before it starts
+
+    def __post_init__(self) -> None:
+        for name in self.rungs:
+            if name not in LADDER:
+                raise ValueError(f"rungs must be among {', '.join(LADDER)}, got {name!r}")
+        if set(self.n) != set(COSTS):
+            raise ValueError(f"n must name each of the costs {', '.join(COSTS)} and no other, got {', '.join(self.n)}")
+        if min(*self.n.values(), self.batch_size, self.queries) < 1:
+            raise ValueError(
+                f"n, queries and batch_size must be at least 1, got {self.n}, {self.queries} and {self.batch_size}"
+            )
+        if not self.budget > 0:
+            raise ValueError(f"budget must be positive, in seconds, got {self.budget}")
+        RunConfig(eps=self.eps, norm=self.norm, attacks=(), seed=self.seed)  # refuses the same numbers
+
+    def rung(self, name: str) -> Rung | None:
+        """The attack of a name, with this run's numbers; None for `clean`."""
+        attack = LADDER.get(name)
+        return replace(attack, queries=self.queries) if isinstance(attack, Query) else attack
+
+    def images(self, rung: str) -> int:
+        """How many images a rung gets; clean images as many as the largest of them."""
+        return max(map(self.images, self.rungs)) if rung == "clean" else self.n[LADDER[rung].cost]
+
+
+def evaluate_adaptive(
+    defended: DefendedClassifier,
+    dataset: ImageDataset,
+    config: AdaptiveConfig | None = None,
+    *,
+    out: str | Path,
+    source: nn.Module | None = None,
+    classifier_name: str | None = None,
+    device: str | torch.device = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """Attack a defended classifier by each rung of the ladder.
+
+    Args:
+        defended: the defence. With `Purifier(seed=None)` it draws at every query: then each example is asked about five
+            times, and counts as broken where the majority is wrong; the attacks draw seeds of their own.
+        dataset: labelled images.
+        config: numbers of the run; `AdaptiveConfig()` if None.
+        out: folder of the run, made if missing.
+        source: the classifier that examples of the rung `transfer` are made on.
+        classifier_name: for the record; the class name if None.
+        device: where the classifier is and the images go.
+        progress: called with (records made, records in all) after every batch.
+
+    Returns:
+        The table, see `tabulate`.
+
+    Raises:
+        ValueError: more images than there are, what `evaluate_robustness` refuses of a classifier, `transfer` without
+            a source, a run that by its estimate exceeds the budget, an unrolled fit that exceeds `memory_gb`.
+        OSError: the folder cannot be written.
+    """
+    config = config or AdaptiveConfig()
+    check_run(defended.classifier, dataset, RunConfig(n=config.images("clean"), attacks=()), device)
+    if "transfer" in config.rungs and source is None:
+        raise ValueError("source must be another classifier where examples transfer: give one, or leave transfer out")
+    _check_memory(defended, dataset, config, device)
+    described = _description(defended, dataset, config, source, classifier_name, device)
+    fixed = {k: v for k, v in described.items() if k not in ("rungs", "ladder", "n", "queries", "budget")}
+    keys = {name: configuration_hash(fixed | {"rung": repr(config.rung(name))}) for name in ("clean", *config.rungs)}
+    run = Path(out)
+    run.mkdir(parents=True, exist_ok=True)
+    found = [record for record in read_records(run / "records.jsonl") if record["config"] == keys.get(record["rung"])]
+    made = {(record["rung"], record["index"], record["image"]): record for record in found}
+    tasks = _tasks(dataset, config)
+    names = [[(rung, row["index"], row["image"]) for row in rows] for rung, _, rows in tasks]
+    left = [task for task, named in zip(tasks, names, strict=True) if not all(name in made for name in named)]
+    _check_budget(defended, dataset, config, left, device)
+    write_whole(run / "config.json", json.dumps(described | {"hashes": keys}, indent=2) + "\n")
+    total, done = sum(map(len, names)), sum(map(len, names)) - sum(len(rows) for _, _, rows in left)
+    for rung, positions, rows in left:
+        images, labels = dataset.batch(positions).to(device), dataset.labels[positions].to(device)
+        answers = _attack(rung, defended, images, labels, config, source)
+        fresh = [{"config": keys[rung], "rung": rung} | row | answer for row, answer in zip(rows, answers, strict=True)]
+        append_records(run / "records.jsonl", fresh)
+        made |= {(rung, record["index"], record["image"]): record for record in fresh}
+        done += len(positions)
+        if progress is not None:
+            progress(done, total)
+    table = tabulate([made[name] for named in names for name in named], described)
+    write_whole(run / "ladder.csv", table.to_csv(index=False))
+    write_whole(run / "ladder.json", table.to_json(orient="records", indent=2) + "\n")
+    return table
+
+
+Task = tuple[str, list[int], list[Record]]  # rung, positions in the data set, what names these images in records
+
+
+def _tasks(dataset: ImageDataset, config: AdaptiveConfig) -> list[Task]:
+    """Batches of images for each rung, the clean ones first."""
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    tasks: list[Task] = []
+    for rung in ("clean", *config.rungs):
+        for start in range(0, config.images(rung), config.batch_size):
+            positions = order[start : min(start + config.batch_size, config.images(rung))]
+            images, labels = dataset.batch(positions), dataset.labels[positions]
+            tasks.append((rung, positions, identify(images, labels, dataset.index[positions])))
+    return tasks
+
+
+def _attack(
+    rung: str,
+    defended: DefendedClassifier,
+    images: Tensor,
+    labels: Tensor,
+    config: AdaptiveConfig,
+    source: nn.Module | None,
+) -> list[Record]:
+    """Attack a batch, and ask the defence about it."""
+    start = clock(images.device)
+    attacked = images
+    attack = config.rung(rung)
+    if attack is not None:
+        attacked = attack(defended, images, labels, eps=config.eps, norm=config.norm, seed=config.seed, source=source)
+    seconds = (clock(images.device) - start) / len(images)
+    answers = _ask(defended, attacked, labels)
+    answers["seconds"] = [round(seconds, 4)] * len(images)
+    answers["peak_gb"] = [round(peak_bytes(images.device) / 2**30, 3)] * len(images)
+    return [dict(zip(answers, values, strict=True)) for values in zip(*answers.values(), strict=True)]
+
+
+@torch.no_grad()
+def _ask(defended: DefendedClassifier, images: Tensor, labels: Tensor) -> dict[str, list[Any]]:
+    """Is each answer right, and the mean detection score: of one query where the seed is fixed, else of five."""
+    times = 1 if defended.purifier.seed is not None else QUERIES
+    verdicts = [defended.judge(images) for _ in range(times)]
+    right = torch.stack([verdict.logits.argmax(1) == labels for verdict in verdicts], 1)
+    score = torch.stack([verdict.scores for verdict in verdicts]).mean(0)
+    return {"label": labels.tolist(), "right": right.tolist(), "score": score.tolist()}
+
+
+def _check_budget(
+    defended: DefendedClassifier,
+    dataset: ImageDataset,
+    config: AdaptiveConfig,
+    left: list[Task],
+    device: str | torch.device,
+) -> None:
+    """Refuse a run that would take longer than it may, by an estimate from one small batch a rung."""
+    if math.isinf(config.budget) or not left:
+        return
+    positions = left[0][1][:PROBED]
+    images, labels = dataset.batch(positions).to(device), dataset.labels[positions].to(device)
+    needed: dict[str, float] = {}
+    for rung in dict.fromkeys(rung for rung, _, _ in left):
+        n = sum(len(positions) for name, positions, _ in left if name == rung)
+        needed[rung] = n * _seconds(defended, images, labels, config.rung(rung), config)
+    total = math.ceil(sum(needed.values()))
+    if total > config.budget:
+        dearest = max(needed, key=needed.__getitem__)
+        raise ValueError(
+            f"budget must be at least {total} seconds for this ladder, got {config.budget:g}: raise it, leave rungs "
+            f"out, or lower n; {dearest} takes {math.ceil(needed[dearest])} of them"
+        )
+
+
+def _seconds(
+    defended: DefendedClassifier, images: Tensor, labels: Tensor, rung: Rung | None, config: AdaptiveConfig
+) -> float:
+    """Seconds that a rung takes an image at most, by one call of it."""
+    start = clock(images.device)
+    with torch.no_grad():
+        defended.judge(images)
+    once = clock(images.device) - start
+    asked = once * (1 if defended.purifier.seed is not None else QUERIES)
+    start = clock(images.device)
+    if isinstance(rung, Climb):
+        rung.objective(defended, labels, seed=config.seed)(images, torch.arange(len(images), device=images.device))
+        attacked = (clock(images.device) - start) * rung.calls / rung.samples
+    else:
+        attacked = once * (0 if rung is None else rung.calls)
+    return (asked + attacked) / len(images)
+
+
+def _check_memory(
+    defended: DefendedClassifier, dataset: ImageDataset, config: AdaptiveConfig, device: str | torch.device
+) -> None:
+    """Refuse an unrolled fit of a single image that exceeds the fit's own memory."""
+    if not any(LADDER[name].cost == "unrolled" for name in config.rungs):
+        return
+    images = dataset.batch([0]).to(device)
+    purifier, decision = defended.plan(images)
+    fit = purifier.config_for(images)
+    steps = max((*decision.looks(fit.iterations), *decision.residuals, 1)) if decision.looks(1) else fit.iterations
+    tile = purifier.tile_for(images)
+    piece = images if tile is None else images[..., :tile, :tile]
+    needed = unroll_bytes(pose(piece, fit, 0, None, None, None), steps) / 2**30
+    if needed > fit.memory_gb:
+        raise ValueError(
+            f"memory_gb of the fit must be at least {needed:.3f} to unroll its {steps} steps, got {fit.memory_gb}: "
+            "raise it, or leave out the unrolled rungs"
+        )
+
+
+def _description(
+    defended: DefendedClassifier,
+    dataset: ImageDataset,
+    config: AdaptiveConfig,
+    source: nn.Module | None,
+    classifier_name: str | None,
+    device: str | torch.device,
+) -> dict[str, Any]:
+    """All that a figure depends on, in plain values; the images are named in the records."""
+    example = dataset.batch([0])
+    purifier, decision = defended.plan(example)
+    return {
+        "dataset": dataset.name,
+        "classifier": classifier_name or type(defended.classifier).__name__,
+        "weights": fingerprint(defended.classifier),
+        "source": None if source is None else fingerprint(source),
+        "fit": asdict(purifier.config_for(example)),
+        "defence_seed": purifier.seed,
+        "tile": purifier.tile_for(example),
+        "decision": repr(decision),
+        "ladder": {name: repr(config.rung(name)) for name in config.rungs},
+        "device": str(device),
+        "versions": {name: version(name) for name in ("dipdefense", "torch", "torchattacks", "pyautoattack")},
+        **asdict(config),
+        "rungs": list(config.rungs),
+        "budget": None if math.isinf(config.budget) else config.budget,
+    }

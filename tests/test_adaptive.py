@@ -1,0 +1,190 @@
+"""Attacks that know the defence: closed forms on linear classifiers, agreement with pyautoattack, the ball."""
+
+from dataclasses import replace
+from itertools import repeat
+
+import pytest
+import torch
+from pyautoattack.autopgd_base import APGDAttack
+from torch import nn
+
+from attacks import fgsm
+from attacks.adaptive import (
+    LADDER,
+    LOSSES,
+    STEP_RULES,
+    SURROGATES,
+    Blur,
+    Climb,
+    Rated,
+    ShortFit,
+    Smoothed,
+    ascend,
+    objective,
+    random_start,
+)
+from dipdefense import DefendedClassifier, FitConfig, MeanSoftmax, Purifier, Suspicion, Trust, Unrolled, defend
+from dipdefense.gradients import Fitted
+from dipdefense.unroll import pull_back
+
+TINY = FitConfig(architecture_options={"channels": [4, 8], "skip_channels": 2}, input_channels=4, iterations=6)
+TRUST = Trust((3, 6), suspicion=Suspicion((2, 5), bias=0.1, doubt=0.6, early=-1.0, late=1.2), threshold=0.5)
+
+
+def images(n: int = 3, side: int = 8) -> torch.Tensor:
+    return 0.2 + 0.6 * torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class Linear(nn.Module):
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.weight = nn.Parameter(torch.randn(classes, 3 * 8 * 8, generator=generator, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ self.weight.to(x).T
+
+
+def climbed(weight: torch.Tensor):
+    """A linear objective, whose largest value in a Linf ball is known."""
+
+    def rate(x: torch.Tensor, index: torch.Tensor) -> Rated:
+        value = (weight[index] * x).flatten(1).sum(1)
+        return Rated(value, weight[index], value)
+
+    return rate
+
+
+@pytest.mark.parametrize("rule", STEP_RULES)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_linear_objective_is_climbed_to_its_maximum(rule, norm):
+    x, w = images(), torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    best, success = ascend(climbed(w), x, eps=0.1, norm=norm, steps=20, rule=rule)
+    length = {"linf": w.abs().flatten(1).sum(1), "l2": w.flatten(1).norm(dim=1)}[norm]
+    torch.testing.assert_close(success, (w * x).flatten(1).sum(1) + 0.1 * length, rtol=1e-6, atol=0)
+    distance = (best - x).flatten(1).norm(p=float("inf") if norm == "linf" else 2, dim=1)
+    assert (distance <= 0.1).all()
+
+
+def test_apgd_takes_the_steps_of_pyautoattack():
+    net, x = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Tanh(), nn.Flatten(), nn.Linear(216, 4)), images(4).float()
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        for p in net.parameters():
+            nn.init.normal_(p, std=0.3)
+    labels = net(x).argmax(1)
+    start = random_start(x, eps=0.1, norm="linf", generator=torch.Generator().manual_seed(0))
+    attack = APGDAttack(net, n_iter=30, eps=0.1, norm="Linf", loss="ce", device="cpu")
+    attack.init_hyperparam(x)
+    _, _, theirs, _ = attack.attack_single_run(x, labels, x_init=start)
+
+    def rate(x: torch.Tensor, index: torch.Tensor) -> Rated:
+        point = x.clone().requires_grad_()
+        loss = nn.functional.cross_entropy(net(point), labels[index], reduction="none")
+        (gradient,) = torch.autograd.grad(loss.sum(), point)
+        return Rated(loss.detach(), gradient, loss.detach())
+
+    _, ours = ascend(rate, x, eps=0.1, steps=30, rule="apgd", start=start)
+    assert (theirs > nn.functional.cross_entropy(net(start), labels, reduction="none")).all()
+    torch.testing.assert_close(ours, theirs.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_images_that_are_won_are_left_alone():
+    seen = []
+
+    def rate(x: torch.Tensor, index: torch.Tensor) -> Rated:
+        seen.append(index.tolist())
+        return Rated(x.flatten(1).sum(1), torch.ones_like(x), torch.tensor([2.0, 0.5, 0.5]).double()[index])
+
+    ascend(rate, images(), eps=0.1, steps=3, enough=1.0)
+    assert seen == [[0, 1, 2], [1, 2], [1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradient_of_each_loss_is_its_slope(loss):
+    defended = DefendedClassifier(Linear(), Purifier(TINY), decision=TRUST)
+    x, labels = images(), torch.tensor([0, 1, 2])
+    rate = objective(defended, labels, loss=loss, gradient="unrolled", seeds=repeat((0, 1)))
+    index = torch.arange(3)
+    rated = rate(x, index)
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64).sign()
+    exact = (rated.gradient * direction).flatten(1).sum(1)
+    off = []
+    for step in (1e-7, 1e-8):
+        up, down = (rate(x + sign * step * direction, index).loss for sign in (1, -1))
+        off.append(((up - down) / (2 * step) - exact).abs() / exact.abs().clamp_min(1e-3))
+    assert (torch.stack(off).min(0).values <= 1e-3).all()
+
+
+def test_success_counts_detection_where_a_threshold_is_given():
+    defended = DefendedClassifier(Linear(), Purifier(TINY), decision=TRUST)
+    x, labels, index = images(), torch.tensor([0, 1, 2]), torch.arange(3)
+    wins = {t: objective(defended, labels, seeds=repeat((0,)), threshold=t)(x, index).success for t in (None, 0.5)}
+    judged = defended.judge(x)
+    unseen = -torch.logit(judged.scores)
+    torch.testing.assert_close(wins[0.5], torch.minimum(wins[None], unseen).detach())
+
+
+def test_surrogates_are_what_they_say():
+    x, w = images(), torch.randn(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    fitted = Fitted(x, TINY, 0, torch.tensor([[3] * 3, [6] * 3]))
+    torch.testing.assert_close(SURROGATES["straight_through"](fitted, w), w.sum(0))
+    narrow = Blur(sigma=0.1)(fitted, w)  # so narrow a blur is the identity
+    torch.testing.assert_close(narrow, w.sum(0), rtol=1e-6, atol=1e-9)
+    flat = Blur(sigma=1.0)(fitted, torch.ones_like(w))
+    torch.testing.assert_close(flat.sum(), torch.tensor(2.0 * x.numel(), dtype=torch.float64))  # it keeps the mean
+    short = pull_back(x, {3: w.sum(0)}, replace(TINY, iterations=3), seed=0)
+    torch.testing.assert_close(ShortFit(3)(fitted, w), short)
+    plain = Smoothed(sharpness=None, adam_eps=1e-8, sigma=0.0, samples=1)(fitted, w)
+    torch.testing.assert_close(plain, Unrolled()(fitted, w))
+    assert not torch.allclose(Smoothed()(fitted, w), plain, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", [name for name in LADDER if name not in ("autoattack", "nes", "rays", "square")])
+def test_every_rung_keeps_the_ball_and_leaves_all_as_found(name):
+    net = Linear().train()
+    defended = defend(net, TINY, decision=TRUST)
+    x = images().float()
+    labels = net(x).argmax(1)
+    before, mode = torch.get_rng_state(), [module.training for module in defended.modules()]
+    rung = LADDER[name]
+    rung = replace(rung, steps=2, restarts=min(rung.restarts, 2)) if isinstance(rung, Climb) else rung
+    attacked = rung(defended, x, labels, eps=8 / 255, seed=1, source=Linear())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in defended.modules()] == mode
+    assert all(p.grad is None for p in net.parameters())
+    assert ((attacked.double() - x.double()).abs() <= 8 / 255).all()
+    assert attacked.min() >= 0
+    assert attacked.max() <= 1
+    assert not torch.equal(attacked, x)
+    again = rung(defended, x, labels, eps=8 / 255, seed=1, source=Linear())
+    assert torch.equal(attacked, again)
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_bpda_breaks_a_linear_classifier_behind_a_fit_at_a_huge_eps(seed):
+    defended = DefendedClassifier(Linear(), Purifier(replace(TINY, iterations=25), seed=seed))
+    x = images()
+    labels = Purifier(defended.purifier.config)(x).flatten(1).matmul(defended.classifier.weight.T).argmax(1)
+    attacked = Climb(steps=12, samples=2, enough=20.0)(defended, x, labels, eps=0.5, seed=0)
+    assert (defended(attacked).argmax(1) != labels).all()
+    bare = fgsm(defended.classifier, x, labels, eps=0.5)
+    assert (defended.classifier(bare).argmax(1) != labels).all()  # the control: the bare one falls to one step
+
+
+def test_bad_numbers_are_refused():
+    defended, x, labels = defend(Linear(), TINY), images(), torch.tensor([0, 1, 2])
+    with pytest.raises(ValueError, match="rule must be one of pgd, momentum, apgd, got 'adam'"):
+        ascend(climbed(images()), x, eps=0.1, rule="adam")
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        ascend(climbed(images()), x, eps=0.1, steps=0)
+    with pytest.raises(ValueError, match="loss must be one of cross_entropy, margin"):
+        objective(defended, labels, loss="mse", seeds=repeat((0,)))
+    with pytest.raises(ValueError, match="source must be another classifier where examples transfer"):
+        LADDER["transfer"](defended, x, labels, eps=0.1)
+
+
+def test_mean_softmax_has_restarts_in_every_look():
+    defended = DefendedClassifier(Linear(), Purifier(TINY), decision=MeanSoftmax((3, 6), restarts=2))
+    looks, _, _ = defended.look(images())
+    assert looks.along.shape == (4, 3, 4)

@@ -1,0 +1,135 @@
+"""A run up the ladder: its table, its worst case, its resumption, and what it refuses. A real classifier, digits."""
+
+import json
+import math
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from attacks.adaptive import LADDER
+from dipdefense import DefendedClassifier, FitConfig, Purifier
+from eval.adaptive import AdaptiveConfig, evaluate_adaptive
+from eval.classifiers import load_classifier
+from eval.datasets import load_dataset
+from eval.worst_case import tabulate
+
+QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=20)
+N = {"cheap": 6, "gradient": 4, "unrolled": 2, "queries": 1}
+RUN = AdaptiveConfig(rungs=["oblivious", "bpda", "truncated"], eps=0.2, n=N, batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+def defended(seed: int | None = 0, **numbers):
+    return DefendedClassifier(load_classifier("digits_cnn"), Purifier(replace(QUICK, **numbers), seed=seed))
+
+
+def test_one_row_a_rung_and_the_worst_case(tmp_path, digits):
+    table = evaluate_adaptive(defended(), digits, RUN, out=tmp_path)
+    assert table["rung"].tolist() == ["clean", "oblivious", "bpda", "truncated", "worst case"]
+    assert table["n"].tolist() == [6, 6, 4, 2, 2]
+    assert set(table["query"]) == {"single"}
+    assert ((table["ci_low"] <= table["accuracy"]) & (table["accuracy"] <= table["ci_high"])).all()
+    assert (table["right_or_flagged"] >= table["accuracy"]).all()
+    assert table.set_index("rung").loc["bpda", ["gradient", "steps", "calls"]].tolist() == ["straight_through", 20, 21]
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert len(records) == 6 + 6 + 4 + 2
+    assert json.loads((tmp_path / "ladder.json").read_text())[0]["rung"] == "clean"
+
+
+def test_a_defence_that_draws_is_asked_five_times(tmp_path, digits):
+    config = replace(RUN, rungs=["oblivious"], n=N | {"cheap": 3})
+    table = evaluate_adaptive(defended(seed=None), digits, config, out=tmp_path)
+    assert table["query"].tolist() == ["single"] * 3 + ["majority"] * 3 + ["worst"] * 3
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    assert all(len(record["right"]) == 5 for record in records)
+
+
+def test_the_table_counts_as_it_says():
+    def record(rung, index, right, score):
+        return {"rung": rung, "index": index, "right": right, "score": score, "seconds": 1.0, "peak_gb": 1.0}
+
+    yes, no, most = [True] * 5, [False] * 5, [False, True, True, True, False]
+    records = [record("clean", i, yes, 0.1 * i) for i in range(4)]
+    records += [record("bpda", 0, yes, 0.9), record("bpda", 1, most, 0.9), record("bpda", 2, no, 0.0)]
+    records += [record("square", 0, no, 0.9), record("square", 1, yes, 0.0)]
+    table = tabulate(records, {"defence_seed": None}).set_index(["query", "rung"])
+    assert table.loc[("single", "bpda"), "accuracy"] == pytest.approx(1 / 3)
+    assert table.loc[("majority", "bpda"), "accuracy"] == pytest.approx(2 / 3)
+    assert table.loc[("worst", "bpda"), "accuracy"] == pytest.approx(1 / 3)
+    assert table.loc[("single", "bpda"), "flagged"] == pytest.approx(2 / 3)
+    assert table.loc[("single", "bpda"), "right_or_flagged"] == pytest.approx(2 / 3)
+    # images 0 and 1 met every rung: the one falls to square, the other to a single query of bpda, not to a majority
+    assert table.loc[("single", "worst case"), ["n", "accuracy"]].tolist() == [2, 0.0]
+    assert table.loc[("majority", "worst case"), "accuracy"] == 0.5
+    assert table.loc[("majority", "worst case"), "right_or_flagged"] == 1.0
+
+
+def test_a_killed_run_loses_one_batch_at_most(tmp_path, digits):
+    config = replace(RUN, rungs=["oblivious", "bpda"], n=N | {"cheap": 4})
+    whole = evaluate_adaptive(defended(), digits, config, out=tmp_path / "whole")
+
+    def kill(done, total):
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_adaptive(defended(), digits, config, out=tmp_path / "killed", progress=kill)
+    path = tmp_path / "killed" / "records.jsonl"
+    made = path.read_text().splitlines()
+    assert 6 < len(made) < 12
+    path.write_text("\n".join(made) + '\n{"torn')
+    seen = []
+    again = evaluate_adaptive(
+        defended(), digits, config, out=tmp_path / "killed", progress=lambda done, total: seen.append(done)
+    )
+    assert len(seen) * config.batch_size < 12
+    changing = ["seconds", "peak_gb"]
+    pd.testing.assert_frame_equal(whole.drop(columns=changing), again.drop(columns=changing))
+
+
+def test_too_little_time_or_memory_is_said_before_the_start(tmp_path, digits):
+    with pytest.raises(ValueError, match=r"budget must be at least \d+ seconds for .*, got 0.01: .* bpda takes"):
+        evaluate_adaptive(defended(), digits, replace(RUN, rungs=["bpda"], budget=0.01), out=tmp_path)
+    with pytest.raises(ValueError, match=r"memory_gb of the fit must be at least 0.0\d+ to unroll its 20 steps"):
+        evaluate_adaptive(defended(memory_gb=1e-3), digits, RUN, out=tmp_path)
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"rungs": ["bpda", "magic"]}, "rungs must be among oblivious, .*, got 'magic'"),
+        ({"n": {"cheap": 1}}, "n must name each of the costs cheap, gradient, unrolled, queries"),
+        ({"n": N | {"queries": 0}}, "n, queries and batch_size must be at least 1"),
+        ({"budget": 0.0}, "budget must be positive"),
+        ({"eps": -1.0}, "eps must not be negative"),
+    ],
+)
+def test_bad_numbers_are_refused(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        AdaptiveConfig(**numbers)
+
+
+def test_other_numbers_of_one_rung_leave_the_others_made(tmp_path, digits):
+    config = replace(RUN, rungs=["oblivious", "rays"], n=N | {"cheap": 2}, queries=3)
+    evaluate_adaptive(defended(), digits, config, out=tmp_path)
+    more, seen = replace(config, queries=5), []
+    evaluate_adaptive(defended(), digits, more, out=tmp_path, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(5, 5)]
+
+
+def test_transfer_needs_a_source(tmp_path, digits):
+    with pytest.raises(ValueError, match="source must be another classifier"):
+        evaluate_adaptive(defended(), digits, replace(RUN, rungs=["transfer"]), out=tmp_path)
+
+
+def test_default_ladder_needs_no_source():
+    config = AdaptiveConfig()
+    assert "transfer" not in config.rungs
+    assert set(config.rungs) < set(LADDER)
+    assert math.isinf(config.budget)
