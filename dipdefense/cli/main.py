@@ -23,6 +23,7 @@ from dipdefense.cli.options import (
     names,
     number,
 )
+from dipdefense.cli.restore import restoring
 from dipdefense.cli.shown import console, errors, print_accuracies, progress_bar
 from dipdefense.files import purify_files
 from dipdefense.images import list_images
@@ -36,6 +37,7 @@ app = typer.Typer(
     help="Purify images by an early-stopped deep image prior, and measure what that is worth.",
 )
 app.add_typer(benchmark, name="benchmark")
+app.add_typer(restoring)
 
 
 def main() -> None:
