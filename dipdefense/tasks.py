@@ -10,14 +10,15 @@ from dipdefense.config import FitConfig
 
 __all__ = ["PIXELS", "PUBLISHED", "PUBLISHED_INPAINTING", "SMALL", "published_super_resolution"]
 
+# For images of about 128 pixels a side: at 600 iterations denoising (sigma 25/255) is at its best there, and what has
+# no noise gains little more. Nearest upsampling arrives in half the iterations of bilinear.
 _small = FitConfig(
-    architecture_options={"channels": [16, 32, 64, 64], "skip_channels": 4, "upsampling": "bilinear"},
+    architecture_options={"channels": [16, 32, 64, 64], "skip_channels": 4, "upsampling": "nearest"},
     input_channels=16,
     iterations=600,
     ema=0.95,
     memory_gb=4.0,
 )
-# What makes a hole plausible is the coarse scales: no detail may bypass them.
 SMALL: dict[str, FitConfig] = {
     "denoise": _small,
     "inpaint": _small,

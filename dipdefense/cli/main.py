@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dipdefense.cli import restoration  # noqa: F401 - adds its command
 from dipdefense.cli.benchmark import benchmark
 from dipdefense.cli.options import (
     ClassifierSpec,
