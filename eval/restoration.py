@@ -24,7 +24,7 @@ from dipdefense.images import read_image, write_image
 from dipdefense.tasks import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL
 from eval.metrics import psnr, ssim
 from eval.records import Record, append_records, configuration_hash, read_records, write_whole
-from eval.scenes import SCENES, Scene
+from eval.scenes import SCENES, Scene, by_pillow
 from eval.sheet import save_sheet
 
 __all__ = ["DEFAULT_TASKS", "METHODS", "benchmark_restoration", "summarise_restoration"]
@@ -42,12 +42,8 @@ def _biharmonic(scene: Scene) -> Tensor:
 
 
 def _enlarged(scene: Scene, how: Image.Resampling) -> Tensor:
-    """By Pillow, from and to 8 bits."""
     image, factor = scene.inputs[0], scene.options["factor"]
-    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).squeeze(2).numpy()
-    size = (factor * image.shape[2], factor * image.shape[1])
-    large = np.asarray(Image.fromarray(pixels).resize(size, how), dtype=np.float32) / 255
-    return _tensor(large.reshape(size[1], size[0], -1))
+    return by_pillow(image, [factor * side for side in image.shape[1:]], how)
 
 
 def _tensor(pixels: Any) -> Tensor:
@@ -107,7 +103,7 @@ def benchmark_restoration(
     for name, chosen, known in (("tasks", tasks, tuple(SCENES)), ("methods", methods, METHODS)):
         unknown = [value for value in chosen if value not in known]
         if unknown or not chosen:
-            raise ValueError(f"{name} must be among {', '.join(known)}, got {unknown[0] if unknown else 'none'}")
+            raise ValueError(f"{name} must be among {', '.join(known)}, got {(unknown or [''])[0]!r}")
     if size is not None and size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}")
     if config is not None and published:
@@ -237,6 +233,8 @@ def _draw(run: Path, scenes: Sequence[Scene], records: Sequence[Record]) -> None
         if scene.function == "inpaint":
             given = torch.where(scene.inputs[1] > 0, scene.inputs[0], 0.5)
         row = [(f"{scene.task}: {scene.image}", given)]
+        if scene.function == "flash_no_flash":
+            row.append(("flash", scene.inputs[0]))
         for record in records:
             if (record["task"], record["image"]) == (scene.task, scene.image):
                 quality = "" if record["psnr"] is None else f" {record['psnr']:.2f} dB"

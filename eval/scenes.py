@@ -1,19 +1,20 @@
 """Real images, damaged: what the benchmark of restorations restores."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as TF
 
 from dipdefense.images import list_images, read_image
-from dipdefense.operators import downsample
 
-__all__ = ["SCENES", "Scene"]
+__all__ = ["SCENES", "Scene", "by_pillow"]
 
 FACTOR = 4  # of the super-resolution
 EVEN = 32  # pixels; the authors of the deep image prior cut zebra to multiples of it
@@ -79,10 +80,8 @@ def _jpeg(data: Path, size: int | None, seed: int) -> list[Scene]:
 
 
 def _flash(data: Path, size: int | None, seed: int) -> list[Scene]:
-    """A crop at its own size, since a reduction would take the noise away."""
     folder = data / "dip" / "flash_no_flash"
-    pair = [read_image(folder / f"cave01_{name}.jpg") for name in ("00_flash", "01_noflash")]
-    flash, dark = (image if size is None else TF.center_crop(image, [size, size]) for image in pair)
+    flash, dark = (_sized(read_image(folder / f"cave01_{name}.jpg"), size) for name in ("00_flash", "01_noflash"))
     return [Scene("flash", "cave", "flash_no_flash", (flash, dark))]
 
 
@@ -99,6 +98,22 @@ SCENES: dict[str, Callable[[Path, int | None, int], list[Scene]]] = {
     "jpeg": _jpeg,
     "flash": _flash,
 }
+
+
+def by_pillow(image: Tensor, sides: Sequence[int], how: Image.Resampling) -> Tensor:
+    """An image at another size, rounded to 8 bits before, between the two directions, and after.
+
+    Args:
+        image: (C, H, W) in [0, 1], C = 1 or 3.
+        sides: H', W'.
+        how: Pillow's filter.
+
+    Returns:
+        (C, H', W') in [0, 1].
+    """
+    pixels = (image * 255).round().to(torch.uint8).permute(1, 2, 0).squeeze(2).numpy()
+    resized = np.asarray(Image.fromarray(pixels).resize((sides[1], sides[0]), how), dtype=np.float32) / 255
+    return torch.from_numpy(resized.reshape(*sides, -1)).permute(2, 0, 1).contiguous()
 
 
 def _masked(folder: Path, name: str, size: int | None) -> tuple[Tensor, Tensor]:
@@ -119,11 +134,11 @@ def _missing(task: str, file: Path, size: int | None, share: float, seed: int) -
 
 
 def _reduced(task: str, file: Path, size: int | None, multiple: int) -> Scene:
-    """A Lanczos reduction, rounded to 8 bits as a file would hold it, of a reference cut to multiples."""
+    """The Lanczos reduction of a reference that is cut to multiples, by Pillow as the published figures have it."""
     image = read_image(file)
     sides = [side // multiple * multiple for side in image.shape[1:]]
     reference = TF.center_crop(image, sides) if size is None else _sized(image, size // FACTOR * FACTOR)
-    small = (downsample(reference[None], FACTOR)[0].clamp(0, 1) * 255).round() / 255
+    small = by_pillow(reference, [side // FACTOR for side in reference.shape[1:]], Image.Resampling.LANCZOS)
     return Scene(task, file.stem, "super_resolve", (small,), reference, {"factor": FACTOR})
 
 

@@ -93,7 +93,7 @@ def test_a_network_excites_a_channel_more_than_chance():
 
 def test_works_under_inference_mode():
     with torch.inference_mode():
-        net, target = nn.Sequential(nn.Conv2d(3, 3, 1)), images()
+        target = images()
     net = nn.Sequential(nn.Conv2d(3, 3, 1))
     with torch.inference_mode():
         assert invert_features(net, "0", target, config=BRIEF).shape == target.shape
