@@ -24,7 +24,7 @@ SMALL: dict[str, FitConfig] = {
     "inpaint": _small,
     "super_resolve": _small,
     "remove_jpeg_artifacts": _small,
-    "flash_no_flash": replace(_small, jitter=0.0),
+    "flash_no_flash": replace(_small, iterations=200, jitter=0.0),  # z shows it the edges: it is soon there
     "invert_features": replace(_small, lr=5e-3),
     "maximise_activation": _small,
 }
