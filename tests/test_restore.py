@@ -117,7 +117,7 @@ def test_one_mask_for_all_equals_one_for_each():
     torch.testing.assert_close(ours, inpaint(clean, mask.float().expand(2, 3, -1, -1), config=BRIEF))
 
 
-@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("factor", [3, pytest.param(2, marks=pytest.mark.slow)])
 def test_super_resolution_explains_the_small_image(factor):
     clean = smooth(2, 3, 8 * factor, 6 * factor)
     small = downsample(clean, factor)
