@@ -12,10 +12,12 @@ from torch import nn
 from dipdefense.inputs import INPUTS
 from dipdefense.losses import LOSSES
 from dipdefense.networks import ARCHITECTURES
+from dipdefense.pixels import Pixels
 from dipdefense.stopping import STOPPING_RULES, StoppingRule
 
-__all__ = ["PRECISIONS", "FitConfig", "build_network", "build_rule"]
+__all__ = ["GENERATORS", "PRECISIONS", "FitConfig", "build_network", "build_rule"]
 
+GENERATORS: dict[str, type[nn.Module]] = {**ARCHITECTURES, "pixels": Pixels}
 PRECISIONS = ("full", "tf32", "bfloat16")  # full: that of the images, and on CUDA without TF32
 
 
@@ -30,7 +32,7 @@ class FitConfig:
             that the architecture or the stopping rule does not have.
     """
 
-    architecture: str = "skip"  # a key of ARCHITECTURES
+    architecture: str = "skip"  # a key of GENERATORS: the ARCHITECTURES, and `pixels`, which is no network
     architecture_options: Mapping[str, Any] = field(default_factory=dict)  # keywords of its class
     input: str = "noise"  # a key of INPUTS
     input_channels: int = 32  # channels of z; 2 for the meshgrid
@@ -48,7 +50,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         for name, known in (
-            ("architecture", ARCHITECTURES),
+            ("architecture", GENERATORS),
             ("input", INPUTS),
             ("loss", LOSSES),
             ("stopping", STOPPING_RULES),
@@ -92,7 +94,7 @@ class FitConfig:
 
 def build_network(config: FitConfig, out_channels: int) -> nn.Module:
     """The generator of a config, initialised from torch's global generator as any module."""
-    make = ARCHITECTURES[config.architecture]
+    make = GENERATORS[config.architecture]
     _check_options(config.architecture, make, config.architecture_options)
     return make(config.input_channels, out_channels, **config.architecture_options)
 

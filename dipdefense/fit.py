@@ -30,7 +30,7 @@ from torch import Tensor
 from dipdefense.batch import Batch
 from dipdefense.config import FitConfig, build_rule
 from dipdefense.losses import Loss
-from dipdefense.problem import Degrade, Problem, per_row, pose
+from dipdefense.problem import Degrade, Prior, Problem, per_row, pose
 from dipdefense.stopping import Iterate
 
 __all__ = ["FitResult", "Progress", "fit", "surroundings"]
@@ -72,6 +72,8 @@ def fit(
     degrade: Degrade | None = None,
     z: Tensor | None = None,
     loss: Loss | None = None,
+    prior: Prior | None = None,
+    shape: tuple[int, int, int] | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> FitResult:
     """Fit one network to each observed image and return the iterate that the stopping rule chooses.
@@ -86,6 +88,9 @@ def fit(
             reconstruction has its size. If None it is drawn, larger than the image where the stride asks for
             it: the loss then sees the central crop alone.
         loss: `loss(A(output), observed, index) -> (B,)`, in place of `config.loss`.
+        prior: `prior(output, index) -> (B,)`, added to the loss; R in eq. (1) of the paper. None for none.
+        shape: (C, H, W) of the reconstruction, where it is not that of `observed` (or, given z, of z): the centre of
+            the network's output.
         callback: called with a `Progress` after every iteration of every chunk, never twice at once, though perhaps
             from another thread; an exception that it raises ends the fit.
 
@@ -105,7 +110,7 @@ def fit(
         raise ValueError(f"seed must be None or an integer of at least 0, got {seed!r}")
     device = observed.device if isinstance(observed, Tensor) else torch.device("cpu")
     with surroundings(device, config.precision):
-        problem = pose(observed, config, seed, degrade, z, loss)
+        problem = pose(observed, config, seed, degrade, z, loss, prior, shape)
         run = _Run(problem, config, callback, _Outcome.empty(problem), largest=len(problem.observed))
         _fit_chunks(run)
     if run.largest < len(problem.observed):

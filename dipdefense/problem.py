@@ -1,4 +1,4 @@
-"""What a fit solves: min_theta loss(A(f_theta(z)), observed), for many images with one network each."""
+"""What a fit solves: min_theta loss(A(f_theta(z)), observed) + prior(f_theta(z)), one network for each image."""
 
 import copy
 import dataclasses
@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from dipdefense.config import FitConfig, build_network
 from dipdefense.inputs import INPUTS
 from dipdefense.layers import Conv
 from dipdefense.losses import LOSSES, SCALE_BLIND, Loss, least_squares_gain
 
-__all__ = ["Degrade", "Problem", "per_row", "pose"]
+__all__ = ["Degrade", "Prior", "Problem", "canvas", "per_row", "pose"]
 
 DRAWING = threading.Lock()  # the global generator is every thread's
 Degrade = Callable[[Tensor, Tensor], Tensor]  # (images (B, C, H, W), index (B,)) -> observed-like (B, ...)
+Prior = Callable[[Tensor, Tensor], Tensor]  # (images (B, C, H, W), index (B,)) -> (B,), added to the loss
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Problem:
     crop: tuple[slice | EllipsisType, ...]  # of the network's output
     degrade: Degrade
     loss: Loss
+    prior: Prior | None
     blind: bool  # the loss does not see the scale of the output
 
     @cached_property
@@ -81,6 +84,8 @@ class Problem:
         if hidden is not None:
             degraded = torch.where(hidden, target, degraded)
         losses = self.loss(degraded, target, index)
+        if self.prior is not None:
+            losses = losses + self.prior(output, index)
         if losses.shape != index.shape:
             raise ValueError(f"loss must give one number an image, {tuple(index.shape)}, got {tuple(losses.shape)}")
         return losses, output * per_row(least_squares_gain(degraded, target)) if self.blind else output
@@ -109,6 +114,8 @@ def pose(
     degrade: Degrade | None,
     z: Tensor | None,
     loss: Loss | None,
+    prior: Prior | None = None,
+    shape: tuple[int, int, int] | None = None,
 ) -> Problem:
     """The problem of `fit`'s arguments; its errors are those that `fit` names."""
     observed = _checked(observed, "observed")
@@ -116,26 +123,27 @@ def pose(
         raise ValueError(f"precision tf32 must run on a CUDA device, observed is on {observed.device}: use full")
     if config.precision != "full" and observed.dtype != torch.float32:
         raise ValueError(f"observed must be float32 for the precision {config.precision}, got {observed.dtype}")
-    C, H, W = observed.shape[1:]
+    C, H, W = _checked_shape(shape, observed)
     for_weights, for_z, for_jitter, for_rule = (int(s) for s in np.random.SeedSequence(seed).generate_state(4))
     with DRAWING, torch.random.fork_rng(devices=[]), torch.device("cpu"):  # modules draw from the global generator
         torch.default_generator.manual_seed(for_weights)
         net = build_network(config, C)
-    theta = {name: parameter.detach().to(observed) for name, parameter in net.named_parameters()}
     stride = int(net.stride)  # type: ignore[arg-type]
-    widest = max(module.kernel_size[0] for module in net.modules() if isinstance(module, Conv))
-    least = max(2, widest // 2 + 1) * stride  # the coarsest map can be reflected at its border
-    crop: tuple[slice | EllipsisType, ...] = (...,)
+    height, width = canvas(net, H, W)
     if z is None:
-        height, width = (max(least, math.ceil(side / stride) * stride) for side in (H, W))
         with torch.device("cpu"):
             generator = torch.Generator().manual_seed(for_z)
             z = INPUTS[config.input](config.input_channels, height, width, generator=generator).to(observed)
-        top, left = (height - H) // 2, (width - W) // 2
-        crop = (..., slice(top, top + H), slice(left, left + W))
     else:
         z = _checked(z, "z")
-        _check_z(z, observed, config.input_channels, stride, least, degrade)
+        _check_z(z, observed, config.input_channels, stride, canvas(net, 1, 1)[0], degrade, shape)
+        if shape is None:
+            H, W = z.shape[2:]
+    top, left = ((side - inner) // 2 for side, inner in zip(z.shape[2:], (H, W), strict=True))
+    crop = (..., slice(top, top + H), slice(left, left + W))
+    if any(is_lazy(parameter) for parameter in net.parameters()):
+        net(z[:1])  # a generator may take its size from z
+    theta = {name: parameter.detach().to(observed) for name, parameter in net.named_parameters()}
     return Problem(
         net=net,
         compiled=False,
@@ -148,8 +156,17 @@ def pose(
         crop=crop,
         degrade=degrade or (lambda images, index: images),
         loss=loss or (lambda output, target, index: LOSSES[config.loss](output, target)),
+        prior=prior,
         blind=loss is None and config.loss in SCALE_BLIND,
     )
+
+
+def canvas(net: nn.Module, height: int, width: int) -> tuple[int, int]:
+    """The smallest sides that hold an image and that the network takes: multiples of its stride."""
+    stride = int(net.stride)  # type: ignore[arg-type]
+    widest = max((module.kernel_size[0] for module in net.modules() if isinstance(module, Conv)), default=1)
+    least = max(2, widest // 2 + 1) * stride  # the coarsest map can be reflected at its border
+    return max(least, math.ceil(height / stride) * stride), max(least, math.ceil(width / stride) * stride)
 
 
 def per_row(rows: Tensor) -> Tensor:
@@ -169,7 +186,24 @@ def _checked(tensor: Tensor, name: str) -> Tensor:
     return tensor.detach().clone()
 
 
-def _check_z(z: Tensor, observed: Tensor, channels: int, stride: int, least: int, degrade: Degrade | None) -> None:
+def _checked_shape(shape: tuple[int, int, int] | None, observed: Tensor) -> tuple[int, int, int]:
+    if shape is None:
+        C, H, W = observed.shape[1:]
+        return C, H, W
+    if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise ValueError(f"shape must be three positive integers (C, H, W), got {shape}")
+    return shape
+
+
+def _check_z(
+    z: Tensor,
+    observed: Tensor,
+    channels: int,
+    stride: int,
+    least: int,
+    degrade: Degrade | None,
+    shape: tuple[int, int, int] | None,
+) -> None:
     if len(z) not in (1, len(observed)) or z.shape[1] != channels:
         wanted = f"(1 or {len(observed)}, {channels}, H, W)"
         raise ValueError(f"z must be {wanted}, got shape {tuple(z.shape)}: set input_channels to its channels")
@@ -183,7 +217,10 @@ def _check_z(z: Tensor, observed: Tensor, channels: int, stride: int, least: int
             f"z must have sides that are multiples of the network's stride {stride}, at least {least}, "
             f"got {tuple(z.shape[2:])}: pad it, and crop in degrade"
         )
-    if degrade is None and z.shape[2:] != observed.shape[2:]:
+    if shape is not None:
+        if any(side < inner for side, inner in zip(z.shape[2:], shape[1:], strict=True)):
+            raise ValueError(f"z must be at least as large as shape, {tuple(shape[1:])}, got {tuple(z.shape[2:])}")
+    elif degrade is None and z.shape[2:] != observed.shape[2:]:
         raise ValueError(
             f"z must have the size of observed, {tuple(observed.shape[2:])}, unless degrade maps one to the other, "
             f"got {tuple(z.shape[2:])}"

@@ -32,7 +32,7 @@ def test_the_default_is_never_the_large_slow_network(shape):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"architecture": "resnet"}, "architecture must be one of autoencoder, unet, skip, got 'resnet'"),
+        ({"architecture": "resnet"}, "architecture must be one of autoencoder, unet, skip, pixels, got 'resnet'"),
         ({"architecture": ["skip"]}, "architecture must be one of"),
         ({"lr": "fast"}, "lr must be a number, got 'fast'"),
         ({"architecture_options": "ab"}, "architecture_options must map names to values, got 'ab'"),

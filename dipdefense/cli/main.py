@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from dipdefense.cli import restoration  # noqa: F401 - adds its command
 from dipdefense.cli.benchmark import benchmark
 from dipdefense.cli.check import check
 from dipdefense.cli.diagnose import diagnose
@@ -17,6 +18,7 @@ from dipdefense.cli.options import (
     device_named,
     fit_config,
 )
+from dipdefense.cli.restore import restoring
 from dipdefense.cli.shown import console, errors, print_accuracies, progress_bar
 from dipdefense.files import purify_files
 from dipdefense.images import list_images
@@ -33,6 +35,7 @@ app.add_typer(benchmark, name="benchmark")
 app.command()(evaluate)
 app.command()(check)
 app.command()(diagnose)
+app.add_typer(restoring)
 
 
 def main() -> None:

@@ -1,0 +1,52 @@
+"""The command `dipdefense benchmark restoration`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dipdefense.cli.benchmark import benchmark
+from dipdefense.cli.options import ConfigFile, Device, Seed, device_named, fit_config, names
+from dipdefense.cli.shown import print_frame, progress_bar
+
+__all__ = ["restoration"]
+
+
+@benchmark.command()
+def restoration(
+    data: Annotated[Path, typer.Option(help="Folder with the images: dip/ and sets/.")],
+    tasks: Annotated[
+        str,
+        typer.Option(help="Comma-separated: text, holes, half, sparse, inpaint11, zebra, set5, set14, jpeg, flash."),
+    ] = "text,holes,half,sparse,inpaint11,zebra,jpeg,flash",
+    methods: Annotated[str, typer.Option(help="Comma-separated: dip, tv, library.")] = "dip,tv,library",
+    size: Annotated[int, typer.Option(help="Side of the images in pixels; 0 for their own.")] = 128,
+    published: Annotated[bool, typer.Option("--published", help="Published numbers of each task; for a GPU.")] = False,
+    iterations: Annotated[int | None, typer.Option(help="Iterations of the network's fits.")] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    config: ConfigFile = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path(
+        "runs/restoration"
+    ),
+) -> None:
+    """PSNR and SSIM of inpainting, super-resolution and the rest, beside total variation and library methods."""
+    from eval.restoration import benchmark_restoration
+
+    where = device_named(device)
+    with progress_bar("images") as progress:
+        table = benchmark_restoration(
+            data,
+            tasks=names(tasks),
+            methods=names(methods),
+            size=size or None,
+            config=fit_config(config),
+            published=published,
+            iterations=iterations,
+            seed=seed,
+            device=where,
+            out=out,
+            progress=progress,
+        )
+    print_frame(table)
+    typer.echo(f"table, records and contact sheet: {out}")

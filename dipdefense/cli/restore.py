@@ -1,0 +1,186 @@
+"""The commands that restore one image file into another."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+
+from dipdefense.cli.options import ConfigFile, Device, Seed, device_named, fit_config
+from dipdefense.cli.shown import progress_bar
+from dipdefense.config import FitConfig
+from dipdefense.fit import Progress
+from dipdefense.images import check_target, read_image, write_image
+from dipdefense.preimage import invert_features
+from dipdefense.restore import denoise, flash_no_flash, inpaint, remove_jpeg_artifacts, super_resolve
+from dipdefense.tasks import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
+
+__all__ = ["restoring"]
+
+restoring = typer.Typer()
+Source = Annotated[Path, typer.Argument(metavar="INPUT", help="Image file.")]
+Target = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Image file to make or replace.")]
+Published = Annotated[bool, typer.Option("--published", help="The published network and numbers; meant for a GPU.")]
+Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")]
+Variation = Annotated[
+    float | None, typer.Option("--tv", help="Total variation of this weight over plain pixels in place of a network.")
+]
+
+
+@restoring.command("denoise")
+def denoise_file(
+    source: Source,
+    target: Target,
+    runs: Annotated[int, typer.Option(help="Fits whose results are averaged.")] = 1,
+    config: ConfigFile = None,
+    published: Published = False,
+    tv: Variation = None,
+    iterations: Iterations = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Remove noise of any kind and unknown level from an image file."""
+    numbers = _numbers("denoise", PUBLISHED["denoise"], config, published, tv, iterations)
+    _restore([source], target, device, denoise, runs=runs, config=numbers, seed=seed, tv=tv or 0.0)
+
+
+@restoring.command("inpaint")
+def inpaint_file(
+    source: Source,
+    mask: Annotated[Path, typer.Argument(metavar="MASK", help="Black and white image file; white = known pixel.")],
+    target: Target,
+    paste: Annotated[bool, typer.Option("--paste", help="Put the known pixels back into the result.")] = False,
+    kind: Annotated[
+        str, typer.Option(help=f"Which of the published numbers: {', '.join(PUBLISHED_INPAINTING)}.")
+    ] = "text",
+    config: ConfigFile = None,
+    published: Published = False,
+    tv: Variation = None,
+    iterations: Iterations = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Fill in the unknown pixels of an image file: text, holes, missing pixels."""
+    if kind not in PUBLISHED_INPAINTING:
+        raise ValueError(f"kind must be one of {', '.join(PUBLISHED_INPAINTING)}, got {kind!r}")
+    numbers = _numbers("inpaint", PUBLISHED_INPAINTING[kind], config, published, tv, iterations)
+
+    def fill(image: Tensor, known: Tensor, **keywords: Any) -> Tensor:
+        grey = known[:, :1] if torch.equal(known, known[:, :1].expand_as(known)) else known
+        return inpaint(image, grey, paste=paste, **keywords)
+
+    _restore([source, mask], target, device, fill, config=numbers, seed=seed, tv=tv or 0.0)
+
+
+@restoring.command("super-resolve")
+def super_resolve_file(
+    source: Source,
+    target: Target,
+    factor: Annotated[int, typer.Option(help="How many times larger.")] = 4,
+    config: ConfigFile = None,
+    published: Published = False,
+    tv: Variation = None,
+    iterations: Iterations = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Enlarge an image file by an integer factor."""
+    numbers = _numbers("super_resolve", published_super_resolution(factor), config, published, tv, iterations)
+    _restore([source], target, device, super_resolve, factor=factor, config=numbers, seed=seed, tv=tv or 0.0)
+
+
+@restoring.command("remove-jpeg")
+def remove_jpeg_file(
+    source: Source,
+    target: Target,
+    config: ConfigFile = None,
+    published: Published = False,
+    tv: Variation = None,
+    iterations: Iterations = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Remove blocks and ringing of JPEG compression from an image file."""
+    task = "remove_jpeg_artifacts"
+    numbers = _numbers(task, PUBLISHED[task], config, published, tv, iterations)
+    _restore([source], target, device, remove_jpeg_artifacts, config=numbers, seed=seed, tv=tv or 0.0)
+
+
+@restoring.command("flash")
+def flash_file(
+    flash: Annotated[Path, typer.Argument(metavar="FLASH", help="Image file taken with a flash.")],
+    no_flash: Annotated[Path, typer.Argument(metavar="NO_FLASH", help="Image file of the same view without.")],
+    target: Target,
+    config: ConfigFile = None,
+    published: Published = False,
+    tv: Variation = None,
+    iterations: Iterations = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Restore a dark image file with the detail of one that was taken with a flash."""
+    numbers = _numbers("flash_no_flash", PUBLISHED["flash_no_flash"], config, published, tv, iterations)
+    _restore([flash, no_flash], target, device, flash_no_flash, config=numbers, seed=seed, tv=tv or 0.0)
+
+
+@restoring.command("invert-features")
+def invert_features_file(
+    source: Source,
+    target: Target,
+    layer: Annotated[str, typer.Option(help="Name of the layer, as in named_modules(); a wrong one lists them.")],
+    classifier: Annotated[
+        str, typer.Option(help="cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY.")
+    ] = "torchvision:squeezenet1_0",
+    weights: Annotated[Path | None, typer.Option(help="State dict, .pt or .safetensors.")] = None,
+    config: ConfigFile = None,
+    published: Published = False,
+    tv: Variation = None,
+    iterations: Iterations = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Show what a classifier's layer keeps of an image file: a natural image with the same features."""
+    from eval.classifiers import load_classifier
+
+    numbers = _numbers("invert_features", PUBLISHED["invert_features"], config, published, tv, iterations)
+    net = load_classifier(classifier, weights).to(device_named(device))
+
+    def invert(image: Tensor, **keywords: Any) -> Tensor:
+        return invert_features(net, layer, image, **keywords)
+
+    _restore([source], target, device, invert, config=numbers, seed=seed, tv=tv or 0.0)
+
+
+def _numbers(
+    task: str,
+    large: FitConfig,
+    config: Path | None,
+    published: bool,
+    tv: float | None,
+    iterations: int | None,
+) -> FitConfig:
+    """The numbers that the options name: at most one of the three; the small ones if none does."""
+    if (config is not None) + published + (tv is not None) > 1:
+        raise ValueError("config, published and tv must not be given together: each names the numbers of the fit")
+    small = PIXELS if tv is not None else SMALL[task]
+    chosen = fit_config(config) or (large if published else small)
+    return chosen if iterations is None else replace(chosen, iterations=iterations)
+
+
+def _restore(sources: list[Path], target: Path, device: str, function: Callable[..., Tensor], **keywords: Any) -> None:
+    """Read, restore with a progress bar, write; what cannot be written is said before the work."""
+    where = device_named(device)
+    if target.exists() and any(target.samefile(source) for source in sources):
+        raise ValueError(f"OUTPUT must not replace an image that it comes from, {target} would be")
+    images = [read_image(source)[None].to(where) for source in sources]
+    check_target(target)
+    with progress_bar("fit") as progress:
+
+        def report(state: Progress) -> None:
+            progress(round(100 * state.share), 100)
+
+        result = function(*images, callback=report, **keywords)
+    write_image(result[0].cpu(), target)

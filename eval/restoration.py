@@ -1,0 +1,245 @@
+"""How well restorations restore: deep image prior, total variation and library methods on damaged real images.
+
+A run writes one record per image and method to `records.jsonl` and the restored image to `images/` as they are made,
+and `summary.csv`, `summary.json` and the contact sheet `sheet.png` at its end. Killed, it goes on where it was.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from skimage.restoration import inpaint_biharmonic
+from torch import Tensor
+
+import dipdefense
+from dipdefense import FitConfig
+from dipdefense.images import read_image, write_image
+from dipdefense.tasks import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL
+from eval.metrics import psnr, ssim
+from eval.records import Record, append_records, configuration_hash, read_records, write_whole
+from eval.scenes import SCENES, Scene, by_pillow
+from eval.sheet import save_sheet
+
+__all__ = ["DEFAULT_TASKS", "METHODS", "benchmark_restoration", "summarise_restoration"]
+
+DEFAULT_TASKS = ("text", "holes", "half", "sparse", "inpaint11", "zebra", "jpeg", "flash")
+# Weight of total variation for each function: the noise-free tasks want little of it.
+VARIATION = {"inpaint": 0.01, "super_resolve": 0.003, "remove_jpeg_artifacts": 0.02, "flash_no_flash": 0.1}
+Y = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # luma of ITU-R BT.601 in [16, 235] / 255, less its offset
+
+
+def _biharmonic(scene: Scene) -> Tensor:
+    image, mask = scene.inputs
+    known = (image * mask).permute(1, 2, 0).numpy()
+    return _tensor(inpaint_biharmonic(known, mask[0].numpy() == 0, channel_axis=-1))
+
+
+def _enlarged(scene: Scene, how: Image.Resampling) -> Tensor:
+    image, factor = scene.inputs[0], scene.options["factor"]
+    return by_pillow(image, [factor * side for side in image.shape[1:]], how)
+
+
+def _tensor(pixels: Any) -> Tensor:
+    """(H, W, C) -> (C, H, W), clipped to [0, 1]."""
+    return torch.from_numpy(np.moveaxis(pixels, -1, 0).astype(np.float32)).clamp(0, 1)
+
+
+# function of dipdefense -> rivals from libraries
+LIBRARY: dict[str, dict[str, Callable[[Scene], Tensor]]] = {
+    "inpaint": {"biharmonic": _biharmonic},
+    "super_resolve": {
+        "bicubic": lambda scene: _enlarged(scene, Image.Resampling.BICUBIC),
+        "nearest": lambda scene: _enlarged(scene, Image.Resampling.NEAREST),
+    },
+    "remove_jpeg_artifacts": {},
+    "flash_no_flash": {},
+}
+METHODS = ("dip", "tv", "library")
+
+
+def benchmark_restoration(
+    data: str | Path,
+    *,
+    tasks: Sequence[str] = DEFAULT_TASKS,
+    methods: Sequence[str] = METHODS,
+    size: int | None = 128,
+    config: FitConfig | None = None,
+    published: bool = False,
+    iterations: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    out: str | Path,
+    progress: Callable[[float, float], None] | None = None,
+) -> pd.DataFrame:
+    """Restore damaged images by every method and compare with the reference, which no method sees.
+
+    Args:
+        data: folder with `dip` and `sets`.
+        tasks: keys of `SCENES`.
+        methods: among `METHODS`: `dip`; `tv`, total variation over plain pixels; `library`, the methods of `LIBRARY`.
+        size: side of the images in pixels; None for their own.
+        config: numbers of all fits; None for those of each task.
+        published: take the published numbers of each task, not the small ones.
+        iterations: of all fits; None for those of their numbers.
+        seed: of masks and fits.
+        device: where fits are computed.
+        out: folder of the run, made if missing.
+        progress: called with (images restored, in all).
+
+    Returns:
+        The table of `summarise_restoration`, also in `out`.
+
+    Raises:
+        ValueError: an unknown task or method, a size below 16, a size beyond an image, `config` with `published`.
+        OSError: an image is missing, the folder cannot be written.
+    """
+    for name, chosen, known in (("tasks", tasks, tuple(SCENES)), ("methods", methods, METHODS)):
+        unknown = [value for value in chosen if value not in known]
+        if unknown or not chosen:
+            raise ValueError(f"{name} must be among {', '.join(known)}, got {(unknown or [''])[0]!r}")
+    if size is not None and size < 16:
+        raise ValueError(f"size must be at least 16 pixels, got {size}")
+    if config is not None and published:
+        raise ValueError("config and published must not be given together: each names the numbers of the fits")
+    run = Path(out)
+    (run / "images").mkdir(parents=True, exist_ok=True)
+    scenes = [scene for task in tasks for scene in SCENES[task](Path(data), size, seed)]
+    found = {record["key"]: record for record in read_records(run / "records.jsonl")}
+    jobs = [(scene, method) for scene in scenes for method in _methods(scene, methods)]
+    records = []
+    for done, (scene, method) in enumerate(jobs):
+        numbers = _numbers(scene, method, config, published, iterations)
+        head = _head(scene, method, numbers, size, seed, device)
+        if head["key"] not in found or not (run / head["file"]).exists():
+            start = time.perf_counter()
+            restored = _restore(scene, method, numbers, seed, device)
+            score = _score(restored, scene) | {"seconds": time.perf_counter() - start}
+            write_image(restored, run / head["file"])
+            found[head["key"]] = head | score
+            append_records(run / "records.jsonl", [found[head["key"]]])
+        records.append(found[head["key"]])
+        if progress is not None:
+            progress(done + 1, len(jobs))
+    table = summarise_restoration(records)
+    write_whole(run / "summary.csv", table.to_csv(index=False))
+    write_whole(run / "summary.json", table.to_json(orient="records", indent=1))
+    _draw(run, scenes, records)
+    return table
+
+
+def summarise_restoration(records: Sequence[Record]) -> pd.DataFrame:
+    """One row per task and method: the mean over its images.
+
+    Columns: `task, method, n, psnr` (dB, over the unknown pixels alone for inpainting), `psnr_min`, `psnr_y`
+    (super-resolution: luma, borders of `factor` pixels cut off), `ssim` (all pixels), `seconds` an image, `iterations`,
+    `seed`. Empty where there is no reference, or the column does not apply.
+    """
+    frame = pd.DataFrame(list(records))
+    figures = ["psnr", "psnr_y", "ssim", "iterations"]
+    frame[figures] = frame[figures].astype(float)
+    groups = frame.groupby(["task", "method"], sort=False)
+    table = groups[[*figures, "seconds", "seed"]].mean()
+    table.insert(0, "n", groups.size())
+    table.insert(2, "psnr_min", groups["psnr"].min())
+    return table.reset_index()
+
+
+def _methods(scene: Scene, methods: Sequence[str]) -> list[str]:
+    library = list(LIBRARY[scene.function])
+    return [name for method in methods for name in (library if method == "library" else [method])]
+
+
+def _numbers(
+    scene: Scene, method: str, config: FitConfig | None, published: bool, iterations: int | None
+) -> FitConfig | None:
+    """Numbers of the fit; None for a method that does not fit."""
+    if method == "tv":
+        return PIXELS
+    if method != "dip":
+        return None
+    large = PUBLISHED_INPAINTING[scene.published] if scene.function == "inpaint" else PUBLISHED[scene.function]
+    chosen = config or (large if published else SMALL[scene.function])
+    return chosen if iterations is None else dataclasses.replace(chosen, iterations=iterations)
+
+
+def _head(
+    scene: Scene, method: str, numbers: FitConfig | None, size: int | None, seed: int, device: str | torch.device
+) -> Record:
+    """What a record says of how it was made; its key tells it from all others."""
+    configuration = {
+        "task": scene.task,
+        "image": scene.image,
+        "method": method,
+        "size": size,
+        "seed": seed,
+        "config": None if numbers is None else dataclasses.asdict(numbers),
+        "tv": VARIATION[scene.function] if method == "tv" else 0.0,
+        "device": torch.device(device).type,
+        "torch": version("torch"),
+    }
+    key = configuration_hash(configuration)
+    return configuration | {
+        "key": key,
+        "file": f"images/{scene.task}-{scene.image}-{method}-{key[:8]}.png",
+        "iterations": None if numbers is None else numbers.iterations,
+    }
+
+
+def _restore(scene: Scene, method: str, numbers: FitConfig | None, seed: int, device: str | torch.device) -> Tensor:
+    """(C, H, W) in [0, 1], on the CPU."""
+    if numbers is None:
+        return LIBRARY[scene.function][method](scene)
+    inputs = [image[None].to(device) for image in scene.inputs]
+    restore = getattr(dipdefense, scene.function)
+    weight = VARIATION[scene.function] if method == "tv" else 0.0
+    restored: Tensor = restore(*inputs, **scene.options, config=numbers, seed=seed, tv=weight)
+    return restored[0].cpu()
+
+
+def _score(restored: Tensor, scene: Scene) -> Record:
+    """Restored images are in [0, 1] by now."""
+    if scene.reference is None:
+        return {"psnr": None, "psnr_y": None, "ssim": None}
+    ours, reference = restored[None], scene.reference[None]
+    similarity = ssim(ours, reference).item()
+    if scene.function == "inpaint":
+        unknown = (scene.inputs[1] == 0).expand_as(restored)
+        error = (restored - scene.reference)[unknown].square().mean()
+        return {"psnr": -10 * error.log10().item(), "psnr_y": None, "ssim": similarity}
+    border = scene.options["factor"]
+    luma = [_luma(image)[..., border:-border, border:-border] for image in (ours, reference)]
+    return {"psnr": psnr(ours, reference).item(), "psnr_y": psnr(*luma).item(), "ssim": similarity}
+
+
+def _luma(images: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, 1, H, W), less its offset; grey is its own luma."""
+    if images.shape[1] == 1:
+        return images
+    return (images * torch.tensor(Y).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def _draw(run: Path, scenes: Sequence[Scene], records: Sequence[Record]) -> None:
+    """The contact sheet: a row an image, with what was given, every method, and the reference."""
+    rows = []
+    for scene in scenes:
+        given = scene.inputs[-1]
+        if scene.function == "inpaint":
+            given = torch.where(scene.inputs[1] > 0, scene.inputs[0], 0.5)
+        row = [(f"{scene.task}: {scene.image}", given)]
+        if scene.function == "flash_no_flash":
+            row.append(("flash", scene.inputs[0]))
+        for record in records:
+            if (record["task"], record["image"]) == (scene.task, scene.image):
+                quality = "" if record["psnr"] is None else f" {record['psnr']:.2f} dB"
+                row.append((record["method"] + quality, read_image(run / record["file"])))
+        if scene.reference is not None:
+            row.append(("reference", scene.reference))
+        rows.append(row)
+    save_sheet(run / "sheet.png", rows)
