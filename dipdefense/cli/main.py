@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from dipdefense.cli import restoration  # noqa: F401 - adds its command
 from dipdefense.cli.benchmark import benchmark
 from dipdefense.cli.check import check
 from dipdefense.cli.diagnose import diagnose
@@ -18,6 +17,7 @@ from dipdefense.cli.options import (
     device_named,
     fit_config,
 )
+from dipdefense.cli.restoration import restoration
 from dipdefense.cli.restore import restoring
 from dipdefense.cli.shown import console, errors, print_accuracies, progress_bar
 from dipdefense.files import purify_files
@@ -31,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Purify images by an early-stopped deep image prior, and measure what that is worth.",
 )
+benchmark.command()(restoration)
 app.add_typer(benchmark, name="benchmark")
 app.command()(evaluate)
 app.command()(check)

@@ -5,14 +5,12 @@ from typing import Annotated
 
 import typer
 
-from dipdefense.cli.benchmark import benchmark
 from dipdefense.cli.options import ConfigFile, Device, Seed, device_named, fit_config, names
 from dipdefense.cli.shown import print_frame, progress_bar
 
 __all__ = ["restoration"]
 
 
-@benchmark.command()
 def restoration(
     data: Annotated[Path, typer.Option(help="Folder with the images: dip/ and sets/.")],
     tasks: Annotated[
