@@ -29,7 +29,12 @@ from dipdefense.purify import DefendedClassifier, Purifier
 __all__ = ["evaluate"]
 
 
+SCORING = ("attacks", "filters", "alpha", "steps", "crafted_on", "gradient", "n", "n_defended")
+CLIMBING = ("rungs", "images", "queries", "fresh", "source", "source_weights", "budget")
+
+
 def evaluate(
+    context: typer.Context,
     dataset: DatasetName = "digits",
     data: DataPath = None,
     classifier: ClassifierSpec = "digits_cnn",
@@ -84,6 +89,10 @@ def evaluate(
 
     Attacks that do not know the defence make it look strong: judge it by --adaptive alone.
     """
+    for name in SCORING if adaptive else CLIMBING:
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
+            rule = "be left out" if adaptive else "come"
+            raise ValueError(f"--{name.replace('_', '-')} must {rule} with --adaptive, which has numbers of its own")
     from eval.baselines import BASELINES
     from eval.classifiers import load_classifier
     from eval.datasets import load_dataset
