@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from dipdefense.cli.benchmark import benchmark
+from dipdefense.cli.denoising import denoising_benchmarks
 from dipdefense.cli.options import (
     ClassifierSpec,
     ConfigFile,
@@ -35,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Purify images by an early-stopped deep image prior, and measure what that is worth.",
 )
+benchmark.add_typer(denoising_benchmarks)
 app.add_typer(benchmark, name="benchmark")
 
 
