@@ -1,12 +1,15 @@
 """What each part of a denoising fit is worth: one table of small networks, and one configuration for every task.
 
 Each row is one call of the engine for all images of its task, with the same noise, or the same lost pixels, as the
-other rows of the task.
+other rows of the task. A row is kept as it is made: killed, a run goes on where it was.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -17,8 +20,10 @@ from dipdefense.images import check_images
 from dipdefense.inputs import INPUTS
 from dipdefense.losses import Loss
 from dipdefense.problem import Degrade
+from eval.denoising import SMALL
 from eval.metrics import psnr, ssim
 from eval.noise import gaussian, generator_of
+from eval.records import Record, append_records, configuration_hash, digest, read_records, write_whole
 from eval.scores import mean_interval
 
 __all__ = ["FIXED", "OWN", "Task", "benchmark_ablation", "build_tasks", "variants"]
@@ -27,12 +32,7 @@ COLOUR_DB, DIGIT_SIGMA = (
     29.0,
     0.25,
 )  # input PSNR of colour images, noise of digits: those of the field's course projects
-FIXED = FitConfig(
-    architecture_options={"channels": [32, 32, 32, 32], "skip_channels": 4, "upsampling": "nearest"},
-    input_channels=16,
-    iterations=600,
-    ema=0.98,
-)
+FIXED = replace(SMALL, iterations=400, lr=0.02, ema=0.95)
 # The configuration of each task, chosen on Set5 and on digits that are not in the table.
 OWN: dict[str, FitConfig] = {
     "colour": FIXED,
@@ -127,6 +127,7 @@ def benchmark_ablation(
     own: Mapping[str, FitConfig] = OWN,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    out: str | Path,
     progress: Callable[[float, float], None] | None = None,
 ) -> pd.DataFrame:
     """Fit every row of every task and compare it with the task's own configuration, on the same images.
@@ -139,6 +140,7 @@ def benchmark_ablation(
             must be of the architecture `skip` with `channels` and `upsampling` stated.
         seed: of noise, masks and fits.
         device: where the fits are computed.
+        out: folder for `records.jsonl`, one line a row as it is made, and `ablation.csv`; a killed run goes on there.
         progress: called with (rows done, rows in all); one under way counts in part.
 
     Returns:
@@ -150,7 +152,9 @@ def benchmark_ablation(
     Raises:
         ValueError: what `build_tasks` refuses.
     """
-    tasks = build_tasks(photos, digits, seed)
+    tasks, run = build_tasks(photos, digits, seed), Path(out)
+    run.mkdir(parents=True, exist_ok=True)
+    found = {record["config"]: record for record in read_records(run / "records.jsonl")}
     rows = [
         (task, network, config)
         for task in tasks
@@ -161,28 +165,46 @@ def benchmark_ablation(
     ]
     table = []
     for number, (name, network, config) in enumerate(rows):
-        task = tasks[name]
+        task, key = tasks[name], _key(tasks[name], config, seed, device)
 
         def report(state: Progress, number: int = number) -> None:
             if progress is not None:
                 progress(number + state.share, len(rows))
 
-        result = fit(
-            task.observed.to(device),
-            config,
-            seed=seed,
-            degrade=task.degrade,
-            z=_input(task, config, seed, device),
-            loss=task.loss,
-            callback=report,
-        )
-        scores = _scores(result.reconstruction.cpu(), task)
+        if key not in found:
+            found[key] = {"config": key, "task": name, "network": network} | _fitted(task, config, seed, device, report)
+            append_records(run / "records.jsonl", [found[key]])
         if network == "own":
-            base = scores[0]
+            base = found[key]
             if task.observed.shape == task.references.shape:
-                table.append(_row(name, "input", *_scores(task.observed, task), base, 0.0))
-        table.append(_row(name, network, *scores, base, result.seconds / len(task.references)))
-    return pd.DataFrame(table)
+                table.append(_row(name, "input", _scores(task.observed, task) | {"seconds": 0.0}, base))
+        table.append(_row(name, network, found[key], base))
+    frame = pd.DataFrame(table)
+    write_whole(run / "ablation.csv", frame.to_csv(index=False))
+    return frame
+
+
+def _fitted(
+    task: Task, config: FitConfig, seed: int, device: str | torch.device, callback: Callable[[Progress], None]
+) -> Record:
+    result = fit(
+        task.observed.to(device),
+        config,
+        seed=seed,
+        degrade=task.degrade,
+        z=_input(task, config, seed, device),
+        loss=task.loss,
+        callback=callback,
+    )
+    return _scores(result.reconstruction.cpu(), task) | {"seconds": result.seconds / len(task.references)}
+
+
+def _key(task: Task, config: FitConfig, seed: int, device: str | torch.device) -> str:
+    """Names all that the scores depend on: two rows of one configuration are one fit."""
+    images = [digest(task.references), digest(task.observed)]
+    versions = {name: version(name) for name in ("dipdefense", "torch")}
+    numbers = {"fit": asdict(config), "seed": seed, "device": str(device), "images": images}
+    return configuration_hash(numbers | versions)
 
 
 def _input(task: Task, config: FitConfig, seed: int, device: str | torch.device) -> Tensor | None:
@@ -194,16 +216,16 @@ def _input(task: Task, config: FitConfig, seed: int, device: str | torch.device)
     return INPUTS[config.input](config.input_channels, H, W, generator=generator).to(device)
 
 
-def _scores(images: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-    """PSNR and SSIM of each image, clipped to [0, 1], (B,)."""
-    return psnr(images.clamp(0, 1), task.references), ssim(images.clamp(0, 1), task.references)
+def _scores(images: Tensor, task: Task) -> Record:
+    """PSNR and SSIM of each image, clipped to [0, 1]."""
+    clipped = images.clamp(0, 1)
+    return {"psnr": psnr(clipped, task.references).tolist(), "ssim": ssim(clipped, task.references).tolist()}
 
 
-def _row(
-    task: str, network: str, decibels: Tensor, similarity: Tensor, base: Tensor, seconds: float
-) -> dict[str, object]:
-    mean, low, high = mean_interval(decibels.double().numpy())
-    difference, worse, better = mean_interval((decibels - base).double().numpy())
+def _row(task: str, network: str, record: Record, base: Record) -> Record:
+    decibels = np.asarray(record["psnr"])
+    mean, low, high = mean_interval(decibels)
+    difference, worse, better = mean_interval(decibels - np.asarray(base["psnr"]))
     return {
         "task": task,
         "network": network,
@@ -211,9 +233,9 @@ def _row(
         "psnr": mean,
         "ci_low": low,
         "ci_high": high,
-        "ssim": similarity.mean().item(),
+        "ssim": float(np.mean(record["ssim"])),
         "difference": difference,
         "difference_low": worse,
         "difference_high": better,
-        "seconds": seconds,
+        "seconds": record["seconds"],
     }

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,18 +66,17 @@ def test_one_thing_changes_at_a_time():
     assert set(OWN) == {"colour", "digits", "inpainting", "super-resolution"}
 
 
-def test_rows_are_fits_of_their_configurations():
+def test_rows_are_fits_of_their_configurations(tmp_path):
     own = {name: dataclasses.replace(QUICK, iterations=5) for name in OWN}
     seen = []
-    table = benchmark_ablation(
-        photos(), digits(), fixed=QUICK, own=own, seed=4, progress=lambda done, total: seen.append((done, total))
-    )
+    run = {"fixed": QUICK, "own": own, "seed": 4, "out": tmp_path}
+    table = benchmark_ablation(photos(), digits(), **run, progress=lambda done, total: seen.append((done, total)))
     names = ["input", *variants(QUICK), "fixed"]
     names.remove("own")
     expected = {"colour": ["input", "own", *names[1:]], "digits": ["input", "own", *names[1:]]}
     expected |= {"inpainting": ["input", "own", "fixed"], "super-resolution": ["own", "fixed"]}
     assert {task: group["network"].tolist() for task, group in table.groupby("task")} == expected
-    assert seen[-1] == (28, 28)
+    assert seen[-1] == (30, 30)
     rows = table.set_index(["task", "network"])
     tasks = build_tasks(photos(), digits(), 4)
     scores = {}
@@ -102,6 +102,14 @@ def test_rows_are_fits_of_their_configurations():
     assert rows.loc[("colour", "own"), ["difference", "difference_low", "difference_high"]].tolist() == [0, 0, 0]
     clipped = psnr(tasks["colour"].observed.clamp(0, 1), tasks["colour"].references).mean().item()
     assert rows.loc[("colour", "input"), "psnr"] == pytest.approx(clipped, abs=1e-4)
+    assert pd.read_csv(tmp_path / "ablation.csv")["psnr"].tolist() == pytest.approx(table["psnr"].tolist())
+    lines = (tmp_path / "records.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 30
+    (tmp_path / "records.jsonl").write_text("".join(lines[:28]) + lines[28][:20])  # killed while it wrote
+    seen.clear()
+    again = benchmark_ablation(photos(), digits(), **run, progress=lambda done, total: seen.append((done, total)))
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), table.drop(columns="seconds"))
+    assert len(seen) == 11  # the steps of the last two rows
 
 
 def test_masks_follow_their_images_into_chunks():
@@ -123,11 +131,12 @@ def test_masks_follow_their_images_into_chunks():
         ([photos(1)[0] * 2], r"photos must be within \[0, 1\]"),
     ],
 )
-def test_bad_photos_are_refused(bad, message):
+def test_bad_photos_are_refused(bad, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        benchmark_ablation(bad)
+        benchmark_ablation(bad, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
-def test_colour_digits_are_refused():
+def test_colour_digits_are_refused(tmp_path):
     with pytest.raises(ValueError, match="digits must have 1 channels"):
-        benchmark_ablation(photos(), digits().expand(-1, 3, -1, -1))
+        benchmark_ablation(photos(), digits().expand(-1, 3, -1, -1), out=tmp_path)

@@ -184,11 +184,11 @@ def ablation(
     mnist: Annotated[Path | None, typer.Option(help="Folder of MNIST's test set; without it no digits.")] = None,
     resize: Annotated[int, typer.Option(help="Short side of the images, in pixels, by area averages.")] = 256,
     crop: Annotated[int, typer.Option(help="Side of the centre that is cut out, in pixels.")] = 128,
-    n: Annotated[int | None, typer.Option(help="Images: the first n of a seeded permutation; all by default.")] = None,
+    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 4,
     digits: Annotated[int, typer.Option(help="Digits: the first so many of MNIST's test set.")] = 16,
     seed: Seed = 0,
     device: Device = "cpu",
-    out: Annotated[Path, typer.Option(help="Folder for ablation.csv.")] = Path("runs/ablation"),
+    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path("runs/ablation"),
 ) -> None:
     """What each part of a denoising fit is worth, and whether one configuration serves every task: one table."""
     from eval.ablation import benchmark_ablation
@@ -201,8 +201,6 @@ def ablation(
         raise ValueError(f"digits must be at least 1, got {digits}: leave --mnist out for none")
     numbers = None if mnist is None else load_dataset("mnist", mnist).batch(range(digits))
     with progress_bar("rows") as progress:
-        table = benchmark_ablation(photos, numbers, seed=seed, device=where, progress=progress)
-    out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out / "ablation.csv", index=False)
+        table = benchmark_ablation(photos, numbers, seed=seed, device=where, out=out, progress=progress)
     print_frame(table)
-    typer.echo(f"table: {out}")
+    typer.echo(f"table and records: {out}")
