@@ -28,15 +28,14 @@ from eval.scores import mean_interval
 
 __all__ = ["FIXED", "OWN", "Task", "benchmark_ablation", "build_tasks", "variants"]
 
-COLOUR_DB, DIGIT_SIGMA = (
-    29.0,
-    0.25,
-)  # input PSNR of colour images, noise of digits: those of the field's course projects
+# Input PSNR of colour images, noise of digits: those of the field's course projects
+COLOUR_DB, DIGIT_SIGMA = 29.0, 0.25
 FIXED = replace(SMALL, iterations=400, lr=0.02, ema=0.95)
-# The configuration of each task, chosen on Set5 and on digits that are not in the table.
+# The configuration of each task: fewer iterations for digits, tried on 16 others of them; without jitter the last two
+# gained 0.4 and 0.7 dB on an image of Set5.
 OWN: dict[str, FitConfig] = {
     "colour": FIXED,
-    "digits": replace(FIXED, iterations=200, ema=0.9),
+    "digits": replace(FIXED, iterations=60, ema=0.9),
     "inpainting": replace(FIXED, jitter=0.0),
     "super-resolution": replace(FIXED, jitter=0.0),
 }

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -77,16 +78,17 @@ def noise_impedance(
 
 
 def arrivals(curves: pd.DataFrame) -> pd.DataFrame:
-    """One row per target: `target`, `first` and `last` loss, and the iteration where it first was a tenth of the first.
+    """One row per target: `target`, `first` and `last` loss in decibels (-10 log10), `tenth`.
 
-    That iteration, `tenth`, is 0 where the fit did not get there.
+    `tenth` is the iteration where the loss first was a tenth of the first, 0 where the fit did not get there.
     """
     rows = []
     for target, curve in curves.groupby("target", sort=False):
         losses = curve["loss"].to_numpy()
         there = losses <= losses[0] / 10
         tenth = int(curve["iteration"].to_numpy()[there.argmax()]) if there.any() else 0
-        rows.append({"target": target, "first": losses[0], "last": losses[-1], "tenth": tenth})
+        first, last = -10 * np.log10(losses[[0, -1]])
+        rows.append({"target": target, "first": first, "last": last, "tenth": tenth})
     return pd.DataFrame(rows)
 
 

@@ -38,10 +38,10 @@ def save_sheet(path: Path, folder: Path, records: Sequence[Record]) -> None:
                 place = tuple(str(record[key]) for key in ("config", "method", "image", "pixels", "seed"))
                 reference, estimate = read_image(folder / _file(place)).chunk(2, dim=2)
                 _show(axes[row, column], estimate, f"{record['psnr']:.2f} dB")
-                _show(axes[row, 0], reference, Path(name).stem[:18])
+                _show(axes[row, 0], reference, Path(name).stem[-14:])
         for axis, title in zip(axes[0], ["reference", *methods], strict=True):
             axis.set_title(title.replace("_", "\n").replace(":", "\n"), fontsize=7)
-        figure.savefig(path, dpi=130, pil_kwargs={"quality": 88})
+        figure.savefig(path, dpi=120, pil_kwargs={"quality": 85})
 
 
 def _file(place: tuple[str, ...]) -> str:

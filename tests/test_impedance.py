@@ -48,20 +48,20 @@ def test_the_curves_are_those_of_one_fit_and_nature_comes_first(tmp_path):
     assert curves["loss"].tolist() == losses.flatten().tolist()
     assert shares[-1] == (1.0, 1)
     last = arrivals(curves).set_index("target")["last"]
-    assert last["image"] < last["image + noise"] < last["shuffled pixels"] < last["noise"]
+    assert last["image"] > last["image + noise"] > last["shuffled pixels"] > last["noise"]
     save_impedance(tmp_path / "new", curves)
     assert pd.read_csv(tmp_path / "new" / "impedance.csv")["loss"].tolist() == pytest.approx(curves["loss"].tolist())
     assert (tmp_path / "new" / "impedance.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_arrivals_by_hand():
-    losses = {"image": [1.0, 0.2, 0.1, 0.05], "noise": [1.0, 0.9, 0.8, 0.7]}
+    losses = {"image": [1.0, 0.2, 0.1, 0.01], "noise": [1.0, 0.9, 0.8, 1.0]}
     rows = [
         {"target": target, "iteration": i, "loss": loss}
         for target, row in losses.items()
         for i, loss in enumerate(row, 1)
     ]
-    assert arrivals(pd.DataFrame(rows)).values.tolist() == [["image", 1.0, 0.05, 3], ["noise", 1.0, 0.7, 0]]
+    assert arrivals(pd.DataFrame(rows)).values.tolist() == [["image", 0.0, 20.0, 3], ["noise", 0.0, 0.0, 0]]
 
 
 def test_bad_input_is_refused():
