@@ -8,6 +8,7 @@ import typer
 
 from dipdefense.cli.benchmark import benchmark
 from dipdefense.cli.check import check
+from dipdefense.cli.denoising import denoising_benchmarks
 from dipdefense.cli.diagnose import diagnose
 from dipdefense.cli.evaluate import evaluate
 from dipdefense.cli.options import (
@@ -32,6 +33,7 @@ app = typer.Typer(
     help="Purify images by an early-stopped deep image prior, and measure what that is worth.",
 )
 benchmark.command()(restoration)
+benchmark.add_typer(denoising_benchmarks)
 app.add_typer(benchmark, name="benchmark")
 app.command()(evaluate)
 app.command()(check)
