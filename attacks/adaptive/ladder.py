@@ -8,8 +8,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from attacks.adaptive.ascent import Objective, ascend, random_start
-from attacks.adaptive.objectives import objective
+from attacks.adaptive.ascent import STEP_RULES, Objective, ascend, random_start
+from attacks.adaptive.objectives import LOSSES, objective
 from attacks.adaptive.surrogates import SURROGATES
 from attacks.autoattack import autoattack
 from attacks.ball import project
@@ -100,6 +100,16 @@ class Climb:
     threshold: float | None = None  # of the detection score, which must stay below it, too
     enough: float = 1.0  # margin of the wrong class, in nats, at which an image is left alone
 
+    def __post_init__(self) -> None:
+        for name, known in (("gradient", SURROGATES), ("loss", LOSSES), ("rule", STEP_RULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if min(self.steps, self.samples, self.restarts) < 1:
+            numbers = f"{self.steps}, {self.samples} and {self.restarts}"
+            raise ValueError(f"steps, samples and restarts must be at least 1, got {numbers}")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold!r}")
+
     @property
     def cost(self) -> str:
         """See `Rung`."""
@@ -125,9 +135,9 @@ class Climb:
         validate(images, labels, eps=eps, norm=norm, steps=self.steps)
         if eps == 0 or len(images) == 0:
             return images.detach().clone()
-        best, success = images.detach().clone(), images.new_full((len(images),), -torch.inf)
         generator = torch.Generator().manual_seed(seed)
         with as_found(defended, images.device, seed):
+            best, success = images.detach().clone(), images.new_full((len(images),), -torch.inf)
             for _ in range(self.restarts):
                 left = (success < self.enough).nonzero().squeeze(1)
                 if len(left) == 0:
