@@ -173,6 +173,14 @@ def test_bpda_breaks_a_linear_classifier_behind_a_fit_at_a_huge_eps(seed):
     assert (defended.classifier(bare).argmax(1) != labels).all()  # the control: the bare one falls to one step
 
 
+@pytest.mark.parametrize(("seed", "asked"), [(0, 1), (None, 6)])
+def test_a_lucky_draw_ends_no_climb(seed, asked):
+    defended, queries = DefendedClassifier(Linear(), Purifier(TINY, seed=seed)), []
+    defended.classifier.register_forward_hook(lambda *call: queries.append(1))
+    Climb(steps=5, enough=-1e9)(defended, images(), torch.tensor([0, 1, 2]), eps=0.1)
+    assert len(queries) == 2 * asked  # the input and its reconstruction
+
+
 class Blind(nn.Module):
     """Finite logits, whose gradient is not."""
 

@@ -1,5 +1,6 @@
 """The ladder: attacks on a defended classifier, from those that do not know it to those that know all of it."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -98,7 +99,9 @@ class Climb:
     samples: int = 1  # draws of the defence for each gradient (EOT); the first is its own where its seed is known
     restarts: int = 1  # from random points of the ball
     threshold: float | None = None  # of the detection score, which must stay below it, too
-    enough: float = 1.0  # margin of the wrong class, in nats, at which an image is left alone
+    # margin of the wrong class, in nats, at which an image is left alone; a defence that draws is climbed to the last
+    # step, since one draw that is won says little of the next
+    enough: float = 1.0
 
     def __post_init__(self) -> None:
         for name, known in (("gradient", SURROGATES), ("loss", LOSSES), ("rule", STEP_RULES)):
@@ -135,11 +138,12 @@ class Climb:
         validate(images, labels, eps=eps, norm=norm, steps=self.steps)
         if eps == 0 or len(images) == 0:
             return images.detach().clone()
+        enough = self.enough if defended.purifier.seed is not None else math.inf
         generator = torch.Generator().manual_seed(seed)
         with as_found(defended, images.device, seed):
             best, success = images.detach().clone(), images.new_full((len(images),), -torch.inf)
             for _ in range(self.restarts):
-                left = (success < self.enough).nonzero().squeeze(1)
+                left = (success < enough).nonzero().squeeze(1)
                 if len(left) == 0:
                     break
                 found, won = ascend(
@@ -150,7 +154,7 @@ class Climb:
                     steps=self.steps,
                     rule=self.rule,
                     start=random_start(images, eps=eps, norm=norm, generator=generator)[left],
-                    enough=self.enough,
+                    enough=enough,
                 )
                 better = won > success[left]
                 best[left[better]], success[left[better]] = found[better], won[better]
