@@ -139,7 +139,7 @@ class Purifier(nn.Module):
             frames, numbers, seed = result.reconstruction[None], result.chosen[None], result.seed
         else:
             frames, numbers, seed = _watch(pieces, config, seed, iterations)
-        fitted = Fitted(pieces.detach(), config, seed, numbers)
+        fitted = Fitted(pieces.detach().clone(), config, seed, numbers)  # the caller may write to the images
         passed = purification(pieces, frames.clamp(max=1), fitted, gradient)
         if tile is None:
             return passed

@@ -218,6 +218,29 @@ def test_bad_numbers_are_refused():
         FitConfig(architecture_options={"sharpness": 0})
 
 
+def test_threads_divide_the_images_and_are_left_as_they_were():
+    config, x, w = replace(TINY, iterations=9), images(3), cotangent(3)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(pull_back(x, {9: w}, config, seed=0))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-9)
+
+
+def test_a_gradient_is_that_of_the_images_as_they_were():
+    config = replace(TINY, iterations=4)
+    x, w = images().requires_grad_(), cotangent()
+    purified = Purifier(config, gradient="unrolled")(x)
+    expected = pull_back(x, {4: w}, config, seed=0)
+    with torch.no_grad():
+        x.mul_(0.5)
+    torch.testing.assert_close(torch.autograd.grad((w * purified).sum(), x)[0], expected)
+
+
 def test_memory_for_one_image_gives_the_gradient_of_all():
     config, x, w = replace(TINY, iterations=9), images(3), cotangent(3)
     one = unroll_bytes(pose(x, config, 0, None, None, None), 9) / 2**30
