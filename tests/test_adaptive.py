@@ -16,6 +16,8 @@ from attacks.adaptive import (
     SURROGATES,
     Blur,
     Climb,
+    Oblivious,
+    Query,
     Rated,
     ShortFit,
     Smoothed,
@@ -230,6 +232,10 @@ def test_a_climb_that_leads_nowhere_is_refused(numbers, message):
 
 
 def test_bad_numbers_are_refused():
+    with pytest.raises(ValueError, match="attack must be one of fgsm, pgd, momentum_pgd, got 'cw'"):
+        Oblivious(attack="cw")
+    with pytest.raises(ValueError, match=r"attack must be one of .*square.*, got 'pgd'"):
+        Query(attack="pgd")
     defended, x, labels = defend(Linear(), TINY), images(), torch.tensor([0, 1, 2])
     with pytest.raises(ValueError, match="rule must be one of pgd, momentum, apgd, got 'adam'"):
         ascend(climbed(images()), x, eps=0.1, rule="adam")

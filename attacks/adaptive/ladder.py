@@ -69,6 +69,10 @@ class Oblivious:
     cost: ClassVar[str] = "cheap"
     calls: ClassVar[int] = 0
 
+    def __post_init__(self) -> None:
+        if self.attack not in ATTACKS:
+            raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {self.attack!r}")
+
     def __call__(
         self,
         defended: DefendedClassifier,
@@ -181,6 +185,10 @@ class Query:
     attack: str = "square"  # a key of GRADIENT_FREE
     queries: int = 5000
     cost: ClassVar[str] = "queries"
+
+    def __post_init__(self) -> None:
+        if self.attack not in GRADIENT_FREE:
+            raise ValueError(f"attack must be one of {', '.join(GRADIENT_FREE)}, got {self.attack!r}")
 
     @property
     def calls(self) -> int:
