@@ -47,7 +47,7 @@ class Unrolled:
     docs/robustness.md measures how little.
 
     Args:
-        last: only from so many steps before the first iterate that counts on; None: through all steps.
+        last: only through the last so many steps of the fit; None: all of them.
         adam_eps: added to the root of Adam's second moment; larger than in the fit it gives the gradient of a
             smoother one.
     """
@@ -61,10 +61,7 @@ class Unrolled:
         for numbers, cotangent in zip(fitted.iterations, cotangents, strict=True):
             for iteration in numbers.unique().tolist():
                 mine = torch.where((numbers == iteration)[:, None, None, None], cotangent, 0)
-                if mine.any():  # what nobody asks about costs nothing, and ends no truncated walk
-                    by_iteration[iteration] = by_iteration.get(iteration, 0) + mine
-        if not by_iteration:
-            return torch.zeros_like(fitted.images)
+                by_iteration[iteration] = by_iteration.get(iteration, 0) + mine
         return pull_back(
             fitted.images, by_iteration, fitted.config, seed=fitted.seed, last=self.last, adam_eps=self.adam_eps
         )

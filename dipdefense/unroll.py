@@ -51,7 +51,7 @@ def pull_back(
         cotangents: iteration -> derivative of a scalar with respect to the average after it, (B, C, H, W).
         config: numbers of the fit; chunks of images stay within its `memory_gb`.
         seed: of the fit.
-        last: only from so many steps of Adam before the first of the iterations on (truncated); None: through all.
+        last: only through the last so many steps of Adam before the largest of the iterations (truncated); None: all.
         adam_eps: added to the root of Adam's second moment; 1e-8 as in the fit. Larger ones are those of a smoother
             fit, which is then another one than the defence's.
 
@@ -72,7 +72,7 @@ def pull_back(
     if config.loss == "l1":
         raise ValueError("loss must not be l1 where a fit is unrolled, its gradient is 0: use straight_through")
     end = max(cotangents)
-    first = 0 if last is None else max(0, min(cotangents) - 1 - last)  # iterate t comes out of step t - 1
+    first = 0 if last is None else max(0, end - 1 - last)  # iterate t comes out of step t - 1
     with surroundings(observed.device, config.precision):
         problem = pose(observed, config, seed, None, None, None)
         threads, B = torch.get_num_threads(), len(observed)

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from dipdefense import ARCHITECTURES, FitConfig, MeanSoftmax, Purifier, Suspicion, Trust, Unrolled, defend, fit
-from dipdefense.gradients import Fitted
 from dipdefense.problem import pose
 from dipdefense.unroll import pull_back, unroll_bytes
 
@@ -103,18 +102,6 @@ def test_truncation_through_all_steps_is_the_whole():
     torch.testing.assert_close(pull_back(x, {24: w}, TINY, seed=0, last=24), whole, rtol=1e-6, atol=1e-9)
     part = pull_back(x, {24: w}, TINY, seed=0, last=6)
     assert not torch.allclose(part, whole, rtol=0.1)
-
-
-def test_truncation_reaches_every_iterate_that_is_looked_at():
-    x, w, none = images(), cotangent(), torch.zeros_like(cotangent())
-    fitted = Fitted(x, TINY, 0, torch.tensor([[8] * 2, [10] * 2, [24] * 2]))
-    early = Unrolled(last=3)(fitted, torch.stack([w, none, none]))  # a later one that nobody asks about ends nothing
-    torch.testing.assert_close(early, pull_back(x, {8: w}, TINY, seed=0, last=3), rtol=1e-6, atol=1e-9)
-    assert (early != 0).any()
-    both = Unrolled(last=3)(fitted, torch.stack([w, w, none]))
-    later = pull_back(x, {10: w}, TINY, seed=0, last=5)  # both begin with step 5
-    torch.testing.assert_close(both, early + later, rtol=1e-6, atol=1e-9)
-    assert (Unrolled(last=3)(fitted, torch.stack([none] * 3)) == 0).all()
 
 
 def test_image_does_not_see_its_neighbours():

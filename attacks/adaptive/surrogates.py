@@ -63,7 +63,7 @@ class Smoothed:
         adam_eps: added to the root of Adam's second moment, so that its steps are no longer signs; 1e-8 keeps it.
         sigma: std of the noise on the image, in its unit.
         samples: fits, the first with the defence's own seed, the others with further ones.
-        last: as in `Unrolled`.
+        last: only through the last so many steps.
     """
 
     sharpness: float | None = 5.0
