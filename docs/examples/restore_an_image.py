@@ -21,8 +21,8 @@ generator = torch.Generator().manual_seed(0)
 noisy = (clean + 25 / 255 * torch.randn(clean.shape, generator=generator)).clamp(0, 1)
 known = (torch.rand(1, 1, 64, 64, generator=generator) < 0.5).float()
 
-denoised = dipdefense.denoise(noisy, config=replace(SMALL["denoise"], iterations=400))
-filled = dipdefense.inpaint(clean * known, known, config=replace(SMALL["inpaint"], iterations=400))
+denoised = dipdefense.denoise(noisy, config=replace(SMALL["denoise"], iterations=250))
+filled = dipdefense.inpaint(clean * known, known, config=replace(SMALL["inpaint"], iterations=250))
 
 for name, before, after in (("noise", noisy, denoised), ("half the pixels", clean * known, filled)):
     print(f"{name:15}  {psnr(before, clean).item():5.2f} dB -> {psnr(after, clean).item():5.2f} dB")
