@@ -128,6 +128,15 @@ def test_success_counts_detection_where_a_threshold_is_given():
     torch.testing.assert_close(wins[0.5], torch.minimum(wins[None], unseen).detach())
 
 
+def test_a_known_draw_alone_says_who_has_won():
+    defended = DefendedClassifier(Linear(), Purifier(TINY), decision=TRUST)
+    x, labels, index = images(), torch.tensor([0, 1, 2]), torch.arange(3)
+    first = objective(defended, labels, seeds=repeat((0,)))(x, index)
+    both = objective(defended, labels, seeds=repeat((0, 1)), known=True)(x, index)
+    torch.testing.assert_close(both.success, first.success)
+    assert not torch.allclose(both.gradient, first.gradient)
+
+
 def test_surrogates_are_what_they_say():
     x, w = images(), torch.randn(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     fitted = Fitted(x, TINY, 0, torch.tensor([[3] * 3, [6] * 3]))

@@ -175,6 +175,7 @@ class Climb:
             gradient=SURROGATES[self.gradient],
             seeds=seeds,
             threshold=self.threshold,
+            known=known is not None,
         )
 
 

@@ -73,6 +73,7 @@ def objective(
     gradient: str | Gradient = "straight_through",
     seeds: Iterator[Sequence[int]],
     threshold: float | None = None,
+    known: bool = False,
 ) -> Objective:
     """The mean over draws of a loss of a defended classifier, and its gradient, for `ascend`.
 
@@ -83,7 +84,8 @@ def objective(
         gradient: how the backward pass goes through the fit.
         seeds: for each call those of its draws: that of a defence which is known, or an attacker's own.
         threshold: of the detection score; None: the attack has won where the mean margin over the draws is above 0,
-            else where the mean score lies below it too.
+            else where the score lies below it too.
+        known: the first draw is the defence itself, and alone says whether the attack has won.
 
     Raises:
         ValueError: an unknown loss.
@@ -109,8 +111,10 @@ def objective(
                 if threshold is not None:
                     unseen = math.log(threshold / (1 - threshold)) - _odds(decision.score(looks))
                     fooled = torch.minimum(fooled, unseen)
-            total, climbed, won = total + slope, climbed + losses.detach(), won + fooled
-        return Rated(climbed / len(draws), total / len(draws), won / len(draws))
+            total, climbed = total + slope, climbed + losses.detach()
+            if not (known and seed != draws[0]):
+                won = won + fooled
+        return Rated(climbed / len(draws), total / len(draws), won / (1 if known else len(draws)))
 
     return rate
 
