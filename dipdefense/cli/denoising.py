@@ -59,11 +59,11 @@ def denoising(
         str,
         typer.Option(
             help="Comma-separated: noisy, gaussian, median, bilateral, non_local_means, wavelet, total_variation, "
-            "bm3d, cbm3d (these also with :estimated, not told sigma), dip, dip_ema, dip_average, dip_blind_stop, "
-            "dip_oracle. bm3d and cbm3d need an extra, free for non-commercial use."
+            "jpeg, bm3d, cbm3d (these also with :estimated, not told sigma), dip, dip_ema, dip_average, "
+            "dip_blind_stop, dip_oracle. bm3d and cbm3d need an extra, free for non-commercial use."
         ),
     ] = (
-        "noisy,gaussian,median,bilateral,non_local_means,wavelet,total_variation,dip,dip_ema,dip_average,"
+        "noisy,gaussian,median,bilateral,non_local_means,wavelet,total_variation,jpeg,dip,dip_ema,dip_average,"
         "dip_blind_stop,dip_oracle"
     ),
     resize: Resize = None,
