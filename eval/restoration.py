@@ -21,7 +21,7 @@ from torch import Tensor
 import dipdefense
 from dipdefense import FitConfig
 from dipdefense.images import read_image, write_image
-from dipdefense.tasks import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL
+from dipdefense.tasks import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
 from eval.records import Record, append_records, configuration_hash, read_records, write_whole
 from eval.restored import FIGURES, score_restored
 from eval.scenes import SCENES, Scene, by_pillow
@@ -30,8 +30,8 @@ from eval.sheet import save_sheet
 __all__ = ["DEFAULT_TASKS", "METHODS", "benchmark_restoration", "summarise_restoration"]
 
 DEFAULT_TASKS = (
-    *("text", "holes", "half", "sparse", "inpaint11", "zebra", "jpeg", "jpeg10", "flash"),
-    *("inversion", "activation"),
+    *("text", "holes", "half", "sparse", "inpaint11", "zebra", "zebra2", "zebra8"),
+    *("jpeg", "jpeg10", "flash", "inversion", "activation"),
 )
 # Weight of total variation for each function: the noise-free tasks want little of it.
 VARIATION = {
@@ -178,7 +178,11 @@ def _numbers(
         return PIXELS
     if method not in ("dip", "tv", "pixels"):
         return None
-    large = PUBLISHED_INPAINTING[scene.published] if scene.function == "inpaint" else PUBLISHED[scene.function]
+    large = PUBLISHED[scene.function]
+    if scene.function == "inpaint":
+        large = PUBLISHED_INPAINTING[scene.published]
+    if scene.function == "super_resolve":
+        large = published_super_resolution(scene.options["factor"])
     chosen = config or (large if published else SMALL[scene.function])
     chosen = chosen if iterations is None else dataclasses.replace(chosen, iterations=iterations)
     return chosen if method == "dip" else dataclasses.replace(PIXELS, iterations=chosen.iterations)

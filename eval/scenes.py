@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from eval.records import digest
 
 __all__ = ["SCENES", "Scene", "by_pillow"]
 
-FACTOR = 4  # of the super-resolution
+FACTOR = 4  # of the super-resolution, where the task does not say another
 QUALITY = 10  # of the JPEG compression
 LAYER, CLASSES = "1.features.7", "1.classifier.1"  # of SqueezeNet: the fourth of its eight fire modules; the logits
 SEEN = (112, 227)  # pixels; largest side of what SqueezeNet is shown, where `size` is given and where it is not
@@ -79,8 +80,9 @@ def _inpaint11(data: Path, size: int | None, seed: int) -> list[Scene]:
     return [_missing("inpaint11", file, size, 0.5, seed) for file in list_images(data / "sets" / "inpaint11")]
 
 
-def _zebra(data: Path, size: int | None, seed: int) -> list[Scene]:
-    return [_reduced("zebra", data / "dip" / "sr" / "zebra_GT.png", size, EVEN)]
+def _zebra(data: Path, size: int | None, seed: int, factor: int = FACTOR) -> list[Scene]:
+    task = "zebra" if factor == FACTOR else f"zebra{factor}"
+    return [_reduced(task, data / "dip" / "sr" / "zebra_GT.png", size, EVEN, factor)]
 
 
 def _set5(data: Path, size: int | None, seed: int) -> list[Scene]:
@@ -147,6 +149,8 @@ SCENES: dict[str, Callable[[Path, int | None, int], list[Scene]]] = {
     "sparse": _sparse,
     "inpaint11": _inpaint11,
     "zebra": _zebra,
+    "zebra2": partial(_zebra, factor=2),
+    "zebra8": partial(_zebra, factor=8),
     "set5": _set5,
     "set14": _set14,
     "jpeg": _jpeg,
@@ -202,13 +206,13 @@ def _missing(task: str, file: Path, size: int | None, share: float, seed: int) -
     return Scene(task, file.stem, "inpaint", (image, (drawn >= share).float()), image, published=published)
 
 
-def _reduced(task: str, file: Path, size: int | None, multiple: int) -> Scene:
+def _reduced(task: str, file: Path, size: int | None, multiple: int, factor: int = FACTOR) -> Scene:
     """The Lanczos reduction of a reference that is cut to multiples, by Pillow as the published figures have it."""
     image = read_image(file)
     sides = [side // multiple * multiple for side in image.shape[1:]]
-    reference = TF.center_crop(image, sides) if size is None else _sized(image, size // FACTOR * FACTOR)
-    small = by_pillow(reference, [side // FACTOR for side in reference.shape[1:]], Image.Resampling.LANCZOS)
-    return Scene(task, file.stem, "super_resolve", (small,), reference, {"factor": FACTOR})
+    reference = TF.center_crop(image, sides) if size is None else _sized(image, size // factor * factor)
+    small = by_pillow(reference, [side // factor for side in reference.shape[1:]], Image.Resampling.LANCZOS)
+    return Scene(task, file.stem, "super_resolve", (small,), reference, {"factor": factor})
 
 
 def _sized(image: Tensor, size: int | None) -> Tensor:

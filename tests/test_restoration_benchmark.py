@@ -14,6 +14,7 @@ import eval.restoration as benchmark
 import eval.restored
 from dipdefense import FitConfig
 from dipdefense.images import read_image
+from dipdefense.tasks import published_super_resolution
 from eval.restoration import benchmark_restoration, summarise_restoration
 from eval.restored import score_restored
 from eval.scenes import SCENES, Scene
@@ -185,6 +186,8 @@ def test_published_numbers_reach_the_fit(tmp_path, scenes, monkeypatch):
     benchmark_restoration(tmp_path, **options, out=tmp_path / "b")
     assert [numbers.architecture_options["channels"] for numbers in seen[:2]] == [[128] * 5] * 2
     assert [numbers.iterations for numbers in seen[:2]] == [7, 7]
+    large = dataclasses.replace(scenes["zebra"], options={"factor": 8})
+    assert benchmark._numbers(large, "dip", None, True, None) == published_super_resolution(8)
     assert [max(numbers.architecture_options["channels"]) for numbers in seen[2:]] == [64, 64]
 
 
@@ -237,6 +240,8 @@ def test_scenes_are_what_they_say(data):
     assert SCENES["inversion"](data, 128, 0)[0].reference.shape == (3, 112, 112)
     (compressed,) = SCENES["jpeg10"](data, 64, 0)
     assert 20 < score_restored(compressed.inputs[0], compressed)["psnr"] < 32
+    for task, side in (("zebra2", 32), ("zebra", 16), ("zebra8", 8)):
+        assert SCENES[task](data, 64, 0)[0].inputs[0].shape == (3, side, side)
     (sparse,) = SCENES["sparse"](data, None, 0)
     assert sparse.inputs[1].mean().item() == pytest.approx(0.02, abs=0.002)
     one, other = (SCENES["half"](data, 64, seed)[0].inputs[1] for seed in (0, 1))

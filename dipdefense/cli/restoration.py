@@ -16,10 +16,10 @@ def restoration(
     tasks: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: text, holes, half, sparse, inpaint11, zebra, set5, set14, jpeg, jpeg10, flash, "
-            "inversion, activation."
+            help="Comma-separated: text, holes, half, sparse, inpaint11, zebra, zebra2, zebra8, set5, set14, "
+            "jpeg, jpeg10, flash, inversion, activation."
         ),
-    ] = "text,holes,half,sparse,inpaint11,zebra,jpeg,jpeg10,flash,inversion,activation",
+    ] = "text,holes,half,sparse,inpaint11,zebra,zebra2,zebra8,jpeg,jpeg10,flash,inversion,activation",
     methods: Annotated[
         str, typer.Option(help="Comma-separated: dip, tv, pixels (no prior), library.")
     ] = "dip,tv,pixels,library",
@@ -52,4 +52,4 @@ def restoration(
             progress=progress,
         )
     print_frame(table)
-    typer.echo(f"table, records and contact sheet: {out}")
+    typer.echo(f"results are clipped to [0, 1] before they are scored; table, records and contact sheet: {out}")
