@@ -1,9 +1,11 @@
 """What a classifier's layer sees: natural pre-images of features, and images that excite one channel most.
 
-The same fit as any restoration, with a layer of the classifier as the operator A.
+The same fit as any restoration, with a layer of the classifier as the operator A. It is shown what is returned: plain
+pixels, which can leave [0, 1], are clipped before.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,13 @@ from dipdefense.config import FitConfig
 from dipdefense.fit import Progress, fit
 from dipdefense.images import check_images
 from dipdefense.operators import feature_extractor
+from dipdefense.problem import check_shape
 from dipdefense.tasks import SMALL
 from dipdefense.total_variation import weighted_total_variation
 
 __all__ = ["invert_features", "maximise_activation"]
+
+NEVER = 300.0  # dB; an activation has no zero from which a jump of the loss could be told
 
 
 def invert_features(
@@ -77,7 +82,7 @@ def invert_features(
             _as_images(features),
             config or SMALL["invert_features"],
             seed=seed,
-            degrade=lambda images, index: _as_images(extract(images)),
+            degrade=lambda images, index: _as_images(extract(images.clamp(0, 1))),
             loss=loss,
             prior=prior,
             shape=shape,
@@ -111,12 +116,13 @@ def maximise_activation(
         (1, C, H, W) in [0, 1].
 
     Raises:
-        TypeError, ValueError: an unknown layer, a channel that it does not have, a negative `tv`; what `fit` and
-            `feature_extractor` raise.
+        TypeError, ValueError: an unknown layer, a channel that it does not have, a shape that no image has, a negative
+            `tv`; what `fit` and `feature_extractor` raise.
 
     Source: Erhan et al. (2009); Ulyanov et al. (2018), section 3.5.
     """
     prior = weighted_total_variation(tv)
+    check_shape(shape)
     like = next(classifier.parameters(), torch.zeros(1))
     nothing = torch.zeros(1, 1, 1, 1, dtype=like.dtype, device=like.device)
     with feature_extractor(classifier, layer) as extract, torch.inference_mode(False):
@@ -126,11 +132,11 @@ def maximise_activation(
             raise ValueError(f"channel must be one of the {K} of layer {layer!r}, 0 to {K - 1}, got {channel!r}")
 
         def activation(images: Tensor, index: Tensor) -> Tensor:
-            return extract(images)[:, channel].reshape(len(images), -1).mean(1).view(-1, 1, 1, 1)
+            return extract(images.clamp(0, 1))[:, channel].reshape(len(images), -1).mean(1).view(-1, 1, 1, 1)
 
         result = fit(
             nothing,
-            config or SMALL["maximise_activation"],
+            replace(config or SMALL["maximise_activation"], rollback_db=NEVER),
             seed=seed,
             degrade=activation,
             loss=lambda output, observed, index: -output.flatten(1).mean(1),

@@ -20,7 +20,7 @@ from dipdefense.inputs import INPUTS
 from dipdefense.layers import Conv
 from dipdefense.losses import LOSSES, SCALE_BLIND, Loss, least_squares_gain
 
-__all__ = ["Degrade", "Prior", "Problem", "canvas", "per_row", "pose"]
+__all__ = ["Degrade", "Prior", "Problem", "canvas", "check_shape", "per_row", "pose"]
 
 DRAWING = threading.Lock()  # the global generator is every thread's
 Degrade = Callable[[Tensor, Tensor], Tensor]  # (images (B, C, H, W), index (B,)) -> observed-like (B, ...)
@@ -190,9 +190,14 @@ def _checked_shape(shape: tuple[int, int, int] | None, observed: Tensor) -> tupl
     if shape is None:
         C, H, W = observed.shape[1:]
         return C, H, W
+    check_shape(shape)
+    return shape
+
+
+def check_shape(shape: tuple[int, int, int]) -> None:
+    """Raise unless a shape is one that an image can have."""
     if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
         raise ValueError(f"shape must be three positive integers (C, H, W), got {shape}")
-    return shape
 
 
 def _check_z(

@@ -10,6 +10,7 @@ The reference is for scores alone. Only `dip_oracle`, which is named so, chooses
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from eval.clock import clock
 from eval.denoised import SHOWN, keep_picture
 from eval.denoisers import DENOISERS, estimated_sigma
 from eval.metrics import psnr, ssim
-from eval.noise import gaussian, generator_of
+from eval.noise import NOISES, generator_of
 from eval.records import Record, append_records, configuration_hash, digest, read_records
 from eval.scores import write_scores
 
@@ -63,6 +64,8 @@ def benchmark_denoising(
     config: FitConfig,
     *,
     sigma: float | None = None,
+    noise: str = "gaussian",
+    level: float | None = None,
     noisy: Sequence[Tensor] | None = None,
     clip: bool = False,
     seeds: int = 1,
@@ -75,7 +78,7 @@ def benchmark_denoising(
 ) -> pd.DataFrame:
     """Denoise all images by all methods, and score them against their references.
 
-    Noise is Gaussian, a function of the seed and the image's name, and the same for every method. Estimates are
+    Noise is a function of the seed and the image's name, and the same for every method. Estimates are
     clipped to [0, 1] before they are scored; `psnr_unclipped` is the PSNR without it. Methods are keys of
     `DENOISERS`, told sigma, or with `:estimated` an estimate of it, as they all are where it is not known; and, which
     never know it, `dip` (last output), `dip_ema` (its moving average), `dip_average` (mean of that of several runs),
@@ -86,9 +89,12 @@ def benchmark_denoising(
         references: (name, (1 or 3, H, W) in [0, 1]), sides of at least 16; no name twice.
         methods: as above, none twice.
         config: numbers of the fits; its own rule must be `fixed`.
-        sigma: standard deviation of the noise that is added, in [0, 1] units; or, with `noisy`, of its noise if known.
+        sigma: standard deviation of the Gaussian noise that is added, in [0, 1] units; of other noise, or of that of
+            `noisy`, what the filters are told, if it is known.
+        noise: a key of `eval.noise.NOISES`.
+        level: its strength, where it is not Gaussian.
         noisy: real noisy images, one for each reference; none is added to them.
-        clip: clip the noisy images to [0, 1], too, before anything sees them.
+        clip: clip the noisy images to [0, 1], too, before anything sees them; noise that is not Gaussian always is.
         seeds: noise and fits are repeated with the seeds 0, 1, ...
         runs: fits that `dip_average` averages; seed s has the fits of seeds s * runs to s * runs + runs - 1, and the
             first of them gives the other candidates.
@@ -102,21 +108,24 @@ def benchmark_denoising(
         The table of `eval.scores.summarise_scores`, also in `out`.
 
     Raises:
-        ValueError: no image, an image of a wrong shape or range, a sigma outside (0, 1], an unknown method, neither
-            sigma nor noisy images, or numbers below 1.
+        ValueError: no image, an image of a wrong shape or range, a sigma outside (0, 1], an unknown method or noise, a
+            level that it does not have, neither sigma nor level nor noisy images, or numbers below 1.
         ImportError: a method's package is not installed.
         OSError: the folder cannot be written.
     """
-    _check(references, methods, config, sigma, noisy, clip, {"seeds": seeds, "runs": runs, "batch_size": batch_size})
+    _check_noise(sigma, noise, level, noisy, clip)
+    _check(references, methods, config, sigma, noisy, {"seeds": seeds, "runs": runs, "batch_size": batch_size})
     labels = [_label(method, sigma) for method in methods]
     heads = {label: _head(label, sigma, config, runs, device) for label in labels}
     run = Path(out)
     (run / "pictures").mkdir(parents=True, exist_ok=True)
     found = {_place(record): record for record in read_records(run / "records.jsonl")}
     records: list[Record] = []
+    own: Record = {"level": sigma, "clip": clip} if noise == "gaussian" else {"level": level}
+    add = partial(NOISES[noise], **own)
     total, shown = len(references) * len(labels) * seeds, [name for name, _ in references[:SHOWN]]
     for seed in range(seeds):
-        scenes = _scenes(references, sigma, noisy, clip, seed)
+        scenes = _scenes(references, add, noisy, seed)
         places = {
             (scene.name, label): heads[label] | {"image": scene.name, "pixels": scene.pixels, "seed": seed}
             for scene in scenes
@@ -136,26 +145,22 @@ def benchmark_denoising(
             if progress is not None and new:
                 progress(len(records), total)
     against = baseline if baseline in labels else labels[0]
-    numbers = {"sigma": sigma, "clip": clip, "seeds": seeds, "runs": runs, "fit": dataclasses.asdict(config)}
+    numbers: Record = {"sigma": sigma, "level": level, "clip": clip, "seeds": seeds, "runs": runs}
+    numbers |= {"noisy": noise if noisy is None else "real", "fit": dataclasses.asdict(config)}
     order = {name: i for i, (name, _) in enumerate(references)}
     records.sort(key=lambda record: (record["seed"], order[record["image"]]))
-    return write_scores(run, records, against, numbers | {"noisy": "real" if noisy is not None else "Gaussian"})
+    return write_scores(run, records, against, numbers)
 
 
 def _scenes(
-    references: Sequence[tuple[str, Tensor]],
-    sigma: float | None,
-    noisy: Sequence[Tensor] | None,
-    clip: bool,
-    seed: int,
+    references: Sequence[tuple[str, Tensor]], add: Callable[..., Tensor], noisy: Sequence[Tensor] | None, seed: int
 ) -> list[_Scene]:
     scenes = []
     for i, (name, reference) in enumerate(references):
         if noisy is not None:
             shot = noisy[i]
         else:
-            assert sigma is not None
-            shot = gaussian(reference[None], sigma, generator=generator_of(seed, name, "denoising"), clip=clip)[0]
+            shot = add(reference[None], generator=generator_of(seed, name, "denoising"))[0]
         scenes.append(_Scene(name, shot, reference, digest(torch.stack([shot, reference]))))
     return scenes
 
@@ -257,13 +262,35 @@ def _place(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(record[name]) for name in ("config", "method", "image", "pixels", "seed"))
 
 
+def _check_noise(
+    sigma: float | None, noise: str, level: float | None, noisy: Sequence[Tensor] | None, clip: bool
+) -> None:
+    """Refuse noise of no strength, of two, or beside noisy images."""
+    if noise not in NOISES:
+        raise ValueError(f"noise must be one of {', '.join(NOISES)}, got {noise!r}")
+    if sigma is not None and not 0 < sigma <= 1:
+        raise ValueError(f"sigma must lie in (0, 1], images being in [0, 1], got {sigma}: write 25 / 255")
+    if noisy is not None:
+        if noise != "gaussian" or level is not None:
+            raise ValueError(f"noise and level must be left out where noisy images are given, got {noise!r}, {level}")
+        if clip:
+            raise ValueError("clip must be False where noisy images are given, got True: they are in [0, 1]")
+    elif noise != "gaussian":
+        if level is None:
+            raise ValueError(f"level must be given for the noise {noise!r}, got None")
+        NOISES[noise](torch.zeros(1, 1, 1, 1), level, generator=torch.Generator())  # refuses what it cannot take
+    elif level is not None:
+        raise ValueError(f"level must be left out for Gaussian noise, got {level}: give sigma")
+    elif sigma is None:
+        raise ValueError("sigma must be given where noise is to be added, got None: give it, or noisy images")
+
+
 def _check(
     references: Sequence[tuple[str, Tensor]],
     methods: Sequence[str],
     config: FitConfig,
     sigma: float | None,
     noisy: Sequence[Tensor] | None,
-    clip: bool,
     counts: Mapping[str, int],
 ) -> None:
     """Refuse, before anything is computed, what would fail or mislead later."""
@@ -274,10 +301,6 @@ def _check(
         raise ValueError(f"methods must be {wanted}, got {unknown[0] if unknown else 'none'}")
     if len({_label(method, sigma) for method in methods}) < len(methods):
         raise ValueError(f"methods must differ from each other, got {', '.join(methods)}")
-    if sigma is None and noisy is None:
-        raise ValueError("sigma must be given where noise is to be added, got None: give it, or noisy images")
-    if sigma is not None and not 0 < sigma <= 1:
-        raise ValueError(f"sigma must lie in (0, 1], images being in [0, 1], got {sigma}: write 25 / 255")
     if not references or len({name for name, _ in references}) < len(references):
         raise ValueError(f"references must be at least one, with different names, got {len(references)}")
     for name, image in references:
@@ -287,8 +310,6 @@ def _check(
         if image.shape[0] != 3 and any(method.startswith("cbm3d") for method in methods):
             raise ValueError(f"{name}: cbm3d must be given RGB images, got {image.shape[0]} channel: use bm3d")
     if noisy is not None:
-        if clip:
-            raise ValueError("clip must be False where noisy images are given, got True: they are in [0, 1]")
         if [image.shape for image in noisy] != [image.shape for _, image in references]:
             raise ValueError(f"noisy must be one image for each of {len(references)} references, of its shape")
         for image, (name, _) in zip(noisy, references, strict=True):

@@ -21,18 +21,27 @@ from torch import Tensor
 import dipdefense
 from dipdefense import FitConfig
 from dipdefense.images import read_image, write_image
-from dipdefense.tasks import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL
-from eval.metrics import psnr, ssim
+from dipdefense.tasks import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
 from eval.records import Record, append_records, configuration_hash, read_records, write_whole
+from eval.restored import FIGURES, score_restored
 from eval.scenes import SCENES, Scene, by_pillow
 from eval.sheet import save_sheet
 
 __all__ = ["DEFAULT_TASKS", "METHODS", "benchmark_restoration", "summarise_restoration"]
 
-DEFAULT_TASKS = ("text", "holes", "half", "sparse", "inpaint11", "zebra", "jpeg", "flash")
+DEFAULT_TASKS = (
+    *("text", "holes", "half", "sparse", "inpaint11", "zebra", "zebra2", "zebra8"),
+    *("jpeg", "jpeg10", "flash", "inversion", "activation"),
+)
 # Weight of total variation for each function: the noise-free tasks want little of it.
-VARIATION = {"inpaint": 0.01, "super_resolve": 0.003, "remove_jpeg_artifacts": 0.02, "flash_no_flash": 0.1}
-Y = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # luma of ITU-R BT.601 in [16, 235] / 255, less its offset
+VARIATION = {
+    "inpaint": 0.01,
+    "super_resolve": 0.003,
+    "remove_jpeg_artifacts": 0.05,
+    "flash_no_flash": 0.1,
+    "invert_features": 1.0,
+    "maximise_activation": 1e4,  # an activation has no bound
+}
 
 
 def _biharmonic(scene: Scene) -> Tensor:
@@ -58,10 +67,12 @@ LIBRARY: dict[str, dict[str, Callable[[Scene], Tensor]]] = {
         "bicubic": lambda scene: _enlarged(scene, Image.Resampling.BICUBIC),
         "nearest": lambda scene: _enlarged(scene, Image.Resampling.NEAREST),
     },
-    "remove_jpeg_artifacts": {},
+    "remove_jpeg_artifacts": {"input": lambda scene: scene.inputs[0]},
     "flash_no_flash": {},
+    "invert_features": {},
+    "maximise_activation": {},
 }
-METHODS = ("dip", "tv", "library")
+METHODS = ("dip", "tv", "pixels", "library")
 
 
 def benchmark_restoration(
@@ -81,9 +92,10 @@ def benchmark_restoration(
     """Restore damaged images by every method and compare with the reference, which no method sees.
 
     Args:
-        data: folder with `dip` and `sets`.
+        data: folder with `dip`, `sets` and `weights`.
         tasks: keys of `SCENES`.
-        methods: among `METHODS`: `dip`; `tv`, total variation over plain pixels; `library`, the methods of `LIBRARY`.
+        methods: among `METHODS`: `dip`; `tv`, total variation over plain pixels; `pixels`, plain pixels without any
+            prior, for the tasks that look at a classifier; `library`, the methods of `LIBRARY`.
         size: side of the images in pixels; None for their own.
         config: numbers of all fits; None for those of each task.
         published: take the published numbers of each task, not the small ones.
@@ -108,11 +120,13 @@ def benchmark_restoration(
         raise ValueError(f"size must be at least 16 pixels, got {size}")
     if config is not None and published:
         raise ValueError("config and published must not be given together: each names the numbers of the fits")
+    scenes = [scene for task in tasks for scene in SCENES[task](Path(data), size, seed)]
+    jobs = [(scene, method) for scene in scenes for method in _methods(scene, methods)]
+    if not jobs:
+        raise ValueError(f"methods must be such that one restores {', '.join(tasks)}, got {', '.join(methods)}")
     run = Path(out)
     (run / "images").mkdir(parents=True, exist_ok=True)
-    scenes = [scene for task in tasks for scene in SCENES[task](Path(data), size, seed)]
     found = {record["key"]: record for record in read_records(run / "records.jsonl")}
-    jobs = [(scene, method) for scene in scenes for method in _methods(scene, methods)]
     records = []
     for done, (scene, method) in enumerate(jobs):
         numbers = _numbers(scene, method, config, published, iterations)
@@ -120,7 +134,7 @@ def benchmark_restoration(
         if head["key"] not in found or not (run / head["file"]).exists():
             start = time.perf_counter()
             restored = _restore(scene, method, numbers, seed, device)
-            score = _score(restored, scene) | {"seconds": time.perf_counter() - start}
+            score = score_restored(restored, scene) | {"seconds": time.perf_counter() - start}
             write_image(restored, run / head["file"])
             found[head["key"]] = head | score
             append_records(run / "records.jsonl", [found[head["key"]]])
@@ -137,12 +151,11 @@ def benchmark_restoration(
 def summarise_restoration(records: Sequence[Record]) -> pd.DataFrame:
     """One row per task and method: the mean over its images.
 
-    Columns: `task, method, n, psnr` (dB, over the unknown pixels alone for inpainting), `psnr_min`, `psnr_y`
-    (super-resolution: luma, borders of `factor` pixels cut off), `ssim` (all pixels), `seconds` an image, `iterations`,
-    `seed`. Empty where there is no reference, or the column does not apply.
+    Columns: `task, method, n, psnr, psnr_min`, `psnr_y, ssim, features, activation` (`score_restored`), `iterations`,
+    `seconds` an image, `seed`. Empty where there is no reference, or the column does not apply.
     """
     frame = pd.DataFrame(list(records))
-    figures = ["psnr", "psnr_y", "ssim", "iterations"]
+    figures = [*FIGURES, "iterations"]
     frame[figures] = frame[figures].astype(float)
     groups = frame.groupby(["task", "method"], sort=False)
     table = groups[[*figures, "seconds", "seed"]].mean()
@@ -152,21 +165,27 @@ def summarise_restoration(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _methods(scene: Scene, methods: Sequence[str]) -> list[str]:
-    library = list(LIBRARY[scene.function])
-    return [name for method in methods for name in (library if method == "library" else [method])]
+    """The names in the table: `pixels` stands where nothing is observed but a classifier's features."""
+    names = {"library": list(LIBRARY[scene.function]), "pixels": ["pixels"] if scene.classifier else []}
+    return [name for method in methods for name in names.get(method, [method])]
 
 
 def _numbers(
     scene: Scene, method: str, config: FitConfig | None, published: bool, iterations: int | None
 ) -> FitConfig | None:
-    """Numbers of the fit; None for a method that does not fit."""
-    if method == "tv":
+    """Numbers of the fit; None for a method that does not fit. Before a classifier all take the same steps."""
+    if method == "tv" and scene.classifier is None:
         return PIXELS
-    if method != "dip":
+    if method not in ("dip", "tv", "pixels"):
         return None
-    large = PUBLISHED_INPAINTING[scene.published] if scene.function == "inpaint" else PUBLISHED[scene.function]
+    large = PUBLISHED[scene.function]
+    if scene.function == "inpaint":
+        large = PUBLISHED_INPAINTING[scene.published]
+    if scene.function == "super_resolve":
+        large = published_super_resolution(scene.options["factor"])
     chosen = config or (large if published else SMALL[scene.function])
-    return chosen if iterations is None else dataclasses.replace(chosen, iterations=iterations)
+    chosen = chosen if iterations is None else dataclasses.replace(chosen, iterations=iterations)
+    return chosen if method == "dip" else dataclasses.replace(PIXELS, iterations=chosen.iterations)
 
 
 def _head(
@@ -182,7 +201,8 @@ def _head(
         "config": None if numbers is None else dataclasses.asdict(numbers),
         "tv": VARIATION[scene.function] if method == "tv" else 0.0,
         "device": torch.device(device).type,
-        "torch": version("torch"),
+        "versions": {name: version(name) for name in ("dipdefense", "torch", "scikit-image", "pillow")},
+        "contents": configuration_hash(scene.contents()),
     }
     key = configuration_hash(configuration)
     return configuration | {
@@ -196,50 +216,41 @@ def _restore(scene: Scene, method: str, numbers: FitConfig | None, seed: int, de
     """(C, H, W) in [0, 1], on the CPU."""
     if numbers is None:
         return LIBRARY[scene.function][method](scene)
-    inputs = [image[None].to(device) for image in scene.inputs]
+    inputs: list[Any] = [image[None].to(device) for image in scene.inputs]
+    if scene.classifier is not None:
+        inputs = [scene.classifier.to(device), scene.layer, *inputs]
     restore = getattr(dipdefense, scene.function)
     weight = VARIATION[scene.function] if method == "tv" else 0.0
     restored: Tensor = restore(*inputs, **scene.options, config=numbers, seed=seed, tv=weight)
     return restored[0].cpu()
 
 
-def _score(restored: Tensor, scene: Scene) -> Record:
-    """Restored images are in [0, 1] by now."""
-    if scene.reference is None:
-        return {"psnr": None, "psnr_y": None, "ssim": None}
-    ours, reference = restored[None], scene.reference[None]
-    similarity = ssim(ours, reference).item()
-    if scene.function == "inpaint":
-        unknown = (scene.inputs[1] == 0).expand_as(restored)
-        error = (restored - scene.reference)[unknown].square().mean()
-        return {"psnr": -10 * error.log10().item(), "psnr_y": None, "ssim": similarity}
-    border = scene.options["factor"]
-    luma = [_luma(image)[..., border:-border, border:-border] for image in (ours, reference)]
-    return {"psnr": psnr(ours, reference).item(), "psnr_y": psnr(*luma).item(), "ssim": similarity}
-
-
-def _luma(images: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, 1, H, W), less its offset; grey is its own luma."""
-    if images.shape[1] == 1:
-        return images
-    return (images * torch.tensor(Y).view(1, 3, 1, 1)).sum(1, keepdim=True)
-
-
 def _draw(run: Path, scenes: Sequence[Scene], records: Sequence[Record]) -> None:
     """The contact sheet: a row an image, with what was given, every method, and the reference."""
     rows = []
     for scene in scenes:
-        given = scene.inputs[-1]
-        if scene.function == "inpaint":
-            given = torch.where(scene.inputs[1] > 0, scene.inputs[0], 0.5)
-        row = [(f"{scene.task}: {scene.image}", given)]
-        if scene.function == "flash_no_flash":
-            row.append(("flash", scene.inputs[0]))
+        row = _given(scene)
+        name = "" if row else f"{scene.image}, "
         for record in records:
-            if (record["task"], record["image"]) == (scene.task, scene.image):
-                quality = "" if record["psnr"] is None else f" {record['psnr']:.2f} dB"
-                row.append((record["method"] + quality, read_image(run / record["file"])))
+            if (record["task"], record["image"]) == (scene.task, scene.image) and record["method"] != "input":
+                row.append((f"{name}{record['method']}{_quality(record)}", read_image(run / record["file"])))
         if scene.reference is not None:
             row.append(("reference", scene.reference))
         rows.append(row)
     save_sheet(run / "sheet.png", rows)
+
+
+def _given(scene: Scene) -> list[tuple[str, Tensor]]:
+    """What is shown of the input, under captions; nothing where there is none."""
+    title = f"{scene.task}: {scene.image}"
+    if scene.function == "inpaint":
+        return [(title, torch.where(scene.inputs[1] > 0, scene.inputs[0], 0.5))]
+    if scene.function == "flash_no_flash":
+        return [(title, scene.inputs[1]), ("flash", scene.inputs[0])]
+    return [(title, image) for image in scene.inputs]
+
+
+def _quality(record: Record) -> str:
+    if record["activation"] is not None:
+        return f" {record['activation']:.1f}"
+    return "" if record["psnr"] is None else f" {record['psnr']:.2f} dB"

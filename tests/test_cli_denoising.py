@@ -48,6 +48,9 @@ def test_denoising(folder, tmp_path):
     assert summary[["method", "n", "seeds"]].values.tolist() == [[m, 2, 2] for m in ("noisy", "median", "dip_ema")]
     real = run(*command, "--noisy", folder, "--reference", folder, "--out", tmp_path / "real")
     assert "median:estimated" in real
+    other = run(*command, "--data", folder, "--noise", "shot", "--level", 20, "--out", tmp_path / "shot")
+    assert "median:estimated" in other
+    refused("level must be given for the noise 'shot'", *command, "--data", folder, "--noise", "shot")
     refused("data must be given, or else noisy and reference together", *command)
     refused("data must be given, or else noisy and reference together", *command, "--noisy", folder)
     refused("data must be given, or else noisy", *added, "--noisy", folder, "--reference", folder)

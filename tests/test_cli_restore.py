@@ -41,18 +41,21 @@ def refused(message: str, *arguments: object) -> None:
 
 
 def arguments(folder, command: str) -> list[object]:
-    image = folder / "image.png"
+    image, net = folder / "image.png", f"{folder / 'net.py'}:build"
     return {
         "denoise": ["denoise", image],
         "inpaint": ["inpaint", image, folder / "mask.png"],
         "super-resolve": ["super-resolve", image, "--factor", 2],
         "remove-jpeg": ["remove-jpeg", image],
         "flash": ["flash", folder / "flash.png", image],
-        "invert-features": ["invert-features", image, "--layer", "0", "--classifier", f"{folder / 'net.py'}:build"],
+        "invert-features": ["invert-features", image, "--layer", "0", "--classifier", net],
+        "maximise-activation": [
+            *("maximise-activation", "--layer", "0", "--channel", 2, "--size", 20, "--classifier", net)
+        ],
     }[command]
 
 
-COMMANDS = ("denoise", "inpaint", "super-resolve", "remove-jpeg", "flash", "invert-features")
+COMMANDS = ("denoise", "inpaint", "super-resolve", "remove-jpeg", "flash", "invert-features", "maximise-activation")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -63,7 +66,8 @@ def test_a_file_becomes_a_file(folder, command):
         result = dipdefense(*arguments(folder, command), folder / f"{i}.png", *options)
         assert (result.exit_code, result.output) == (0, "")
         results.append(read_image(folder / f"{i}.png"))
-    assert results[0].shape == ((3, 40, 48) if command == "super-resolve" else (3, 20, 24))
+    shapes = {"super-resolve": (3, 40, 48), "maximise-activation": (3, 20, 20)}
+    assert results[0].shape == shapes.get(command, (3, 20, 24))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
     assert results[3].std() < results[0].std()  # three steps of Adam away from grey
@@ -115,6 +119,10 @@ def test_what_cannot_be_restored_is_refused_in_one_line(folder):
     refused("the suffix must be one of", "denoise", image, folder / "o.xyz", *config)
     invert = arguments(folder, "invert-features")
     refused("layer must be one of 0, 1, got 'conv5'", *invert, out, "--layer", "conv5", *config)
+    excite = arguments(folder, "maximise-activation")
+    refused("layer must be one of 0, 1, got 'conv5'", *excite, out, "--layer", "conv5", *config)
+    refused("channel must be one of the 4 of layer '0', 0 to 3, got 4", *excite, out, "--channel", 4, *config)
+    refused("shape must be three positive integers (C, H, W), got (3, 0, 0)", *excite, out, "--size", 0, *config)
     assert not out.exists()
 
 

@@ -1,14 +1,16 @@
 """Classical denoisers: closed forms, independent implementations, and what holds for all of them."""
 
+import io
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 from skimage import data as skimage_data
 from skimage import restoration
 
-from eval.denoisers import DENOISERS, bilateral, bm3d, cbm3d, estimated_sigma, gaussian, median, wavelet
+from eval.denoisers import DENOISERS, bilateral, bm3d, cbm3d, estimated_sigma, gaussian, jpeg, median, wavelet
 
 SIGMA = 25 / 255
 QUICK = [name for name in DENOISERS if "bm3d" not in name]
@@ -33,7 +35,8 @@ def test_every_one_denoises_and_keeps_its_input(name, channels):
     assert filtered.shape == noisy.shape
     assert np.array_equal(noisy, before)
     if name != "noisy":
-        assert np.square(filtered - photo(channels)).mean() < 0.5 * np.square(noisy - photo(channels)).mean()
+        share = 0.75 if name == "jpeg" else 0.5
+        assert np.square(filtered - photo(channels)).mean() < share * np.square(noisy - photo(channels)).mean()
 
 
 def test_gaussian_and_median_are_those_of_scipy():
@@ -67,6 +70,31 @@ def test_wavelets_of_a_grey_photograph_stored_as_rgb_stay_grey():
     grey = np.repeat(shot(1), 3, -1)
     filtered = wavelet(grey, SIGMA)
     assert filtered[..., 0] == pytest.approx(filtered[..., 2], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("level", [0.0, 0.2])
+def test_a_single_colour_has_no_noise_and_stays(name, level):
+    """The estimate is what filters are told where sigma is not known."""
+    flat = np.full((16, 20, 3), level)
+    assert estimated_sigma(flat) == pytest.approx(0, abs=1e-9)
+    for sigma in (estimated_sigma(flat), 0.0):
+        assert DENOISERS[name](flat, sigma) == pytest.approx(flat, abs=1e-6)
+
+
+def test_the_mean_of_estimates_is_over_all_channels():
+    noisy = shot()
+    noisy[..., 0] = 0
+    alone = [estimated_sigma(noisy[..., [c]]) for c in (1, 2)]
+    assert estimated_sigma(noisy) == pytest.approx(sum(alone) / 3)
+
+
+@pytest.mark.parametrize(("sigma", "quality"), [(10 / 255, 69), (25 / 255, 20), (50 / 255, 8), (1e-4, 95), (1.0, 1)])
+def test_jpeg_is_that_of_pillow(sigma, quality):
+    pixels = (shot().clip(0, 1) * 255).round().astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    assert jpeg(shot(), sigma) * 255 == pytest.approx(np.asarray(Image.open(file)), abs=1e-3)
 
 
 @pytest.mark.slow

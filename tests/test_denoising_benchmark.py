@@ -16,6 +16,7 @@ from eval.candidates import CANDIDATES, fit_candidates
 from eval.denoisers import DENOISERS, estimated_sigma
 from eval.denoising import METHODS
 from eval.metrics import psnr
+from eval.noise import NOISES, gaussian, generator_of
 from eval.scores import paired_scores, score_table, summarise_scores
 
 QUICK = FitConfig(
@@ -122,7 +123,8 @@ def test_the_average_of_runs(tmp_path):
     benchmark_denoising(images(1), ["dip_average"], QUICK, sigma=SIGMA, seeds=2, runs=3, out=tmp_path)
     benchmark_denoising(images(1), ["noisy"], QUICK, sigma=SIGMA, seeds=2, out=tmp_path)
     made = records(tmp_path).set_index(["method", "seed"])
-    noisy = eval.denoising._scenes(images(1), SIGMA, None, False, 1)[0].noisy[None]
+    generator = generator_of(1, "0.png", "denoising")
+    noisy = gaussian(images(1)[0][1][None], SIGMA, generator=generator, clip=False)
     mean = torch.stack([fit(noisy, QUICK, seed=seed).reconstruction for seed in (3, 4, 5)]).mean(0)
     expected = psnr(mean, images(1)[0][1][None]).item()
     assert made.loc[("dip_average", 1), "psnr"] == pytest.approx(expected, abs=1e-3)
@@ -153,7 +155,7 @@ def test_a_run_goes_on_where_it_was_and_adds_methods(tmp_path, monkeypatch):
     assert len(records(tmp_path)) == 15
     result = json.loads((tmp_path / "results.json").read_text())
     assert result["numbers"] == {
-        **{"sigma": 0.2, "clip": False, "noisy": "Gaussian", "seeds": 1, "runs": 1},
+        **{"sigma": 0.2, "level": None, "clip": False, "noisy": "gaussian", "seeds": 1, "runs": 1},
         "fit": dataclasses.asdict(QUICK),
     }
     assert [row["image"] for row in result["scores"]] == ["0.png", "1.png", "2.png", "mean"]
@@ -180,6 +182,24 @@ def test_real_pairs_of_several_sizes_and_kinds(tmp_path, spied):
     told = benchmark_denoising(pairs, ["median", "median:estimated"], QUICK, noisy=shots, sigma=0.1, out=tmp_path)
     assert told["method"].tolist() == ["median", "median:estimated"]
     assert spied["median"][-1][1] == 0.1
+
+
+@pytest.mark.parametrize(("noise", "level"), [("impulse", 0.2), ("shot", 20.0), ("speckle", 0.3)])
+def test_other_noise_is_that_of_its_name_and_nobody_is_told_a_sigma(tmp_path, spied, noise, level):
+    options = {"noise": noise, "level": level, "out": tmp_path, "runs": 1}
+    table = benchmark_denoising(images(1), ["noisy", "median", "dip"], QUICK, **options)
+    assert table["method"].tolist() == ["noisy", "median:estimated", "dip"]
+    (name, clean), given = images(1)[0], spied["noisy"][0][0]
+    expected = NOISES[noise](clean[None], level, generator=generator_of(0, name, "denoising"))[0]
+    assert np.array_equal(given, expected.permute(1, 2, 0).double().numpy())
+    assert spied["median"][0][1] == estimated_sigma(given)
+    result = json.loads((tmp_path / "results.json").read_text())
+    assert (result["numbers"]["noisy"], result["numbers"]["level"]) == (noise, level)
+    told = benchmark_denoising(images(1), ["median"], QUICK, sigma=0.1, **options)
+    assert told["method"].tolist() == ["median"]
+    assert spied["median"][-1][1] == 0.1
+    benchmark_denoising(images(1), ["noisy"], QUICK, **options | {"level": level / 2})
+    assert len(spied["noisy"]) == 2  # another level is another image
 
 
 def test_clipped_noise(tmp_path, spied):
@@ -219,6 +239,15 @@ def test_tables_by_hand():
     [
         ({"sigma": -0.1}, r"sigma must lie in \(0, 1\], .*got -0.1"),
         ({"sigma": 25}, r"sigma must lie in \(0, 1\], .*got 25: write 25 / 255"),
+        ({"noise": "rain"}, "noise must be one of gaussian, impulse, shot, speckle, got 'rain'"),
+        ({"noise": "shot"}, "level must be given for the noise 'shot', got None"),
+        ({"noise": "speckle", "level": -0.1}, "level must be positive, got -0.1"),
+        ({"noise": "impulse", "level": 2.0}, "level must be a fraction of the values, at most 1, got 2"),
+        ({"level": 0.1}, "level must be left out for Gaussian noise, got 0.1: give sigma"),
+        (
+            {"noise": "shot", "level": 9.0, "noisy": [torch.zeros(3, 16, 20)]},
+            "noise and level must be left out where noisy images are given, got 'shot', 9.0",
+        ),
         ({"sigma": None}, "sigma must be given where noise is to be added"),
         ({"references": []}, "references must be at least one, with different names, got 0"),
         ({"references": images(1) * 2}, "references must be at least one, with different names, got 2"),

@@ -113,6 +113,30 @@ def test_what_cannot_be_inverted_is_refused():
     assert net.training
 
 
+def test_pixels_that_leave_the_range_are_shown_as_they_are_returned():
+    """Two pixels whose mean is to be 0.75, one of them held at 1 by its features: the other must be at 0.5."""
+
+    class Seen(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert ((x >= 0) & (x <= 1)).all()
+            return torch.cat([3 * x[..., :1].flatten(1), x.flatten(1).mean(1, keepdim=True)], 1)
+
+    target = torch.tensor([3.3, 0.75])[None]
+    config = dataclasses.replace(PIXELS, iterations=300)
+    result = invert_features(nn.Sequential(Seen()), "0", target, shape=(1, 1, 2), config=config)
+    torch.testing.assert_close(result.flatten(), torch.tensor([1.0, 0.5]), atol=0.02, rtol=0)
+    assert maximise_activation(nn.Sequential(Seen()), "0", 1, shape=(1, 1, 2), config=config).flatten().tolist() == [
+        1,
+        1,
+    ]
+
+
+@pytest.mark.parametrize("shape", [(3, 16), (3, 0, 12), (3, 16.0, 12)])
+def test_a_shape_that_no_image_has_is_refused(shape):
+    with pytest.raises(ValueError, match=r"shape must be three positive integers \(C, H, W\), got"):
+        maximise_activation(ready(), "0", 0, shape=shape, config=BRIEF)
+
+
 @pytest.mark.parametrize("channel", [6, -1, 1.0, True])
 def test_a_channel_that_is_not_there_is_refused(channel):
     with pytest.raises(ValueError, match="channel must be one of the 6 of layer '0', 0 to 5, got"):

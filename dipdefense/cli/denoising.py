@@ -42,18 +42,28 @@ def denoising(
         str | None,
         typer.Option(
             help="Standard deviation of the Gaussian noise that is added: a number of 8-bit grey levels such as 25, "
-            "or, the same, the fraction 25/255 of the range. With --noisy, that of its noise if it is known."
+            "or, the same, the fraction 25/255 of the range. With other noise, what the filters are told, if anything."
+        ),
+    ] = None,
+    noise: Annotated[
+        str, typer.Option(help="Noise that is added: gaussian, impulse, shot (Poisson), speckle.")
+    ] = "gaussian",
+    level: Annotated[
+        float | None,
+        typer.Option(
+            help="Strength of other noise than Gaussian: the share of values hit (impulse), photons at white (shot), "
+            "standard deviation of the factor (speckle)."
         ),
     ] = None,
     methods: Annotated[
         str,
         typer.Option(
             help="Comma-separated: noisy, gaussian, median, bilateral, non_local_means, wavelet, total_variation, "
-            "bm3d, cbm3d (these also with :estimated, not told sigma), dip, dip_ema, dip_average, dip_blind_stop, "
-            "dip_oracle. bm3d and cbm3d need an extra, free for non-commercial use."
+            "jpeg, bm3d, cbm3d (these also with :estimated, not told sigma), dip, dip_ema, dip_average, "
+            "dip_blind_stop, dip_oracle. bm3d and cbm3d need an extra, free for non-commercial use."
         ),
     ] = (
-        "noisy,gaussian,median,bilateral,non_local_means,wavelet,total_variation,dip,dip_ema,dip_average,"
+        "noisy,gaussian,median,bilateral,non_local_means,wavelet,total_variation,jpeg,dip,dip_ema,dip_average,"
         "dip_blind_stop,dip_oracle"
     ),
     resize: Resize = None,
@@ -90,6 +100,8 @@ def denoising(
             names(methods),
             fit_config(config) or SMALL,
             sigma=None if sigma is None else noise_level(sigma),
+            noise=noise,
+            level=level,
             noisy=shots,
             clip=clip,
             seeds=seeds,
@@ -184,7 +196,7 @@ def ablation(
     mnist: Annotated[Path | None, typer.Option(help="Folder of MNIST's test set; without it no digits.")] = None,
     resize: Annotated[int, typer.Option(help="Short side of the images, in pixels, by area averages.")] = 256,
     crop: Annotated[int, typer.Option(help="Side of the centre that is cut out, in pixels.")] = 128,
-    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 4,
+    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 2,
     digits: Annotated[int, typer.Option(help="Digits: the first so many of MNIST's test set.")] = 16,
     seed: Seed = 0,
     device: Device = "cpu",

@@ -12,12 +12,17 @@ __all__ = ["restoration"]
 
 
 def restoration(
-    data: Annotated[Path, typer.Option(help="Folder with the images: dip/ and sets/.")],
+    data: Annotated[Path, typer.Option(help="Folder with dip/, sets/ and, for the last two tasks, weights/.")],
     tasks: Annotated[
         str,
-        typer.Option(help="Comma-separated: text, holes, half, sparse, inpaint11, zebra, set5, set14, jpeg, flash."),
-    ] = "text,holes,half,sparse,inpaint11,zebra,jpeg,flash",
-    methods: Annotated[str, typer.Option(help="Comma-separated: dip, tv, library.")] = "dip,tv,library",
+        typer.Option(
+            help="Comma-separated: text, holes, half, sparse, inpaint11, zebra, zebra2, zebra8, set5, set14, "
+            "jpeg, jpeg10, flash, inversion, activation."
+        ),
+    ] = "text,holes,half,sparse,inpaint11,zebra,zebra2,zebra8,jpeg,jpeg10,flash,inversion,activation",
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated: dip, tv, pixels (no prior), library.")
+    ] = "dip,tv,pixels,library",
     size: Annotated[int, typer.Option(help="Side of the images in pixels; 0 for their own.")] = 128,
     published: Annotated[bool, typer.Option("--published", help="Published numbers of each task; for a GPU.")] = False,
     iterations: Annotated[int | None, typer.Option(help="Iterations of the network's fits.")] = None,
@@ -47,4 +52,4 @@ def restoration(
             progress=progress,
         )
     print_frame(table)
-    typer.echo(f"table, records and contact sheet: {out}")
+    typer.echo(f"results are clipped to [0, 1] before they are scored; table, records and contact sheet: {out}")

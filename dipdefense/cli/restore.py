@@ -14,7 +14,7 @@ from dipdefense.cli.shown import progress_bar
 from dipdefense.config import FitConfig
 from dipdefense.fit import Progress
 from dipdefense.images import check_target, read_image, write_image
-from dipdefense.preimage import invert_features
+from dipdefense.preimage import invert_features, maximise_activation
 from dipdefense.restore import denoise, flash_no_flash, inpaint, remove_jpeg_artifacts, super_resolve
 from dipdefense.tasks import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
 
@@ -28,6 +28,9 @@ Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; tho
 Variation = Annotated[
     float | None, typer.Option("--tv", help="Total variation of this weight over plain pixels in place of a network.")
 ]
+Layer = Annotated[str, typer.Option(help="Name of the layer, as in named_modules(); a wrong one lists them.")]
+Classifier = Annotated[str, typer.Option(help="cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY.")]
+Weights = Annotated[Path | None, typer.Option(help="State dict, .pt or .safetensors.")]
 
 
 @restoring.command("denoise")
@@ -130,11 +133,9 @@ def flash_file(
 def invert_features_file(
     source: Source,
     target: Target,
-    layer: Annotated[str, typer.Option(help="Name of the layer, as in named_modules(); a wrong one lists them.")],
-    classifier: Annotated[
-        str, typer.Option(help="cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY.")
-    ] = "torchvision:squeezenet1_0",
-    weights: Annotated[Path | None, typer.Option(help="State dict, .pt or .safetensors.")] = None,
+    layer: Layer,
+    classifier: Classifier = "torchvision:squeezenet1_0",
+    weights: Weights = None,
     config: ConfigFile = None,
     published: Published = False,
     tv: Variation = None,
@@ -152,6 +153,34 @@ def invert_features_file(
         return invert_features(net, layer, image, **keywords)
 
     _restore([source], target, device, invert, config=numbers, seed=seed, tv=tv or 0.0)
+
+
+@restoring.command("maximise-activation")
+def maximise_activation_file(
+    target: Target,
+    layer: Layer,
+    channel: Annotated[int, typer.Option(help="Of the layer's output; a class, where the layer is the last.")],
+    size: Annotated[int, typer.Option(help="Side of the image in pixels.")] = 112,
+    channels: Annotated[int, typer.Option(help="Of the image: 3, or 1 for grey.")] = 3,
+    classifier: Classifier = "torchvision:squeezenet1_0",
+    weights: Weights = None,
+    config: ConfigFile = None,
+    published: Published = False,
+    tv: Variation = None,
+    iterations: Iterations = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+) -> None:
+    """Show what a channel of a classifier's layer looks for: a natural image that excites it most."""
+    from eval.classifiers import load_classifier
+
+    numbers = _numbers("maximise_activation", PUBLISHED["maximise_activation"], config, published, tv, iterations)
+    net = load_classifier(classifier, weights).to(device_named(device))
+
+    def excite(**keywords: Any) -> Tensor:
+        return maximise_activation(net, layer, channel, shape=(channels, size, size), **keywords)
+
+    _restore([], target, device, excite, config=numbers, seed=seed, tv=tv or 0.0)
 
 
 def _numbers(
