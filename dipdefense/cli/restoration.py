@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dipdefense.cli.options import ConfigFile, Device, Seed, device_named, fit_config, names
-from dipdefense.cli.shown import print_frame, progress_bar
+from dipdefense.cli.shown import note, print_frame, progress_bar
 
 __all__ = ["restoration"]
 
@@ -47,4 +47,4 @@ def restoration(
             progress=progress,
         )
     print_frame(table)
-    typer.echo(f"table, records and contact sheet: {out}")
+    note(f"table, records and contact sheet: {out}")
