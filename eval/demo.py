@@ -31,9 +31,9 @@ DEMO = RunConfig(eps=0.2, steps=20, n=100, crafted_on="both", n_defended=20, bat
 BLUR = 1.5  # std in pixels
 GALLERY = 4  # images
 RADII = (0.1, 0.2, 0.3)  # of the comparison
-SMALL = replace(DEMO, attacks=("pgd",), n=50, crafted_on="bare", n_defended=None)
+SMALL = replace(DEMO, attacks=("pgd",), n=30, crafted_on="bare", n_defended=None)
 LADDER = AdaptiveConfig(
-    rungs=("oblivious", "bpda"), eps=0.2, n={"cheap": 20, "gradient": 20, "unrolled": 1, "queries": 1}
+    rungs=("oblivious", "bpda"), eps=0.2, n={"cheap": 10, "gradient": 10, "unrolled": 1, "queries": 1}
 )
 
 

@@ -51,16 +51,20 @@ def gallery_of_run(
     """
     if not 1 <= n <= config.n:
         raise ValueError(f"gallery must lie between 1 and the {config.n} images of the run, got {n}")
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))[:n]
-    clean, labels = dataset.batch(order.tolist()).to(device), dataset.labels[order].to(device)
-    inputs = {"clean": clean}
-    for attack in config.attacks:
-        inputs[attack] = craft(attack, defended.classifier, clean, labels, config)
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))[: config.n]
+    crafted: dict[str, list[Tensor]] = {"clean": [], **{attack: [] for attack in config.attacks}}
+    for start in range(0, n, config.batch_size):  # whole batches of the run, so that each attack starts as it did there
+        positions = order[start : start + config.batch_size]
+        images, labels = dataset.batch(positions.tolist()).to(device), dataset.labels[positions].to(device)
+        crafted["clean"].append(images)
+        for attack in config.attacks:
+            crafted[attack].append(craft(attack, defended.classifier, images, labels, config))
+    order = order[:n]
     save_gallery(
         folder,
         defended,
-        inputs,
-        labels,
+        {condition: torch.cat(batches)[:n] for condition, batches in crafted.items()},
+        dataset.labels[order],
         dataset.index[order].tolist(),
         class_names=dataset.class_names,
         progress=progress,

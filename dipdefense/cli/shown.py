@@ -110,9 +110,9 @@ def print_accuracies(table: Any) -> None:
 
 
 def print_frame(table: Any, **formats: Callable[[Any], str]) -> None:
-    """All of a data frame, three decimals but where a column has its own format; with `--json` one line, all digits."""
+    """All of a data frame, three decimals but where a column has its own format; with `--json` one line."""
     if manner.get() == "json":
-        typer.echo(table.to_json(orient="records", double_precision=15))
+        typer.echo(table.to_json(orient="records"))
     elif manner.get() == "text":
         shown = table.assign(**{name: table[name].map(format) for name, format in formats.items()})
         typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))

@@ -40,8 +40,9 @@ def cells(caption: str, table: pd.DataFrame, drop: tuple[str, ...] = ()) -> Cell
 
 
 def radius(eps: float) -> str:
-    """8/255 where it is such a fraction, else a decimal."""
-    return f"{eps * 255:.3g}/255" if eps and abs(eps * 255 - round(eps * 255)) < 1e-6 else f"{eps:.3g}"
+    """8/255 where it is such a fraction of a small numerator, else a decimal."""
+    levels = round(eps * 255)
+    return f"{levels}/255" if 0 < levels <= 32 and abs(eps * 255 - levels) < 1e-6 else f"{eps:.3g}"
 
 
 def _heading(name: str) -> str:

@@ -104,11 +104,21 @@ def records_of(run: Run) -> Iterator[dict[str, Any]]:
     shared = run.config.get("hash")
     settings = {configuration_hash(setting) for setting in run.config.get("settings", [])}
     with (run.folder / "records.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             if line.endswith("\n"):
-                record = json.loads(line)
+                record = _record(line, f"{run.folder / 'records.jsonl'}: line {number}")
                 if record.get("config") == shared and record.get("setting") in settings:
                     yield record
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} must be a JSON object: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} must be a JSON object, got {type(record).__name__}")
+    return record
 
 
 def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
