@@ -32,17 +32,19 @@ BLUR = 1.5  # std in pixels
 GALLERY = 4  # images
 RADII = (0.1, 0.2, 0.3)  # of the comparison
 SMALL = replace(DEMO, attacks=("pgd",), n=30, crafted_on="bare", n_defended=None)
+# percent of the whole time, about
+STAGES = {"run": 70, "gallery": 2, "defences": 10, "fit": 6, "ladder": 12}
 LADDER = AdaptiveConfig(
     rungs=("oblivious", "bpda"), eps=0.2, n={"cheap": 10, "gradient": 10, "unrolled": 1, "queries": 1}
 )
 
 
-def run_demo(out: str | Path, progress: Callable[[int, int], None] | None = None) -> pd.DataFrame:
+def run_demo(out: str | Path, progress: Callable[[float, float], None] | None = None) -> pd.DataFrame:
     """Evaluate the digit classifier bare, purified and blurred, and make the small runs beside it.
 
     Args:
         out: folder of the run; a comparison of defences, accuracy along the fit and a ladder go into folders in it.
-        progress: called with (records made, records in all) of the main run.
+        progress: called with (percent done, 100).
 
     Returns:
         The table of `evaluate_robustness`.
@@ -56,21 +58,25 @@ def run_demo(out: str | Path, progress: Callable[[int, int], None] | None = None
         out=out,
         filters={"gaussian_blur": partial(gaussian_blur, sigma=BLUR)},
         classifier_name="digits_cnn",
-        progress=progress,
+        progress=_stage(progress, "run"),
     )
     shown = torch.randperm(len(digits), generator=torch.Generator().manual_seed(DEMO.seed))[:4]
     clean, labels = digits.batch(shown.tolist()), digits.labels[shown]
     adversarial = pgd(classifier, clean, labels, eps=DEMO.eps, steps=DEMO.steps)
     pictures = {"clean": clean, "adversarial": adversarial, "purified": Purifier()(adversarial)}
     save_comparison(Path(out) / "comparison.png", classifier, pictures, labels, digits.class_names)
-    _runs_beside(Path(out), classifier, digits)
+    _runs_beside(Path(out), classifier, digits, progress)
     return table
 
 
-def _runs_beside(out: Path, classifier: nn.Module, digits: ImageDataset) -> None:
+def _runs_beside(
+    out: Path, classifier: nn.Module, digits: ImageDataset, progress: Callable[[float, float], None] | None
+) -> None:
     """A gallery, a comparison of defences, accuracy along the fit, and a ladder."""
     defended = DefendedClassifier(classifier)
-    gallery_of_run(out, defended, digits, replace(DEMO, attacks=("pgd",)), n=GALLERY)
+    gallery_of_run(
+        out, defended, digits, replace(DEMO, attacks=("pgd",)), n=GALLERY, progress=_stage(progress, "gallery")
+    )
     fit = default_config((1, 32, 32))
     compared = build_methods(
         ["bare", "noise_level", "jpeg", "median", "gaussian_blur", "dip"],
@@ -82,10 +88,34 @@ def _runs_beside(out: Path, classifier: nn.Module, digits: ImageDataset) -> None
         default=None,
     )
     benchmark_defence(
-        classifier, digits, compared, SMALL, out=out / "defences", eps=RADII, classifier_name="digits_cnn"
+        classifier,
+        digits,
+        compared,
+        SMALL,
+        out=out / "defences",
+        eps=RADII,
+        classifier_name="digits_cnn",
+        progress=_stage(progress, "defences"),
     )
     longer = replace(fit, iterations=2 * fit.iterations)
-    along = accuracy_along_fit(classifier, load_dataset("digits_train"), SMALL, longer, every=longer.iterations // 12)
+    along = accuracy_along_fit(
+        classifier,
+        load_dataset("digits_train"),
+        SMALL,
+        longer,
+        every=longer.iterations // 12,
+        progress=_stage(progress, "fit"),
+    )
     (out / "along_the_fit").mkdir(exist_ok=True)
     along.to_csv(out / "along_the_fit" / "iterations.csv", index=False)
-    evaluate_adaptive(defended, digits, LADDER, out=out / "ladder", classifier_name="digits_cnn")
+    evaluate_adaptive(
+        defended, digits, LADDER, out=out / "ladder", classifier_name="digits_cnn", progress=_stage(progress, "ladder")
+    )
+
+
+def _stage(progress: Callable[[float, float], None] | None, name: str) -> Callable[[float, float], None] | None:
+    """The progress of one stage as percent of the whole."""
+    if progress is None:
+        return None
+    start = sum(list(STAGES.values())[: list(STAGES).index(name)])
+    return lambda done, total: progress(round(start + STAGES[name] * done / total), 100)

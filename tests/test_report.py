@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shutil
+import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -108,6 +109,25 @@ def test_the_page_needs_no_network(runs):
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "Security" in (a.get("http-equiv") or ""))
     assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def test_the_documentation_runs(copy, monkeypatch):
+    """The Python of docs/reports.md, where `dipdefense demo` left its folder."""
+    text = (Path(__file__).parents[1] / "docs" / "reports.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(copy)
+    (copy / "runs").mkdir()
+    (copy / "defences").rename(copy / "runs" / "demo")
+    exec(compile(block, "docs/reports.md", "exec"), {})
+    assert "Defences compared" in (copy / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_templates_are_part_of_the_package():
+    """What a wheel holds: every file beside page.html matches the globs of pyproject.toml."""
+    root = Path(__file__).parents[1]
+    globs = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["eval"]
+    packed = {path for pattern in globs for path in (root / "eval").glob(pattern)}
+    assert set((root / "eval" / "report" / "templates").iterdir()) <= packed
 
 
 def test_what_comes_from_outside_is_escaped(copy):

@@ -69,10 +69,13 @@ def main() -> None:
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the table, records and picture.")] = Path("runs/demo"),
 ) -> None:
-    """Attack a digit classifier with FGSM, PGD and momentum PGD, purify, and print the table. Needs no data."""
+    """Attack a digit classifier with FGSM, PGD and momentum PGD, purify, and print the table. Needs no data.
+
+    Beside it go small runs of all that `dipdefense report` shows.
+    """
     from eval.demo import run_demo
 
-    with progress_bar("images") as progress:
+    with progress_bar("percent") as progress:
         table = run_demo(out, progress)
     print_accuracies(table)
     note(f"table, records and picture: {out}; to see all: dipdefense report {out} -o report.html")
