@@ -47,7 +47,7 @@ class Unrolled:
     docs/robustness.md measures how little.
 
     Args:
-        last: only through the last so many steps of the fit; None: all of them.
+        last: only through the last so many steps before each frame; None: all of them.
         adam_eps: added to the root of Adam's second moment; larger than in the fit it gives the gradient of a
             smoother one.
     """
@@ -57,14 +57,19 @@ class Unrolled:
 
     def __call__(self, fitted: Fitted, cotangents: Tensor) -> Tensor:
         """See `Gradient`."""
-        by_iteration: dict[int, Tensor] = {}
+        asked: dict[int, Tensor] = {}
         for numbers, cotangent in zip(fitted.iterations, cotangents, strict=True):
             for iteration in numbers.unique().tolist():
                 mine = torch.where((numbers == iteration)[:, None, None, None], cotangent, 0)
-                by_iteration[iteration] = by_iteration.get(iteration, 0) + mine
-        return pull_back(
-            fitted.images, by_iteration, fitted.config, seed=fitted.seed, last=self.last, adam_eps=self.adam_eps
-        )
+                if mine.any():  # a frame that nothing was made of costs nothing
+                    asked[iteration] = asked.get(iteration, 0) + mine
+        total = torch.zeros_like(fitted.images)
+        for frames in [asked] if self.last is None else [{i: cotangent} for i, cotangent in asked.items()]:
+            if frames:
+                total += pull_back(
+                    fitted.images, frames, fitted.config, seed=fitted.seed, last=self.last, adam_eps=self.adam_eps
+                )
+        return total
 
 
 GRADIENTS: dict[str, Gradient] = {

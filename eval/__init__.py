@@ -6,6 +6,7 @@ for _needed in ("pandas", "scipy", "skimage", "sklearn", "torchmetrics", "torcha
     if find_spec(_needed) is None:
         raise ImportError(f"eval needs {_needed}: python -m pip install 'dipdefense[eval]'")
 
-from eval.robustness import RunConfig, evaluate_robustness  # noqa: E402 - after the check that says what to install
+from eval.denoising import benchmark_denoising  # noqa: E402 - after the check that says what to install
+from eval.robustness import RunConfig, evaluate_robustness  # noqa: E402
 
-__all__ = ["RunConfig", "evaluate_robustness"]
+__all__ = ["RunConfig", "benchmark_denoising", "evaluate_robustness"]

@@ -107,21 +107,21 @@ def evaluate_adaptive(
         OSError: the folder cannot be written.
     """
     config = config or AdaptiveConfig()
-    check_run(defended.classifier, dataset, RunConfig(n=config.images("clean"), attacks=()), device)
     if "transfer" in config.rungs and source is None:
         raise ValueError("source must be another classifier where examples transfer: give one, or leave transfer out")
+    check_run(defended.classifier, dataset, RunConfig(n=config.images("clean"), attacks=()), device)
     _check_memory(defended, dataset, config, device)
     described = _description(defended, dataset, config, source, classifier_name, device)
     fixed = {k: v for k, v in described.items() if k not in ("rungs", "ladder", "n", "queries", "budget")}
     keys = {name: configuration_hash(fixed | {"rung": repr(config.rung(name))}) for name in ("clean", *config.rungs)}
     run = Path(out)
-    run.mkdir(parents=True, exist_ok=True)
     found = [record for record in read_records(run / "records.jsonl") if record["config"] == keys.get(record["rung"])]
     made = {(record["rung"], record["index"], record["image"]): record for record in found}
     tasks = _tasks(dataset, config)
     names = [[(rung, row["index"], row["image"]) for row in rows] for rung, _, rows in tasks]
     left = [task for task, named in zip(tasks, names, strict=True) if not all(name in made for name in named)]
     _check_budget(defended, dataset, config, left, device)
+    run.mkdir(parents=True, exist_ok=True)
     write_whole(run / "config.json", json.dumps(described | {"hashes": keys}, indent=2) + "\n")
     total, done = sum(map(len, names)), sum(map(len, names)) - sum(len(rows) for _, _, rows in left)
     for rung, positions, rows in left:

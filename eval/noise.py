@@ -1,20 +1,25 @@
 """Noise on images, with the levels at which early stopping was compared."""
 
+import zlib
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LEVELS", "NOISES", "gaussian", "impulse", "shot", "speckle"]
+__all__ = ["LEVELS", "NOISES", "gaussian", "generator_of", "impulse", "shot", "speckle"]
 
 
-def gaussian(images: Tensor, level: float, *, generator: torch.Generator) -> Tensor:
+def gaussian(images: Tensor, level: float, *, generator: torch.Generator, clip: bool = True) -> Tensor:
     """Add normal noise of standard deviation `level`, in [0, 1] units: (B, C, H, W) -> same, clipped to [0, 1].
+
+    With `clip=False` it keeps its values outside [0, 1], as the literature on denoising has it.
 
     Source, as for the other noises: Hendrycks and Dietterich (2019), ImageNet-C.
     """
     _check(images, level)
-    return (images + level * _normal(images, generator)).clamp(0, 1)
+    noisy = images + level * _normal(images, generator)
+    return noisy.clamp(0, 1) if clip else noisy
 
 
 def impulse(images: Tensor, level: float, *, generator: torch.Generator) -> Tensor:
@@ -52,6 +57,12 @@ LEVELS: dict[str, dict[str, float]] = {
     "shot": {"low": 25.0, "medium": 12.0, "high": 5.0},
     "speckle": {"low": 0.2, "medium": 0.35, "high": 0.45},
 }
+
+
+def generator_of(seed: int, *names: str) -> torch.Generator:
+    """A generator on the CPU that is a function of the seed and the names alone: of an image, its noise."""
+    own = np.random.SeedSequence([seed, zlib.crc32(" ".join(names).encode())]).generate_state(1)
+    return torch.Generator().manual_seed(int(own[0]))
 
 
 def _normal(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Record", "append_records", "configuration_hash", "read_records", "write_whole"]
+from torch import Tensor
+
+__all__ = ["Record", "append_records", "configuration_hash", "digest", "read_records", "write_whole"]
 
 Record = dict[str, Any]
 
@@ -15,6 +17,11 @@ Record = dict[str, Any]
 def configuration_hash(configuration: dict[str, Any]) -> str:
     """Sixteen hex digits that name a configuration of plain values, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def digest(image: Tensor) -> str:
+    """Sixteen hex digits that name the pixels of an image on the CPU."""
+    return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def read_records(path: Path) -> list[Record]:

@@ -11,10 +11,10 @@ __all__ = ["save_sheet"]
 
 
 def save_sheet(path: str | Path, rows: Sequence[Sequence[tuple[str, Tensor]]], *, side: float = 1.7) -> None:
-    """Save rows of images, which may differ in number and size, as one PNG.
+    """Save rows of images, which may differ in number and size, as one PNG or JPEG.
 
     Args:
-        path: PNG file.
+        path: PNG or JPEG file.
         rows: (caption, (C, H, W) in [0, 1]) of every image.
         side: of an image in inches; there are 100 pixels to the inch.
     """
@@ -28,4 +28,4 @@ def save_sheet(path: str | Path, rows: Sequence[Sequence[tuple[str, Tensor]]], *
             for axis, (caption, image) in zip(across, row, strict=False):
                 axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
                 axis.set_title(caption, pad=2)
-        figure.savefig(path)
+        figure.savefig(path, pil_kwargs={"quality": 85} if Path(path).suffix != ".png" else {})

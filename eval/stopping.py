@@ -5,15 +5,12 @@ end. Killed, it goes on where it was.
 """
 
 import dataclasses
-import hashlib
 import inspect
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -23,8 +20,8 @@ from dipdefense.images import check_images
 from dipdefense.stopping import StoppingRule
 from eval.intervals import paired_bootstrap
 from eval.metrics import psnr
-from eval.noise import LEVELS, NOISES
-from eval.records import Record, append_records, configuration_hash, read_records, write_whole
+from eval.noise import LEVELS, NOISES, generator_of
+from eval.records import Record, append_records, configuration_hash, digest, read_records, write_whole
 from eval.watch import Watch, build, plain_name
 
 __all__ = ["benchmark_stopping", "summarise_stopping"]
@@ -207,9 +204,7 @@ def _with_sigma(rules: Rules, sigma: float) -> Rules:
 
 def _noisy(name: str, image: Tensor, noise: str, level: str, seed: int) -> Tensor:
     """A function of the image, its name and the seed alone."""
-    own = np.random.SeedSequence([seed, zlib.crc32(f"{name} {noise} {level}".encode())]).generate_state(1)
-    generator = torch.Generator().manual_seed(int(own[0]))
-    return NOISES[noise](image[None], LEVELS[noise][level], generator=generator)[0]
+    return NOISES[noise](image[None], LEVELS[noise][level], generator=generator_of(seed, name, noise, level))[0]
 
 
 def _heads(
@@ -228,15 +223,11 @@ def _heads(
     numbers = {"fit": dataclasses.asdict(config), "longest": longest, "seed": seed, "device": str(device)}
     key = configuration_hash({"rule": rule, "options": dict(options), "versions": versions, **numbers})
     head = {"config": key, "rule": rule, "options": dict(options), "noise": noise, "level": level}
-    return [head | {"image": name, "pixels": _digest(image)} for name, image in images]
+    return [head | {"image": name, "pixels": digest(image)} for name, image in images]
 
 
 def _place(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(record[name]) for name in ("config", "noise", "level", "image", "pixels"))
-
-
-def _digest(image: Tensor) -> str:
-    return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def _check(

@@ -135,6 +135,16 @@ def test_evaluate_prints_and_writes_one_table(tmp_path, config):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["eps"] == pytest.approx(0.2)
 
 
+def test_evaluate_climbs_the_ladder(tmp_path, config):
+    command = ("evaluate", "--adaptive", "--rungs", "oblivious,bpda", "--images", "cheap=3,gradient=2", "--fresh")
+    result = dipdefense(*command, "--eps", "0.2", "--config", config, "--out", tmp_path / "run")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "worst case" in result.stdout
+    assert "majority" in result.stdout
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"config.json", "records.jsonl", "ladder.csv", "ladder.json"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -157,6 +167,14 @@ def test_evaluate_prints_and_writes_one_table(tmp_path, config):
         (("--dataset", "mnist", "--data", "nowhere"), "nowhere does not exist"),
         (("--classifier", "mnist_lenet"), "weights"),
         (("--out", "/proc/nothing"), "/proc/nothing"),
+        (("--fresh",), "--fresh must come with --adaptive"),
+        (("--adaptive", "--n-defended", "3"), "--n-defended must be left out with --adaptive"),
+        (("--adaptive", "--images", "gradient:3"), "images must be COST=NUMBER, such as"),
+        (("--adaptive", "--images", "dear=3"), "n must name each of the costs cheap, gradient"),
+        (("--adaptive", "--rungs", "magic"), "rungs must be among oblivious"),
+        (("--adaptive", "--rungs", "transfer"), "source must be another classifier"),
+        (("--adaptive", "--images", "cheap=9999"), "n must be at most the 449 images of digits, got 9999"),
+        (("--adaptive", "--rungs", "bpda", "--images", "gradient=2", "--budget", "0.01"), "budget must be at least"),
     ],
 )
 def test_evaluate_refuses(arguments, message, config, tmp_path):

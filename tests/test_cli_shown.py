@@ -54,17 +54,14 @@ def test_quiet_prints_nothing(arguments, tmp_path):
     assert "Gallery: run" in (tmp_path / "r.html").read_text()
 
 
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        (["--gallery", "5"], "gallery must lie between 0 and the 4 images of the run, got 5"),
-        (["--adaptive", "--gallery", "1"], "gallery must be 0 with --adaptive, got 1"),
-    ],
-)
-def test_evaluate_refuses_galleries(arguments, extra, message):
-    result = CliRunner().invoke(app, [*arguments, *extra])
-    assert isinstance(result.exception, ValueError)
-    assert message in str(result.exception)
+def test_evaluate_refuses_galleries(arguments):
+    for words, message in (
+        ([*arguments, "--gallery", "5"], "gallery must lie between 0 and the 4 images of the run, got 5"),
+        (["evaluate", "--adaptive", "--gallery", "1"], "--gallery must be left out with --adaptive"),
+    ):
+        result = CliRunner().invoke(app, words)
+        assert isinstance(result.exception, ValueError)
+        assert message in str(result.exception)
 
 
 def test_check_and_diagnose_in_json(tmp_path):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dipdefense import ARCHITECTURES, FitConfig, MeanSoftmax, Purifier, Suspicion, Trust, Unrolled, defend, fit
+from dipdefense.gradients import Fitted
 from dipdefense.problem import pose
 from dipdefense.unroll import pull_back, unroll_bytes
 
@@ -102,6 +103,15 @@ def test_truncation_through_all_steps_is_the_whole():
     torch.testing.assert_close(pull_back(x, {24: w}, TINY, seed=0, last=24), whole, rtol=1e-6, atol=1e-9)
     part = pull_back(x, {24: w}, TINY, seed=0, last=6)
     assert not torch.allclose(part, whole, rtol=0.1)
+
+
+def test_truncation_counts_from_each_frame():
+    x, w = images(), torch.stack([cotangent(), -2 * cotangent(), 0 * cotangent()])
+    fitted = Fitted(x, TINY, 0, torch.tensor([[6, 6], [12, 12], [24, 24]]))
+    each = [pull_back(x, {i: c}, TINY, seed=0, last=3) for i, c in ((6, w[0]), (12, w[1]))]
+    torch.testing.assert_close(Unrolled(last=3)(fitted, w), sum(each))
+    torch.testing.assert_close(Unrolled()(fitted, w), pull_back(x, {6: w[0], 12: w[1]}, TINY, seed=0))
+    assert not Unrolled()(fitted, 0 * w).any()
 
 
 def test_image_does_not_see_its_neighbours():

@@ -236,6 +236,9 @@ LADDER: dict[str, Rung] = {
     "blur": Climb(gradient="blur"),
     "every_look": Climb(loss="every_look"),
     "evade": Climb(loss="evade", threshold=0.1, enough=0.0),
+    # the identity leaves the residual, and so the detector, without a gradient; a blur does not
+    "evade_blur": Climb(gradient="blur", loss="evade", threshold=0.1, enough=0.0),
+    "bypass": Climb(gradient="blur", loss="bypass", threshold=0.1, enough=0.0),
     "short_fit": Climb(gradient="short_fit", steps=10),
     "truncated": Climb(gradient="truncated", loss="every_look", steps=10),
     "unrolled": Climb(gradient="unrolled", loss="every_look", steps=10),

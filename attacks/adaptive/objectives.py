@@ -3,6 +3,7 @@
 The losses are rows of one table; each is the mean over draws of the defence (expectation over transformation, EOT).
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -40,14 +41,18 @@ def every_look(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
 
 
 def evade(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
-    """`every_look`, and a detection score that stays low: the log-odds of not being detected, bounded, beside it."""
-    score = decision.score(looks).clamp(1e-6, 1 - 1e-6)
-    return every_look(looks, decision, labels).clamp(max=2) - torch.logit(score).clamp(min=-4)
+    """`every_look`, and the log-odds of not being detected; neither is climbed further than it needs to be."""
+    return every_look(looks, decision, labels).clamp(max=2) + undetected(looks, decision, labels).clamp(max=4)
+
+
+def bypass(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
+    """The margin of the bare prediction, and the log-odds of not being detected: `Trust` then keeps that prediction."""
+    return _margin(looks.bare, labels).clamp(max=2) + undetected(looks, decision, labels).clamp(max=4)
 
 
 def undetected(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
-    """The detection score alone, wanted low: log-odds of not being detected."""
-    return -torch.logit(decision.score(looks).clamp(1e-6, 1 - 1e-6))
+    """The log-odds of not being detected."""
+    return -_odds(decision.score(looks))
 
 
 LOSSES: dict[str, Loss] = {
@@ -55,6 +60,7 @@ LOSSES: dict[str, Loss] = {
     "margin": margin,
     "every_look": every_look,
     "evade": evade,
+    "bypass": bypass,
     "undetected": undetected,
 }
 
@@ -99,8 +105,8 @@ def objective(
             with torch.no_grad():
                 fooled = _margin(decision.combine(looks), own)
                 if threshold is not None:
-                    score = decision.score(looks).clamp(1e-6, 1 - 1e-6)
-                    fooled = torch.minimum(fooled, torch.logit(torch.full_like(score, threshold)) - torch.logit(score))
+                    unseen = math.log(threshold / (1 - threshold)) - _odds(decision.score(looks))
+                    fooled = torch.minimum(fooled, unseen)
             total, climbed, won = total + slope, climbed + losses.detach(), won + fooled
         return Rated(climbed / len(draws), total / len(draws), won / len(draws))
 
@@ -110,3 +116,8 @@ def objective(
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:
     own = logits.gather(1, labels[:, None]).squeeze(1)
     return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own
+
+
+def _odds(score: Tensor) -> Tensor:
+    """Log-odds of a score in [0, 1], which may be as sure as its type allows."""
+    return torch.logit(score.clamp(1e-6, 1 - 1e-6))

@@ -29,7 +29,12 @@ from dipdefense.purify import DefendedClassifier, Purifier
 __all__ = ["evaluate"]
 
 
+SCORING = ("attacks", "filters", "alpha", "steps", "crafted_on", "gradient", "n", "n_defended", "gallery")
+CLIMBING = ("rungs", "images", "queries", "fresh", "source", "source_weights", "budget")
+
+
 def evaluate(
+    context: typer.Context,
     dataset: DatasetName = "digits",
     data: DataPath = None,
     classifier: ClassifierSpec = "digits_cnn",
@@ -87,6 +92,10 @@ def evaluate(
 
     Attacks that do not know the defence make it look strong: judge it by --adaptive alone.
     """
+    for name in SCORING if adaptive else CLIMBING:
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
+            rule = "be left out" if adaptive else "come"
+            raise ValueError(f"--{name.replace('_', '-')} must {rule} with --adaptive, which has numbers of its own")
     from eval.baselines import BASELINES
     from eval.classifiers import load_classifier
     from eval.datasets import load_dataset
@@ -95,8 +104,6 @@ def evaluate(
 
     where, purifier = device_named(device), Purifier(fit_config(config), seed=None if fresh else seed)
     if adaptive:
-        if gallery:
-            raise ValueError(f"gallery must be 0 with --adaptive, got {gallery}: make it in a run without")
         climb = _climb(rungs, images, queries, number("eps", eps), norm, seed, batch_size, budget, source is not None)
         net = load_classifier(classifier, weights).to(where)
         climb(

@@ -8,6 +8,7 @@ import typer
 
 from dipdefense.cli.benchmark import benchmark
 from dipdefense.cli.check import check
+from dipdefense.cli.denoising import denoising_benchmarks
 from dipdefense.cli.diagnose import diagnose
 from dipdefense.cli.evaluate import evaluate
 from dipdefense.cli.options import (
@@ -34,6 +35,7 @@ app = typer.Typer(
     epilog="Example: dipdefense demo, then dipdefense report runs/demo -o report.html",
 )
 benchmark.command(epilog="Example: dipdefense benchmark restoration --data images --tasks text,jpeg")(restoration)
+benchmark.add_typer(denoising_benchmarks)
 app.add_typer(benchmark, name="benchmark")
 app.command(epilog="Example: dipdefense evaluate --attacks pgd --eps 0.2 --n 50 --gallery 4 --out runs/pgd")(evaluate)
 app.command(epilog="Example: dipdefense check torchvision:resnet18 --shape 3,224,224")(check)

@@ -23,6 +23,7 @@ __all__ = [
     "fit_config",
     "index_range",
     "names",
+    "noise_level",
     "number",
     "rule_options",
 ]
@@ -90,6 +91,14 @@ def number(name: str, text: str) -> float:
         return float(above) / float(below if slash else 1)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{name} must be a number such as 0.03 or 8/255, got {text!r}") from None
+
+
+def noise_level(text: str) -> float:
+    """A standard deviation in [0, 1] units, from 8-bit grey levels such as 25, or a fraction of the range: 25/255."""
+    value = number("sigma", text) / (1 if "/" in text else 255)
+    if not 0 < value <= 1 or ("/" not in text and value < 1 / 255):
+        raise ValueError(f"sigma must be 1 to 255 grey levels such as 25, or a fraction such as 25/255, got {text!r}")
+    return value
 
 
 def names(text: str) -> list[str]:

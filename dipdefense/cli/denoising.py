@@ -1,0 +1,208 @@
+"""The commands `dipdefense benchmark denoising, impedance, curve, ablation`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dipdefense.cli.options import ConfigFile, Device, Seed, device_named, fit_config, names, noise_level
+from dipdefense.cli.shown import note, print_frame, progress_bar
+from dipdefense.images import read_image
+
+__all__ = ["denoising_benchmarks"]
+
+denoising_benchmarks = typer.Typer()
+
+Sigma = Annotated[
+    str,
+    typer.Option(
+        help="Standard deviation of the Gaussian noise: a number of 8-bit grey levels such as 25, or, the same, the "
+        "fraction 25/255 of the range."
+    ),
+]
+Photo = Annotated[Path, typer.Argument(metavar="IMAGE", help="Clean image file.")]
+Resize = Annotated[int | None, typer.Option(help="Short side of the images, in pixels, by area averages.")]
+Crop = Annotated[int | None, typer.Option(help="Side of the central square that is used, in pixels.")]
+Clip = Annotated[
+    bool,
+    typer.Option("--clip/--no-clip", help="Clip noisy images to [0, 1]; not by default, as the literature has it."),
+]
+
+
+@denoising_benchmarks.command(
+    epilog="Example: dipdefense benchmark denoising --data photos --sigma 25 --methods median,dip"
+)
+def denoising(
+    data: Annotated[Path | None, typer.Option(help="Folder of clean images, to which noise is added.")] = None,
+    noisy: Annotated[
+        Path | None, typer.Option(help="Folder of real noisy images: X_real (PolyU), X_NOISY_SRGB_N (SIDD), any name.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Folder of their references: X_mean, X_GT_SRGB_N, or the same names.")
+    ] = None,
+    sigma: Annotated[
+        str | None,
+        typer.Option(
+            help="Standard deviation of the Gaussian noise that is added: a number of 8-bit grey levels such as 25, "
+            "or, the same, the fraction 25/255 of the range. With --noisy, that of its noise if it is known."
+        ),
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: noisy, gaussian, median, bilateral, non_local_means, wavelet, total_variation, "
+            "bm3d, cbm3d (these also with :estimated, not told sigma), dip, dip_ema, dip_average, dip_blind_stop, "
+            "dip_oracle. bm3d and cbm3d need an extra, free for non-commercial use."
+        ),
+    ] = (
+        "noisy,gaussian,median,bilateral,non_local_means,wavelet,total_variation,dip,dip_ema,dip_average,"
+        "dip_blind_stop,dip_oracle"
+    ),
+    resize: Resize = None,
+    crop: Crop = None,
+    clip: Clip = False,
+    seeds: Annotated[int, typer.Option(help="Noise and fits are repeated with the seeds 0, 1, ...")] = 1,
+    runs: Annotated[int, typer.Option(help="Fits that dip_average averages.")] = 2,
+    batch_size: Annotated[int, typer.Option(help="Images fitted together.")] = 16,
+    baseline: Annotated[str, typer.Option(help="Method that the others are compared with.")] = "dip_ema",
+    device: Device = "cpu",
+    config: ConfigFile = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path("runs/denoising"),
+) -> None:
+    """PSNR and SSIM of the deep image prior and of classical denoisers on identical noise, clipped to [0, 1]."""
+    from eval.denoising import SMALL, benchmark_denoising
+    from eval.pairs import read_pairs
+    from eval.photos import read_originals
+
+    where = device_named(device)
+    if (data is None) == (noisy is None) or (noisy is None) != (reference is None):
+        raise ValueError("data must be given, or else noisy and reference together: --data, or --noisy --reference")
+    if data is not None:
+        references, shots = read_originals(data, resize=resize, crop=crop), None
+    else:
+        assert noisy is not None
+        assert reference is not None
+        if resize is not None:
+            raise ValueError(f"resize must not be given with noisy images, got {resize}: it averages their noise away")
+        pairs = read_pairs(noisy, reference, crop=crop)
+        references, shots = [(name, clean) for name, _, clean in pairs], [shot for _, shot, _ in pairs]
+    with progress_bar("records") as progress:
+        table = benchmark_denoising(
+            references,
+            names(methods),
+            fit_config(config) or SMALL,
+            sigma=None if sigma is None else noise_level(sigma),
+            noisy=shots,
+            clip=clip,
+            seeds=seeds,
+            runs=runs,
+            batch_size=batch_size,
+            baseline=baseline,
+            device=where,
+            out=out,
+            progress=progress,
+        )
+    print_frame(table)
+    note(f"estimates are clipped to [0, 1] before they are scored; tables, records, contact sheet: {out}")
+
+
+@denoising_benchmarks.command(epilog="Example: dipdefense benchmark impedance photo.png")
+def impedance(
+    image: Photo,
+    sigma: Sigma = "25",
+    resize: Resize = None,
+    crop: Crop = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    config: ConfigFile = None,
+    out: Annotated[Path, typer.Option(help="Folder for impedance.csv and impedance.png.")] = Path("runs/impedance"),
+) -> None:
+    """The loss along the fits to an image, the image with noise, its pixels shuffled, and noise: one batch, a plot."""
+    from eval.denoising import SMALL
+    from eval.impedance import arrivals, noise_impedance, save_impedance
+    from eval.photos import read_photo
+
+    with progress_bar("share") as progress:
+        curves = noise_impedance(
+            read_photo(image, resize, crop),
+            fit_config(config) or SMALL,
+            sigma=noise_level(sigma),
+            seed=seed,
+            device=device_named(device),
+            progress=progress,
+        )
+    save_impedance(out, curves)
+    print_frame(arrivals(curves))
+    note(f"curves: {out}")
+
+
+@denoising_benchmarks.command(epilog="Example: dipdefense benchmark curve photo.png --sigma 25")
+def curve(
+    image: Photo,
+    sigma: Sigma = "25",
+    noisy: Annotated[
+        Path | None, typer.Option(help="Real noisy image file, in place of noise of sigma; whole images only.")
+    ] = None,
+    every: Annotated[int, typer.Option(help="Iterations between two rows.")] = 10,
+    resize: Resize = None,
+    crop: Crop = None,
+    clip: Clip = False,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    config: ConfigFile = None,
+    out: Annotated[Path, typer.Option(help="Folder for curve.csv and curve.png.")] = Path("runs/curve"),
+) -> None:
+    """PSNR and SSIM along a fit, of output and moving average, against the truth and against the noisy image."""
+    from eval.denoising import SMALL
+    from eval.noise import gaussian, generator_of
+    from eval.photos import read_photo
+    from eval.training_curve import save_training_curve, training_curve
+
+    reference, level = read_photo(image, resize, crop), noise_level(sigma)
+    if noisy is not None:
+        if resize is not None or crop is not None:
+            raise ValueError("resize and crop must not be given with a noisy image: cut both files first")
+        shot = read_image(noisy)
+    else:
+        shot = gaussian(reference[None], level, generator=generator_of(seed, image.name, "denoising"), clip=clip)[0]
+    with progress_bar("share") as progress:
+        table = training_curve(
+            reference,
+            shot,
+            fit_config(config) or SMALL,
+            every=every,
+            seed=seed,
+            device=device_named(device),
+            progress=progress,
+        )
+    save_training_curve(out, table)
+    print_frame(table)
+    note(f"curve: {out}")
+
+
+@denoising_benchmarks.command(epilog="Example: dipdefense benchmark ablation --data photos --n 2")
+def ablation(
+    data: Annotated[Path, typer.Option(help="Folder of colour images.")],
+    mnist: Annotated[Path | None, typer.Option(help="Folder of MNIST's test set; without it no digits.")] = None,
+    resize: Annotated[int, typer.Option(help="Short side of the images, in pixels, by area averages.")] = 256,
+    crop: Annotated[int, typer.Option(help="Side of the centre that is cut out, in pixels.")] = 128,
+    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 4,
+    digits: Annotated[int, typer.Option(help="Digits: the first so many of MNIST's test set.")] = 16,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path("runs/ablation"),
+) -> None:
+    """What each part of a denoising fit is worth, and whether one configuration serves every task: one table."""
+    from eval.ablation import benchmark_ablation
+    from eval.datasets import load_dataset
+    from eval.photos import read_photos
+
+    where = device_named(device)
+    photos = [image for _, image in read_photos(data, resize=resize, crop=crop, n=n, seed=seed)]
+    if digits < 1:
+        raise ValueError(f"digits must be at least 1, got {digits}: leave --mnist out for none")
+    numbers = None if mnist is None else load_dataset("mnist", mnist).batch(range(digits))
+    with progress_bar("rows") as progress:
+        table = benchmark_ablation(photos, numbers, seed=seed, device=where, out=out, progress=progress)
+    print_frame(table)
+    note(f"table and records: {out}")

@@ -1,0 +1,23 @@
+"""Files of the repository's root as pages of the site, so that one link works here and on a code host."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+SHARED = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE")  # README.md is the home page
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the shared files, in which `docs/` is the folder that they now lie in."""
+    for name in SHARED:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        files.append(File.generated(config, name, content=text.replace("](docs/", "](")))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Let `../README.md` and its like lead to the shared files, which lie beside the pages here."""
+    return re.sub(rf"\]\(\.\./({'|'.join(map(re.escape, SHARED))})", r"](\1", markdown)

@@ -1,0 +1,68 @@
+"""The example scripts run offline, in less than a minute of one thread, and what they print is so."""
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+pytestmark = pytest.mark.slow
+
+
+def run(name: str, folder: Path) -> str:
+    """What the script prints, run in a folder; a warning or a minute of processor time fails it."""
+    before = _seconds()
+    result = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,  # of a shared machine
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert _seconds() - before < 60
+    return result.stdout
+
+
+def _seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def test_all_scripts_are_tested():
+    tested = set(re.findall(r"def test_(\w+)\(tmp_path\)", Path(__file__).read_text("utf-8")))
+    assert tested == {path.stem for path in EXAMPLES.glob("*.py")}
+
+
+def test_wrap_a_classifier(tmp_path):
+    printed = run("wrap_a_classifier", tmp_path)
+    right = {(image, who): int(n) for image, who, n in re.findall(r"(\w+) +(\w+) +(\d+) of", printed)}
+    score = {image: float(mean) for image, mean in re.findall(r"(\w+) +detection score, mean (\S+)", printed)}
+    assert right["PGD", "bare"] <= 2  # the attack works where there is no defence
+    assert right["PGD", "defended"] > right["PGD", "bare"] + 6
+    assert right["clean", "defended"] >= right["clean", "bare"] - 3
+    assert score["PGD"] > score["clean"] + 0.3
+
+
+def test_evaluate_honestly(tmp_path):
+    run("evaluate_honestly", tmp_path)
+    table = pd.read_csv(tmp_path / "runs/evaluate_honestly/ladder.csv").set_index("rung")
+    assert list(table.index) == ["clean", "oblivious", "bpda", "unrolled", "worst case"]
+    assert table.accuracy["worst case"] == table.accuracy.min()
+    assert table.accuracy["bpda"] < table.accuracy["oblivious"] < table.accuracy["clean"]
+
+
+def test_restore_an_image(tmp_path):
+    pairs = re.findall(r"(\S+) dB -> +(\S+) dB", run("restore_an_image", tmp_path))
+    gains = [float(after) - float(before) for before, after in pairs]
+    assert len(gains) == 2
+    assert gains[0] > 4  # dB, noise of 25/255
+    assert gains[1] > 12  # dB, half of the pixels
+    assert (tmp_path / "restored.png").is_file()
