@@ -43,4 +43,7 @@ def length(x: Tensor, order: int) -> Tensor:
 
 def steepest(gradient: Tensor, norm: str) -> Tensor:
     """Direction of steepest ascent of each image on the unit ball: like `gradient`, (B, C, H, W)."""
-    return gradient.sign() if norm == "linf" else gradient / length(gradient, 2)
+    if norm == "linf":
+        return gradient.sign()
+    gradient = gradient / gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return gradient / length(gradient, 2)  # whose squares neither overflow nor vanish now

@@ -103,4 +103,9 @@ class _Purification(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, cotangents: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.gradient(ctx.fitted, cotangents), None, None, None
+        gradient = ctx.gradient(ctx.fitted, cotangents)
+        shape = tuple(ctx.fitted.images.shape)
+        if not isinstance(gradient, Tensor) or gradient.shape != shape:
+            got = tuple(gradient.shape) if isinstance(gradient, Tensor) else type(gradient).__name__
+            raise ValueError(f"gradient must return the derivative with respect to the images, {shape}, got {got}")
+        return gradient, None, None, None

@@ -11,7 +11,7 @@ from dipdefense.compatibility import check_classifier
 from dipdefense.config import FitConfig
 from dipdefense.decisions import DECISIONS, Decision, Last
 from dipdefense.fit import FitResult, Progress, fit
-from dipdefense.gradients import Fitted, Gradient, known_gradient, purification
+from dipdefense.gradients import GRADIENTS, Fitted, Gradient, known_gradient, purification
 from dipdefense.images import check_images
 from dipdefense.looks import VIEWS, Looks
 from dipdefense.presets import TILE, default_config, default_defence
@@ -31,7 +31,7 @@ class Purifier(nn.Module):
         seed: of the fit; None for fresh entropy at every call, which makes the defence stochastic.
         gradient: meaning of a backward pass. `straight_through`: the purification counts as the identity (BPDA,
             Athalye et al. 2018). `unrolled`: the exact gradient, through all steps of the fit. `none`: a backward
-            pass raises. Or a callable, see `dipdefense.gradients.Gradient`.
+            pass raises. Or a callable, see `dipdefense.gradients.Gradient`; picklable, if the purifier is to be.
         tile: side in pixels of the tiles that larger images are cut into, each fitted as an image of its own;
             they overlap by a quarter. None: `presets.TILE` with the default numbers, uncut with numbers of your own.
 
@@ -139,7 +139,7 @@ class Purifier(nn.Module):
             frames, numbers, seed = result.reconstruction[None], result.chosen[None], result.seed
         else:
             frames, numbers, seed = _watch(pieces, config, seed, iterations)
-        fitted = Fitted(pieces.detach(), config, seed, numbers)
+        fitted = Fitted(pieces.detach().clone(), config, seed, numbers)  # the caller may write to the images
         passed = purification(pieces, frames.clamp(max=1), fitted, gradient)
         if tile is None:
             return passed
@@ -249,6 +249,8 @@ class DefendedClassifier(Wrapper):
         restarts = range(decision.restarts)
         frames = torch.stack([purifier.frames(images, seen, gradient=self.gradient, restart=r) for r in restarts])
         residual = (frames - images).square().flatten(3).mean((0, 3))  # (T, B); frames (restarts, T, B, C, H, W)
+        if known_gradient(self.gradient) is GRADIENTS["straight_through"]:
+            residual = residual.detach()  # it does not change with the images, and the sign of a rounding is a step
         chosen = [seen.index(iteration) for iteration in iterations]
         return frames[:, chosen].flatten(0, 1), {i: residual[seen.index(i)] for i in decision.residuals}
 

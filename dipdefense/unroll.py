@@ -60,7 +60,7 @@ def pull_back(
 
     Raises:
         ValueError: no cotangents, an iteration outside the fit, last below 1, the loss l1, whose fit has the
-            derivative 0 wherever it has one.
+            derivative 0 wherever it has one, a memory budget below one image.
     """
     if not cotangents or not all(1 <= iteration <= config.iterations for iteration in cotangents):
         raise ValueError(
@@ -76,9 +76,15 @@ def pull_back(
     with surroundings(observed.device, config.precision):
         problem = pose(observed, config, seed, None, None, None)
         threads, B = torch.get_num_threads(), len(observed)
-        workers = min(threads, B) if observed.device.type == "cpu" else 1
-        most = config.memory_gb * 2**30 / workers / unroll_bytes(problem, end - first)
-        size = max(1, min(math.floor(most), math.ceil(B / workers)))
+        most = int(config.memory_gb * 2**30 // unroll_bytes(problem, end - first))  # images at once
+        if most < 1:
+            least = math.ceil(unroll_bytes(problem, end - first) / 2**30 * 1000) / 1000
+            raise ValueError(
+                f"memory_gb must be at least {least} to unroll {end - first} steps for one image, "
+                f"got {config.memory_gb}: raise it, cut it into tiles, or unroll the last steps alone"
+            )
+        workers = min(threads, B, most) if observed.device.type == "cpu" else 1
+        size = min(most // workers, math.ceil(B / workers))
         chunks = torch.split(torch.arange(B, device=observed.device), size)
 
         def one(index: Tensor) -> Tensor:

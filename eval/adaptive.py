@@ -54,6 +54,8 @@ class AdaptiveConfig:
         for name in self.rungs:
             if name not in LADDER:
                 raise ValueError(f"rungs must be among {', '.join(LADDER)}, got {name!r}")
+        if not self.rungs or len(set(self.rungs)) < len(self.rungs):
+            raise ValueError(f"rungs must be one or more, each once, got {', '.join(self.rungs) or 'none'}")
         if set(self.n) != set(COSTS):
             raise ValueError(f"n must name each of the costs {', '.join(COSTS)} and no other, got {', '.join(self.n)}")
         if min(*self.n.values(), self.batch_size, self.queries) < 1:
@@ -133,7 +135,7 @@ def evaluate_adaptive(
         done += len(positions)
         if progress is not None:
             progress(done, total)
-    table = tabulate([made[name] for named in names for name in named], described)
+    table = tabulate([made[name] for named in names for name in named], described, config.rung)
     write_whole(run / "ladder.csv", table.to_csv(index=False))
     write_whole(run / "ladder.json", table.to_json(orient="records", indent=2) + "\n")
     return table

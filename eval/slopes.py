@@ -40,6 +40,8 @@ def compare_gradients(
 ) -> pd.DataFrame:
     """Central differences of a loss of the defence along each gradient's own direction.
 
+    As an attack's steps, these end at 0 and 1: where a pixel is dark or bright the difference is to one side.
+
     Args:
         defended: its purifier has a seed.
         images: (B, C, H, W) in [0, 1]; float64, or the smallest steps are rounding.
@@ -51,7 +53,7 @@ def compare_gradients(
 
     Returns:
         Columns `gradient`, `step`, `n`; `rises`, the share of images whose loss at x + h d exceeds that at x - h d,
-        with its 95 % Wilson interval; `kept`, the median of (L(x + h d) - L(x - h d)) / (2 h g.d), 1 where the
+        with its 95 % Wilson interval; `kept`, the median of (L(x + h d) - L(x - h d)) / (g . 2 h d), 1 where the
         gradient holds; `seconds`, of the gradient, an image.
 
     Raises:
@@ -72,9 +74,10 @@ def compare_gradients(
         slope = noise if name == "random" else rate(gradients[name])(images, index)[1]
         seconds = (clock(images.device) - start) / len(images)
         direction = slope.sign()
-        promised = (slope * direction).flatten(1).sum(1)
         for step in scales:
-            up, down = (value(images + sign * step * direction, index)[0] for sign in (1, -1))
+            ends = [(images + sign * step * direction).clamp(0, 1) for sign in (1, -1)]
+            up, down = (value(end, index)[0] for end in ends)
+            promised = (slope * (ends[0] - ends[1])).flatten(1).sum(1)
             low, high = wilson(int((up > down).sum()), len(images))
             rows.append(
                 {
@@ -84,7 +87,7 @@ def compare_gradients(
                     "rises": (up > down).double().mean().item(),
                     "ci_low": low,
                     "ci_high": high,
-                    "kept": ((up - down) / (2 * step * promised)).median().item() if name != "random" else float("nan"),
+                    "kept": ((up - down) / promised).median().item() if name != "random" else float("nan"),
                     "seconds": seconds if name != "random" else float("nan"),
                 }
             )

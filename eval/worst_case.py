@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from attacks.adaptive import LADDER
+from attacks.adaptive import LADDER, Rung
 from eval.intervals import wilson
 from eval.records import Record
 
@@ -24,15 +24,24 @@ WAYS: dict[str, Callable[[Sequence[bool]], bool]] = {
 NUMBERS = ("gradient", "loss", "rule", "steps", "samples", "restarts", "calls")
 
 
-def tabulate(records: Sequence[Record], description: Mapping[str, Any]) -> pd.DataFrame:
+def tabulate(
+    records: Sequence[Record],
+    description: Mapping[str, Any],
+    rung: Callable[[str], Rung | None] = LADDER.get,
+) -> pd.DataFrame:
     """One row a way of asking and rung, and the worst case of each image over the rungs.
+
+    Args:
+        records: of one run.
+        description: of the run; whether its defence draws.
+        rung: the attack of a name, with the run's numbers.
 
     Columns:
         query: `single`, `majority` of five or `worst` of five queries; only `single` where the defence's seed is fixed.
         rung: `clean` for images as they are; `worst case` for the images that every rung attacked, each right only
             where it is right under every rung and clean.
         n, accuracy, ci_low, ci_high: with the 95 % Wilson interval.
-        flagged: share whose mean detection score exceeds that of 95 % of the clean images.
+        flagged: share whose detection score, the mean over the queries, exceeds that of 95 % of the clean images.
         right_or_flagged: share that is right, or flagged; what a user sees who discards what is flagged.
         gradient .. calls: the attack's numbers, as in `attacks.adaptive.LADDER`.
         seconds, peak_gb: of the attack, an image; of the whole process so far.
@@ -44,13 +53,12 @@ def tabulate(records: Sequence[Record], description: Mapping[str, Any]) -> pd.Da
     for query in ("single",) if description["defence_seed"] is not None else WAYS:
         frame["correct"] = [bool(WAYS[query](right)) for right in frame["right"]]
         for name, group in frame.groupby("rung", sort=False):
-            rung = LADDER.get(str(name))
             rows.append(
                 {
                     **_share(query, str(name), group["correct"]),
                     "flagged": group["flagged"].mean(),
                     "right_or_flagged": (group["correct"] | group["flagged"]).mean(),
-                    **{number: getattr(rung, number, "") for number in NUMBERS},
+                    **{number: getattr(rung(str(name)), number, "") for number in NUMBERS},
                     "seconds": group["seconds"].mean(),
                     "peak_gb": group["peak_gb"].max(),
                 }

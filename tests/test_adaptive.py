@@ -16,6 +16,8 @@ from attacks.adaptive import (
     SURROGATES,
     Blur,
     Climb,
+    Oblivious,
+    Query,
     Rated,
     ShortFit,
     Smoothed,
@@ -23,6 +25,7 @@ from attacks.adaptive import (
     objective,
     random_start,
 )
+from attacks.ball import steepest
 from dipdefense import DefendedClassifier, FitConfig, MeanSoftmax, Purifier, Suspicion, Trust, Unrolled, defend
 from dipdefense.gradients import Fitted
 from dipdefense.unroll import pull_back
@@ -172,7 +175,67 @@ def test_bpda_breaks_a_linear_classifier_behind_a_fit_at_a_huge_eps(seed):
     assert (defended.classifier(bare).argmax(1) != labels).all()  # the control: the bare one falls to one step
 
 
+@pytest.mark.parametrize(("seed", "asked"), [(0, 1), (None, 6)])
+def test_a_lucky_draw_ends_no_climb(seed, asked):
+    defended, queries = DefendedClassifier(Linear(), Purifier(TINY, seed=seed)), []
+    defended.classifier.register_forward_hook(lambda *call: queries.append(1))
+    Climb(steps=5, enough=-1e9)(defended, images(), torch.tensor([0, 1, 2]), eps=0.1)
+    assert len(queries) == 2 * asked  # the input and its reconstruction
+
+
+class Blind(nn.Module):
+    """Finite logits, whose gradient is not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - x.detach()).flatten(1)[:, :4].abs().sqrt()
+
+
+def test_a_gradient_that_is_not_finite_is_refused():
+    with pytest.raises(RuntimeError, match=r"gradient of images \[0, 1, 2\] must be finite, got NaN"):
+        Climb(steps=1)(DefendedClassifier(Blind(), Purifier(TINY)), images(), torch.tensor([0, 1, 2]), eps=0.1)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", ["oblivious", "bpda", "bpda_apgd", "unrolled"])
+def test_a_rung_works_in_any_gradient_mode(name, mode):
+    defended, labels = defend(Linear(), TINY), torch.tensor([0, 1, 2])
+    rung = replace(LADDER[name], steps=2)
+    expected = rung(defended, images().float(), labels, eps=0.1)
+    with mode():
+        attacked = rung(defended, images().float(), labels.clone(), eps=0.1)
+        rated = objective(defended, labels, seeds=repeat((0,)))(images(), torch.arange(3))
+    assert torch.equal(attacked, expected)
+    assert (rated.gradient != 0).any()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_the_way_up_in_l2_has_length_one_whatever_the_gradient(size):
+    way = steepest(size * images().float(), "l2")
+    torch.testing.assert_close(way.flatten(1).norm(dim=1), torch.ones(3))
+    assert (steepest(torch.zeros(1, 1, 2, 2), "l2") == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"gradient": "exact"}, "gradient must be one of straight_through, blur"),
+        ({"loss": "mse"}, "loss must be one of cross_entropy, margin"),
+        ({"rule": "adam"}, "rule must be one of pgd, momentum, apgd, got 'adam'"),
+        ({"samples": 0}, "steps, samples and restarts must be at least 1, got 20, 0 and 1"),
+        ({"restarts": 0}, "steps, samples and restarts must be at least 1, got 20, 1 and 0"),
+        ({"threshold": 1.0}, "threshold must lie between 0 and 1, got 1.0"),
+    ],
+)
+def test_a_climb_that_leads_nowhere_is_refused(numbers, message):
+    with pytest.raises(ValueError, match=message):
+        Climb(**numbers)
+
+
 def test_bad_numbers_are_refused():
+    with pytest.raises(ValueError, match="attack must be one of fgsm, pgd, momentum_pgd, got 'cw'"):
+        Oblivious(attack="cw")
+    with pytest.raises(ValueError, match=r"attack must be one of .*square.*, got 'pgd'"):
+        Query(attack="pgd")
     defended, x, labels = defend(Linear(), TINY), images(), torch.tensor([0, 1, 2])
     with pytest.raises(ValueError, match="rule must be one of pgd, momentum, apgd, got 'adam'"):
         ascend(climbed(images()), x, eps=0.1, rule="adam")

@@ -106,6 +106,8 @@ def test_too_little_time_or_memory_is_said_before_the_start(tmp_path, digits):
         ({"rungs": ["bpda", "magic"]}, "rungs must be among oblivious, .*, got 'magic'"),
         ({"n": {"cheap": 1}}, "n must name each of the costs cheap, gradient, unrolled, queries"),
         ({"n": N | {"queries": 0}}, "n, queries and batch_size must be at least 1"),
+        ({"rungs": []}, "rungs must be one or more, each once, got none"),
+        ({"rungs": ["bpda", "bpda"]}, "rungs must be one or more, each once, got bpda, bpda"),
         ({"budget": 0.0}, "budget must be positive"),
         ({"eps": -1.0}, "eps must not be negative"),
     ],
@@ -119,8 +121,11 @@ def test_other_numbers_of_one_rung_leave_the_others_made(tmp_path, digits):
     config = replace(RUN, rungs=["oblivious", "rays"], n=N | {"cheap": 2}, queries=3)
     evaluate_adaptive(defended(), digits, config, out=tmp_path)
     more, seen = replace(config, queries=5), []
-    evaluate_adaptive(defended(), digits, more, out=tmp_path, progress=lambda done, total: seen.append((done, total)))
+    table = evaluate_adaptive(
+        defended(), digits, more, out=tmp_path, progress=lambda done, total: seen.append((done, total))
+    )
     assert seen == [(5, 5)]
+    assert table.set_index("rung").loc["rays", "calls"] == 5
 
 
 def test_transfer_needs_a_source(tmp_path, digits):

@@ -231,6 +231,41 @@ def test_benchmark_defence_refuses(arguments, message, config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_benchmark_gradients(config, tmp_path):
+    command = [
+        "benchmark",
+        "gradients",
+        "--n",
+        "2",
+        "--gradients",
+        "truncated",
+        "--steps",
+        "2",
+        "--config",
+        str(config),
+    ]
+    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert len((tmp_path / "slopes.csv").read_text().splitlines()) == 1 + 2 * 6  # a random direction beside it
+    assert len((tmp_path / "cost.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--gradients", "magic"), "gradients must be among straight_through, blur, .*, got 'magic'"),
+        (("--steps", "2.5"), "steps must be integers of at least 1 such as 25,100,225, got '2.5'"),
+        (("--steps", "0"), "steps must be integers of at least 1"),
+        (("--n", "0"), "n must lie between 1 and the 449 images, got 0"),
+    ],
+)
+def test_benchmark_gradients_refuses(arguments, message, tmp_path):
+    command = ["benchmark", "gradients", "--out", str(tmp_path / "run"), *arguments]
+    with pytest.raises(ValueError, match=message):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
 def test_benchmark_speed(monkeypatch, tmp_path):
     """The table that the benchmark gives is printed and written; the benchmark itself takes minutes."""
     table = pd.DataFrame([{"point": "tiny", "precision": "full", "batch": 1, "ratio": 2.0}])

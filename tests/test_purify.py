@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
 import dipdefense
-from dipdefense import DefendedClassifier, FitConfig, Purifier, defend
+from dipdefense import DefendedClassifier, FitConfig, MeanSoftmax, Purifier, Suspicion, Trust, Unrolled, defend
 
 TINY = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=20)
 
@@ -93,6 +94,57 @@ def test_the_networks_of_a_fit_stay_out_of_the_module():
     assert [id(p) for p in defended.parameters()] == [id(defended.classifier.weight)]
     again = copy.deepcopy(defended)
     torch.testing.assert_close(again(images()), defended(images()))
+
+
+@pytest.mark.parametrize(
+    ("gradient", "returned"),
+    [
+        (lambda fitted, w: w, r"\(1, 2, 3, 16, 16\)"),
+        (lambda fitted, w: None, "NoneType"),
+        (lambda fitted, w: w[0, :1], r"\(1, 3, 16, 16\)"),
+    ],
+)
+def test_a_gradient_of_another_shape_is_refused(gradient, returned):
+    x = images().requires_grad_()
+    with pytest.raises(ValueError, match=r"gradient must return the derivative .*, \(2, 3, 16, 16\), got " + returned):
+        Purifier(TINY, gradient=gradient)(x).sum().backward()
+
+
+def test_a_callable_gradient_survives_copies_and_files():
+    defended = defend(Linear(), TINY, gradient=Unrolled(last=2))
+    for again in (copy.deepcopy(defended), pickle.loads(pickle.dumps(defended))):
+        assert again.gradient == defended.gradient
+        assert list(again.state_dict()) == ["weight"]
+        slopes = []
+        for model in (defended, again):
+            x = images().requires_grad_()
+            slopes += torch.autograd.grad(model(x).sum(), x)
+        torch.testing.assert_close(*slopes)
+
+
+def test_a_variant_changes_seed_and_gradient_only():
+    defended = DefendedClassifier(
+        Linear(), Purifier(TINY, seed=3, tile=12), gradient="none", decision=MeanSoftmax((2, 4), restarts=2)
+    )
+    other = defended.variant(seed=None, gradient="unrolled")
+    assert (other.purifier.seed, other.gradient) == (None, "unrolled")
+    assert (defended.purifier.seed, defended.gradient) == (3, "none")
+    assert other.classifier is defended.classifier
+    assert other.decision is defended.decision
+    assert (other.purifier.config, other.purifier.tile) == (TINY, 12)
+    same = defended.variant(seed=3, gradient="none")
+    torch.testing.assert_close(same(images()), defended(images()))
+
+
+@pytest.mark.parametrize("tile", [None, 12])
+def test_the_residual_has_no_gradient_where_the_fit_counts_as_the_identity(tile):
+    decision = Trust((2, 4), restarts=2, suspicion=Suspicion((2, 4), bias=0.1, doubt=0.0, early=-9.0, late=13.0))
+    x = images().requires_grad_()
+    defended = DefendedClassifier(Linear(), Purifier(TINY, tile=tile), decision=decision)
+    looks, _, _ = defended.look(x)
+    assert not any(residual.requires_grad for residual in looks.residual.values())
+    (gradient,) = torch.autograd.grad(defended.detect(x).sum(), x)
+    assert (gradient == 0).all()
 
 
 def test_fresh_seeds_differ_and_a_seed_repeats():

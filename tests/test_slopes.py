@@ -32,6 +32,14 @@ def test_the_exact_gradient_keeps_its_promise_at_small_steps():
     assert set(table["n"]) == {4}
 
 
+def test_differences_end_at_the_range_of_the_images():
+    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64).round()
+    gradients = {"unrolled": Unrolled()}
+    table = compare_gradients(defended(), images, torch.arange(3), gradients=gradients, scales=(1e-8, 8 / 255))
+    kept = table.set_index(["gradient", "step"])["kept"]
+    assert kept[("unrolled", 1e-8)] == pytest.approx(1, abs=1e-2)
+
+
 def test_differences_of_two_draws_are_refused():
     with pytest.raises(ValueError, match="defended must have a seed"):
         compare_gradients(defended(None), torch.rand(1, 3, 8, 8).double(), torch.zeros(1, dtype=torch.long))

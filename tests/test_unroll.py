@@ -207,8 +207,42 @@ def test_bad_numbers_are_refused():
         pull_back(images(), {24: cotangent()}, TINY, seed=0, last=0)
     with pytest.raises(ValueError, match="loss must not be l1 where a fit is unrolled"):
         pull_back(images(), {24: cotangent()}, replace(TINY, loss="l1"), seed=0)
+    with pytest.raises(
+        ValueError, match=r"memory_gb must be at least 0\.\d+ to unroll 24 steps for one image, got 1e-05"
+    ):
+        pull_back(images(), {24: cotangent()}, replace(TINY, memory_gb=1e-5), seed=0)
     with pytest.raises(ValueError, match="sharpness must be positive"):
         FitConfig(architecture_options={"sharpness": 0})
+
+
+def test_threads_divide_the_images_and_are_left_as_they_were():
+    config, x, w = replace(TINY, iterations=9), images(3), cotangent(3)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(pull_back(x, {9: w}, config, seed=0))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-9)
+
+
+def test_a_gradient_is_that_of_the_images_as_they_were():
+    config = replace(TINY, iterations=4)
+    x, w = images().requires_grad_(), cotangent()
+    purified = Purifier(config, gradient="unrolled")(x)
+    expected = pull_back(x, {4: w}, config, seed=0)
+    with torch.no_grad():
+        x.mul_(0.5)
+    torch.testing.assert_close(torch.autograd.grad((w * purified).sum(), x)[0], expected)
+
+
+def test_memory_for_one_image_gives_the_gradient_of_all():
+    config, x, w = replace(TINY, iterations=9), images(3), cotangent(3)
+    one = unroll_bytes(pose(x, config, 0, None, None, None), 9) / 2**30
+    tight = pull_back(x, {9: w}, replace(config, memory_gb=1.5 * one), seed=0)
+    torch.testing.assert_close(tight, pull_back(x, {9: w}, config, seed=0), rtol=1e-4, atol=1e-9)
 
 
 def test_memory_estimate_grows_with_the_root_of_the_steps():

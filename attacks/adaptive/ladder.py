@@ -1,5 +1,6 @@
 """The ladder: attacks on a defended classifier, from those that do not know it to those that know all of it."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -8,8 +9,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from attacks.adaptive.ascent import Objective, ascend, random_start
-from attacks.adaptive.objectives import objective
+from attacks.adaptive.ascent import STEP_RULES, Objective, ascend, random_start
+from attacks.adaptive.objectives import LOSSES, objective
 from attacks.adaptive.surrogates import SURROGATES
 from attacks.autoattack import autoattack
 from attacks.ball import project
@@ -68,6 +69,10 @@ class Oblivious:
     cost: ClassVar[str] = "cheap"
     calls: ClassVar[int] = 0
 
+    def __post_init__(self) -> None:
+        if self.attack not in ATTACKS:
+            raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {self.attack!r}")
+
     def __call__(
         self,
         defended: DefendedClassifier,
@@ -98,7 +103,19 @@ class Climb:
     samples: int = 1  # draws of the defence for each gradient (EOT); the first is its own where its seed is known
     restarts: int = 1  # from random points of the ball
     threshold: float | None = None  # of the detection score, which must stay below it, too
-    enough: float = 1.0  # margin of the wrong class, in nats, at which an image is left alone
+    # margin of the wrong class, in nats, at which an image is left alone; a defence that draws is climbed to the last
+    # step, since one draw that is won says little of the next
+    enough: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, known in (("gradient", SURROGATES), ("loss", LOSSES), ("rule", STEP_RULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if min(self.steps, self.samples, self.restarts) < 1:
+            numbers = f"{self.steps}, {self.samples} and {self.restarts}"
+            raise ValueError(f"steps, samples and restarts must be at least 1, got {numbers}")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold!r}")
 
     @property
     def cost(self) -> str:
@@ -125,11 +142,12 @@ class Climb:
         validate(images, labels, eps=eps, norm=norm, steps=self.steps)
         if eps == 0 or len(images) == 0:
             return images.detach().clone()
-        best, success = images.detach().clone(), images.new_full((len(images),), -torch.inf)
+        enough = self.enough if defended.purifier.seed is not None else math.inf
         generator = torch.Generator().manual_seed(seed)
         with as_found(defended, images.device, seed):
+            best, success = images.detach().clone(), images.new_full((len(images),), -torch.inf)
             for _ in range(self.restarts):
-                left = (success < self.enough).nonzero().squeeze(1)
+                left = (success < enough).nonzero().squeeze(1)
                 if len(left) == 0:
                     break
                 found, won = ascend(
@@ -140,7 +158,7 @@ class Climb:
                     steps=self.steps,
                     rule=self.rule,
                     start=random_start(images, eps=eps, norm=norm, generator=generator)[left],
-                    enough=self.enough,
+                    enough=enough,
                 )
                 better = won > success[left]
                 best[left[better]], success[left[better]] = found[better], won[better]
@@ -167,6 +185,10 @@ class Query:
     attack: str = "square"  # a key of GRADIENT_FREE
     queries: int = 5000
     cost: ClassVar[str] = "queries"
+
+    def __post_init__(self) -> None:
+        if self.attack not in GRADIENT_FREE:
+            raise ValueError(f"attack must be one of {', '.join(GRADIENT_FREE)}, got {self.attack!r}")
 
     @property
     def calls(self) -> int:

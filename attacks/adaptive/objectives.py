@@ -87,6 +87,7 @@ def objective(
 
     Raises:
         ValueError: an unknown loss.
+        RuntimeError: when called, a gradient that is not finite.
     """
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
@@ -97,11 +98,12 @@ def objective(
         draws = next(seeds)
         for seed in draws:
             draw = defended.variant(seed=seed, gradient=gradient)
-            point = images.detach().clone().requires_grad_()
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
+                point = images.detach().clone().requires_grad_()
                 looks, decision, _ = draw.look(point)
-                losses = LOSSES[loss](looks, decision, own)
+                losses = LOSSES[loss](looks, decision, own.clone())
                 (slope,) = torch.autograd.grad(losses.sum(), point)
+            _check_slope(slope, index)
             with torch.no_grad():
                 fooled = _margin(decision.combine(looks), own)
                 if threshold is not None:
@@ -111,6 +113,16 @@ def objective(
         return Rated(climbed / len(draws), total / len(draws), won / len(draws))
 
     return rate
+
+
+def _check_slope(slope: Tensor, index: Tensor) -> None:
+    """Refuse, rather than climb nothing."""
+    blind = ~slope.flatten(1).isfinite().all(1)
+    if blind.any():
+        raise RuntimeError(
+            f"the gradient of images {index[blind].tolist()} must be finite, got NaN or infinite values: attack "
+            "through another one, such as straight_through, truncated or smoothed"
+        )
 
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -266,7 +266,8 @@ def gradients(
     unknown = [name for name in names(compared) if name not in SURROGATES]
     if unknown:
         raise ValueError(f"gradients must be among {', '.join(SURROGATES)}, got {unknown[0]!r}")
-    counts = [int(number("steps", text)) for text in names(steps)]
+    if not all(text.isdecimal() and int(text) for text in names(steps)):
+        raise ValueError(f"steps must be integers of at least 1 such as 25,100,225, got {steps!r}")
     pictures = load_dataset(dataset, data).between(*index_range(index))
     if not 1 <= n <= len(pictures):
         raise ValueError(f"n must lie between 1 and the {len(pictures)} images, got {n}")
@@ -284,7 +285,7 @@ def gradients(
             progress=progress,
         )
     purifier, _ = defended.plan(images)
-    cost = cost_of_unrolling(purifier.config_for(images), tuple(images.shape[1:]), counts)
+    cost = cost_of_unrolling(purifier.config_for(images), tuple(images.shape[1:]), [int(text) for text in names(steps)])
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "slopes.csv", index=False)
     cost.to_csv(out / "cost.csv", index=False)
