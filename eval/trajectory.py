@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dipdefense import FitConfig, Progress, fit
 from eval.datasets import ImageDataset
 from eval.intervals import wilson
-from eval.metrics import psnr
+from eval.metrics import psnr, ssim
 from eval.robustness import RunConfig, check_run, craft
 
 __all__ = ["accuracy_along_fit"]
@@ -39,9 +39,9 @@ def accuracy_along_fit(
         progress: called with (fits done, fits in all); one under way counts in part.
 
     Returns:
-        One row per attack and iteration: `attack, iteration, n, accuracy, ci_low, ci_high, psnr, seconds`, the
-        interval that of Wilson at 95 %, PSNR in dB against the clean image, seconds per image of a fit up to there
-        with the scoring in between.
+        One row per attack and iteration: `attack, iteration, n, accuracy, ci_low, ci_high, psnr, seconds, ssim`, the
+        interval that of Wilson at 95 %, PSNR in dB and SSIM against the clean image, seconds per image of a fit up
+        to there with the scoring in between.
 
     Raises:
         ValueError: another stopping rule, attacks on the defended model, `every` outside the fit, and what
@@ -60,36 +60,28 @@ def accuracy_along_fit(
     attacks = ("clean", *config.attacks)
     for number, attack in enumerate(attacks):
         images = clean if attack == "clean" else craft(attack, classifier, clean, labels, config)
-        correct: dict[int, Tensor] = {}  # iteration -> (n,)
-        quality: dict[int, Tensor] = {}
+        scores: dict[int, Tensor] = {}  # iteration -> (n, 3): right, PSNR, SSIM
 
-        def watch(
-            state: Progress,
-            number: int = number,
-            correct: dict[int, Tensor] = correct,
-            quality: dict[int, Tensor] = quality,
-        ) -> None:
+        def watch(state: Progress, number: int = number, scores: dict[int, Tensor] = scores) -> None:
             if state.iteration % every == 0:
-                right, decibels = _score(classifier, state, clean, labels)
-                correct.setdefault(state.iteration, torch.zeros(len(clean), dtype=torch.bool))[state.index.cpu()] = (
-                    right
-                )
-                quality.setdefault(state.iteration, torch.zeros(len(clean)))[state.index.cpu()] = decibels
+                scored = scores.setdefault(state.iteration, torch.zeros(len(clean), 3))
+                scored[state.index.cpu()] = _score(classifier, state, clean, labels)
             if progress is not None:
                 progress(number + state.share, len(attacks))
 
         seconds = fit(images, fit_config, seed=config.seed, callback=watch).seconds / len(images)
-        for iteration, right in sorted(correct.items()):
-            low, high = wilson(int(right.sum()), len(right))
-            accuracy, decibels = right.float().mean().item(), quality[iteration].mean().item()
+        for iteration, scored in sorted(scores.items()):
+            accuracy, decibels, similarity = scored.mean(0).tolist()
+            low, high = wilson(int(scored[:, 0].sum()), len(scored))
             elapsed = seconds * iteration / fit_config.iterations
-            rows.append((attack, iteration, len(right), accuracy, low, high, decibels, elapsed))
-    columns = ["attack", "iteration", "n", "accuracy", "ci_low", "ci_high", "psnr", "seconds"]
+            rows.append((attack, iteration, len(scored), accuracy, low, high, decibels, elapsed, similarity))
+    columns = ["attack", "iteration", "n", "accuracy", "ci_low", "ci_high", "psnr", "seconds", "ssim"]
     return pd.DataFrame(rows, columns=columns)
 
 
 @torch.no_grad()
-def _score(classifier: nn.Module, state: Progress, clean: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which images are right, (B,) bool, and their PSNR, (B,), both on the CPU."""
-    right = classifier(state.average).argmax(1) == labels[state.index]
-    return right.cpu(), psnr(state.average, clean[state.index]).cpu()
+def _score(classifier: nn.Module, state: Progress, clean: Tensor, labels: Tensor) -> Tensor:
+    """Whether each image is right (1 or 0), its PSNR and its SSIM, (B, 3), on the CPU."""
+    reference, images = clean[state.index], state.average
+    right = classifier(images).argmax(1) == labels[state.index]
+    return torch.stack([right.float(), psnr(images, reference), ssim(images, reference)], 1).cpu()

@@ -1,6 +1,8 @@
 """Shared fixtures: the folder with real images and weights."""
 
 import os
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,14 @@ DATA = Path(os.environ.get("DIPDEFENSE_DATA", Path(__file__).parents[2] / "share
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `data` and `gpu` tests, visibly, where there is nothing to run them on."""
+    """Skip `data`, `gpu` and `browser` tests, visibly, where there is nothing to run them on."""
     missing = {}
     if not DATA.is_dir():
         missing["data"] = f"real data not found at {DATA}: set DIPDEFENSE_DATA"
     if not torch.cuda.is_available():
         missing["gpu"] = "no CUDA device"
+    if not (shutil.which("chromium") and shutil.which("chromedriver") and find_spec("selenium")):
+        missing["browser"] = "no browser: apt-get install chromium chromium-driver, pip install selenium"
     for item in items:
         for marker, reason in missing.items():
             if item.get_closest_marker(marker):

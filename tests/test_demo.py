@@ -12,6 +12,7 @@ from dipdefense import default_config, defend
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.demo import DEMO, run_demo
+from eval.report import write_report
 from eval.robustness import evaluate_robustness
 
 
@@ -25,7 +26,8 @@ def threads():
 
 @pytest.mark.slow
 def test_the_demo_keeps_its_promises(tmp_path, threads):
-    table = run_demo(tmp_path).set_index(["attack", "crafted_on", "defence"])
+    seen: list[float] = []
+    table = run_demo(tmp_path, lambda done, total: seen.append(done)).set_index(["attack", "crafted_on", "defence"])
     assert table.loc[("clean", "", "none"), "accuracy"] >= 0.97
     assert table.loc[("pgd", "bare", "none"), "accuracy"] <= 0.10
     assert table.loc[("pgd", "bare", "dip"), "accuracy"] >= 0.60
@@ -33,6 +35,10 @@ def test_the_demo_keeps_its_promises(tmp_path, threads):
     assert ("pgd", "defended", "dip") in table.index
     paired = pd.read_csv(tmp_path / "paired.csv", keep_default_na=False).set_index("attack")
     assert paired.loc["pgd", "ci_low"] > 0  # better than blur, beyond chance
+    assert seen == sorted(seen)
+    assert seen[-1] == 100
+    write_report(tmp_path, tmp_path / "report.html")
+    assert 'id="absent"' not in (tmp_path / "report.html").read_text()  # every part of a report is there
     with Image.open(tmp_path / "comparison.png") as picture:
         assert min(picture.size) > 800
         assert len(picture.convert("RGB").getcolors(maxcolors=2**20) or []) > 100

@@ -21,7 +21,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text("utf-8") for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"))
 }
-ELSEWHERE = {"README.md": "test_readme.py", "docs/interoperability.md": "test_interoperability.py"}  # run there
+ELSEWHERE = {  # run there
+    "README.md": "test_readme.py",
+    "docs/interoperability.md": "test_interoperability.py",
+    "docs/reports.md": "test_report.py",
+}
 COMMAND: Any = typer.main.get_command(app)
 UsageError: Any = typer.BadParameter.__base__  # a missing argument, a number that is none
 

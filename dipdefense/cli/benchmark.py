@@ -23,7 +23,7 @@ from dipdefense.cli.options import (
     number,
     rule_options,
 )
-from dipdefense.cli.shown import print_frame, progress_bar
+from dipdefense.cli.shown import note, print_frame, progress_bar
 from dipdefense.presets import TILE, default_config, default_defence
 from dipdefense.purify import DefendedClassifier, Purifier
 from dipdefense.stopping import STOPPING_RULES
@@ -33,7 +33,7 @@ __all__ = ["benchmark"]
 benchmark = typer.Typer(no_args_is_help=True, help="Measure the library itself.")
 
 
-@benchmark.command()
+@benchmark.command(epilog="Example: dipdefense benchmark speed --out runs/speed")
 def speed(
     device: Device = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder for speed.csv; none by default.")] = None,
@@ -51,7 +51,7 @@ def speed(
         table.to_csv(out / "speed.csv", index=False)
 
 
-@benchmark.command()
+@benchmark.command(epilog="Example: dipdefense benchmark iterations --longest 120 --every 10 --out runs/iterations")
 def iterations(
     dataset: DatasetName = "digits_train",
     data: DataPath = None,
@@ -94,7 +94,7 @@ def iterations(
         table.to_csv(out / "iterations.csv", index=False)
 
 
-@benchmark.command()
+@benchmark.command(epilog="Example: dipdefense benchmark stopping --data photos --rules emv,discrepancy --n 4")
 def stopping(
     data: Annotated[Path, typer.Option(help="Folder of clean images.")],
     resize: Annotated[int, typer.Option(help="Short side of the images, in pixels, by area averages.")] = 128,
@@ -141,11 +141,13 @@ def stopping(
     print_frame(table)
     fits = table[table["noise"] == "all"].iloc[0]  # the same fits for every rule
     if fits["too_short"]:
-        typer.echo(f"{fits['too_short']} of {fits['n']} fits were too short to know the best iterate: raise --longest")
-    typer.echo(f"table and records: {out}")
+        note(f"{fits['too_short']} of {fits['n']} fits were too short to know the best iterate: raise --longest")
+    note(f"table and records: {out}")
 
 
-@benchmark.command()
+@benchmark.command(
+    epilog="Example: dipdefense benchmark defence --methods bare,jpeg,dip --attacks pgd --eps 0.1,0.2 --n 50"
+)
 def defence(
     dataset: DatasetName = "digits",
     data: DataPath = None,
@@ -235,7 +237,7 @@ def defence(
     print_frame(table)
 
 
-@benchmark.command()
+@benchmark.command(epilog="Example: dipdefense benchmark gradients --n 4 --steps 10,20")
 def gradients(
     dataset: DatasetName = "digits",
     data: DataPath = None,
@@ -287,5 +289,5 @@ def gradients(
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "slopes.csv", index=False)
     cost.to_csv(out / "cost.csv", index=False)
-    print_frame(table.assign(step=table["step"].map("{:.1e}".format)))
+    print_frame(table, step="{:.1e}".format)
     print_frame(cost)

@@ -1,12 +1,13 @@
 """The command `dipdefense check`."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 import torch
 import typer
 
 from dipdefense.cli.options import DataPath, Device, Weights, device_named
-from dipdefense.cli.shown import console
+from dipdefense.cli.shown import note, print_plain
 from dipdefense.compatibility import check_classifier
 
 __all__ = ["check"]
@@ -42,10 +43,11 @@ def check(
     found = check_classifier(net, _sides(shape), images=images, labels=labels)
     for fault in found.faults:
         kind = "fault" if fault.certain else "doubt"
-        console.print(f"{kind}, {fault.name}: {fault.message}", markup=False, highlight=False, soft_wrap=True)
+        note(f"{kind}, {fault.name}: {fault.message}")
     size = " x ".join(map(str, found.shape))
     verdict = "" if found.faults else "no fault found, "
-    console.print(f"{verdict}looked at with images of {size}", markup=False, highlight=False, soft_wrap=True)
+    note(f"{verdict}looked at with images of {size}")
+    print_plain({"shape": found.shape, "faults": [asdict(fault) for fault in found.faults]})
     if any(fault.certain for fault in found.faults):
         raise typer.Exit(1)
 

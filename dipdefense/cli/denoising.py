@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dipdefense.cli.options import ConfigFile, Device, Seed, device_named, fit_config, names, noise_level
-from dipdefense.cli.shown import print_frame, progress_bar
+from dipdefense.cli.shown import note, print_frame, progress_bar
 from dipdefense.images import read_image
 
 __all__ = ["denoising_benchmarks"]
@@ -29,7 +29,9 @@ Clip = Annotated[
 ]
 
 
-@denoising_benchmarks.command()
+@denoising_benchmarks.command(
+    epilog="Example: dipdefense benchmark denoising --data photos --sigma 25 --methods median,dip"
+)
 def denoising(
     data: Annotated[Path | None, typer.Option(help="Folder of clean images, to which noise is added.")] = None,
     noisy: Annotated[
@@ -113,10 +115,10 @@ def denoising(
             progress=progress,
         )
     print_frame(table)
-    typer.echo(f"estimates are clipped to [0, 1] before they are scored; tables, records, contact sheet: {out}")
+    note(f"estimates are clipped to [0, 1] before they are scored; tables, records, contact sheet: {out}")
 
 
-@denoising_benchmarks.command()
+@denoising_benchmarks.command(epilog="Example: dipdefense benchmark impedance photo.png")
 def impedance(
     image: Photo,
     sigma: Sigma = "25",
@@ -143,10 +145,10 @@ def impedance(
         )
     save_impedance(out, curves)
     print_frame(arrivals(curves))
-    typer.echo(f"curves: {out}")
+    note(f"curves: {out}")
 
 
-@denoising_benchmarks.command()
+@denoising_benchmarks.command(epilog="Example: dipdefense benchmark curve photo.png --sigma 25")
 def curve(
     image: Photo,
     sigma: Sigma = "25",
@@ -187,10 +189,10 @@ def curve(
         )
     save_training_curve(out, table)
     print_frame(table)
-    typer.echo(f"curve: {out}")
+    note(f"curve: {out}")
 
 
-@denoising_benchmarks.command()
+@denoising_benchmarks.command(epilog="Example: dipdefense benchmark ablation --data photos --n 2")
 def ablation(
     data: Annotated[Path, typer.Option(help="Folder of colour images.")],
     mnist: Annotated[Path | None, typer.Option(help="Folder of MNIST's test set; without it no digits.")] = None,
@@ -215,4 +217,4 @@ def ablation(
     with progress_bar("rows") as progress:
         table = benchmark_ablation(photos, numbers, seed=seed, device=where, out=out, progress=progress)
     print_frame(table)
-    typer.echo(f"table and records: {out}")
+    note(f"table and records: {out}")

@@ -23,7 +23,7 @@ from dipdefense.cli.options import (
     names,
     number,
 )
-from dipdefense.cli.shown import errors, progress_bar
+from dipdefense.cli.shown import manner, note, print_frame, progress_bar
 from dipdefense.purify import defend
 
 __all__ = ["diagnose"]
@@ -88,7 +88,7 @@ def diagnose(
         forecast = (
             f"all checks: {fits} fits of {n} images, about {minutes:.1f} minutes; --n, --steps, --queries shorten them"
         )
-        errors.print(forecast, markup=False, highlight=False, soft_wrap=True)
+        note(forecast, err=True)
     with progress_bar("checks") as progress:
         table = examine(
             model,
@@ -105,17 +105,19 @@ def diagnose(
             found=_print,
         )
     _write(table, out)
-    typer.echo(f"{int(table['queries'].sum())} images forward, {table['seconds'].sum():.0f} s; table: {out}")
+    if manner.get() == "json":
+        print_frame(table)
+    note(f"{int(table['queries'].sum())} images forward, {table['seconds'].sum():.0f} s; table: {out}")
     if table["passed"].eq(False).any():  # None is neither
         raise typer.Exit(2)
 
 
 def _print(finding: Any) -> None:
-    typer.echo(f"{VERDICTS[finding.passed]:4}  {finding.check}: {finding.means}")
+    note(f"{VERDICTS[finding.passed]:4}  {finding.check}: {finding.means}")
     if finding.figures:
-        typer.echo("      " + ", ".join(f"{name} {_shown(value)}" for name, value in finding.figures.items()))
+        note("      " + ", ".join(f"{name} {_shown(value)}" for name, value in finding.figures.items()))
     if finding.remedy:
-        typer.echo(f"      remedy: {finding.remedy}")
+        note(f"      remedy: {finding.remedy}")
 
 
 def _shown(value: Any) -> str:

@@ -23,13 +23,13 @@ from dipdefense.cli.options import (
     names,
     number,
 )
-from dipdefense.cli.shown import console, print_accuracies, print_frame, progress_bar
+from dipdefense.cli.shown import note, print_accuracies, print_frame, progress_bar
 from dipdefense.purify import DefendedClassifier, Purifier
 
 __all__ = ["evaluate"]
 
 
-SCORING = ("attacks", "filters", "alpha", "steps", "crafted_on", "gradient", "n", "n_defended")
+SCORING = ("attacks", "filters", "alpha", "steps", "crafted_on", "gradient", "n", "n_defended", "gallery")
 CLIMBING = ("rungs", "images", "queries", "fresh", "source", "source_weights", "budget")
 
 
@@ -80,6 +80,9 @@ def evaluate(
         str | None, typer.Option(help="With --adaptive: classifier that the rung transfer crafts on, as --classifier.")
     ] = None,
     source_weights: Annotated[Path | None, typer.Option(help="Its weights.")] = None,
+    gallery: Annotated[
+        int, typer.Option(help="Images whose fits `dipdefense report` shows frame by frame; not with --adaptive.")
+    ] = 0,
     budget: Annotated[
         float | None, typer.Option(help="With --adaptive: seconds that the run may take, by an estimate at its start.")
     ] = None,
@@ -96,6 +99,7 @@ def evaluate(
     from eval.baselines import BASELINES
     from eval.classifiers import load_classifier
     from eval.datasets import load_dataset
+    from eval.frames import gallery_of_run
     from eval.robustness import RunConfig, evaluate_robustness
 
     where, purifier = device_named(device), Purifier(fit_config(config), seed=None if fresh else seed)
@@ -123,6 +127,8 @@ def evaluate(
         seed=seed,
         batch_size=batch_size,
     )
+    if not 0 <= gallery <= n:
+        raise ValueError(f"gallery must lie between 0 and the {n} images of the run, got {gallery}")
     unknown = [name for name in names(filters) if name not in BASELINES]
     if unknown:
         raise ValueError(f"filters must be among {', '.join(BASELINES)}, got {unknown[0]!r}")
@@ -141,8 +147,12 @@ def evaluate(
             device=where,
             progress=progress,
         )
+    if gallery:
+        with progress_bar("gallery") as progress:
+            defended = DefendedClassifier(net, purifier)
+            gallery_of_run(out, defended, pictures, numbers, n=gallery, device=where, progress=progress)
     print_accuracies(table)
-    console.print(f"table and records: {out}", markup=False)
+    note(f"table and records: {out}")
 
 
 def _climb(
@@ -175,7 +185,7 @@ def _climb(
         with progress_bar("images") as progress:
             table = evaluate_adaptive(defended, dataset, config, out=out, progress=progress, **named)
         print_frame(table)
-        console.print(f"table and records: {out}", markup=False)
+        note(f"table and records: {out}")
 
     return run
 

@@ -18,9 +18,10 @@ from dipdefense.cli.options import (
     device_named,
     fit_config,
 )
+from dipdefense.cli.report import report
 from dipdefense.cli.restoration import restoration
 from dipdefense.cli.restore import restoring
-from dipdefense.cli.shown import console, errors, print_accuracies, progress_bar
+from dipdefense.cli.shown import AnywhereGroup, errors, manner, note, print_accuracies, progress_bar
 from dipdefense.files import purify_files
 from dipdefense.images import list_images
 from dipdefense.purify import Purifier
@@ -28,17 +29,32 @@ from dipdefense.purify import Purifier
 __all__ = ["app", "main"]
 
 app = typer.Typer(
+    cls=AnywhereGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Purify images by an early-stopped deep image prior, and measure what that is worth.",
+    epilog="Example: dipdefense demo, then dipdefense report runs/demo -o report.html",
 )
-benchmark.command()(restoration)
+benchmark.command(epilog="Example: dipdefense benchmark restoration --data images --tasks text,jpeg")(restoration)
 benchmark.add_typer(denoising_benchmarks)
 app.add_typer(benchmark, name="benchmark")
-app.command()(evaluate)
-app.command()(check)
-app.command()(diagnose)
+app.command(epilog="Example: dipdefense evaluate --attacks pgd --eps 0.2 --n 50 --gallery 4 --out runs/pgd")(evaluate)
+app.command(epilog="Example: dipdefense check torchvision:resnet18 --shape 3,224,224")(check)
+app.command(epilog="Example: dipdefense diagnose --eps 0.2 --n 16 --bare")(diagnose)
+app.command(epilog="Example: dipdefense report runs/demo -o report.html")(report)
 app.add_typer(restoring)
+
+
+@app.callback()
+def everywhere(
+    json: Annotated[
+        bool, typer.Option("--json", help="Print tables as JSON, one line each, and nothing else.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Purify images by an early-stopped deep image prior, and measure what that is worth."""
+    if json and quiet:
+        raise typer.BadParameter("--json and --quiet exclude each other")
+    manner.set("json" if json else "quiet" if quiet else "text")
 
 
 def main() -> None:
@@ -51,20 +67,23 @@ def main() -> None:
         sys.exit(1)
 
 
-@app.command()
+@app.command(epilog="Example: dipdefense demo --out runs/demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the table, records and picture.")] = Path("runs/demo"),
 ) -> None:
-    """Attack a digit classifier with FGSM, PGD and momentum PGD, purify, and print the table. Needs no data."""
+    """Attack a digit classifier with FGSM, PGD and momentum PGD, purify, and print the table. Needs no data.
+
+    Beside it go small runs of all that `dipdefense report` shows.
+    """
     from eval.demo import run_demo
 
-    with progress_bar("images") as progress:
+    with progress_bar("percent") as progress:
         table = run_demo(out, progress)
     print_accuracies(table)
-    console.print(f"table, records and picture: {out}", markup=False)
+    note(f"table, records and picture: {out}; to see all: dipdefense report {out} -o report.html")
 
 
-@app.command()
+@app.command(epilog="Example: dipdefense purify photo.png purified.png")
 def purify(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Image file, or a folder of them.")],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Image file, or a folder for a folder.")],

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dipdefense.cli.options import ConfigFile, Device, Seed, device_named, fit_config, names
-from dipdefense.cli.shown import print_frame, progress_bar
+from dipdefense.cli.shown import note, print_frame, progress_bar
 
 __all__ = ["restoration"]
 
@@ -52,4 +52,4 @@ def restoration(
             progress=progress,
         )
     print_frame(table)
-    typer.echo(f"results are clipped to [0, 1] before they are scored; table, records and contact sheet: {out}")
+    note(f"results are clipped to [0, 1] before they are scored; table, records and contact sheet: {out}")

@@ -33,7 +33,7 @@ Classifier = Annotated[str, typer.Option(help="cifar_resnet20, torchvision:NAME,
 Weights = Annotated[Path | None, typer.Option(help="State dict, .pt or .safetensors.")]
 
 
-@restoring.command("denoise")
+@restoring.command("denoise", epilog="Example: dipdefense denoise noisy.png clean.png --runs 2")
 def denoise_file(
     source: Source,
     target: Target,
@@ -50,7 +50,7 @@ def denoise_file(
     _restore([source], target, device, denoise, runs=runs, config=numbers, seed=seed, tv=tv or 0.0)
 
 
-@restoring.command("inpaint")
+@restoring.command("inpaint", epilog="Example: dipdefense inpaint photo.png mask.png whole.png --kind text")
 def inpaint_file(
     source: Source,
     mask: Annotated[Path, typer.Argument(metavar="MASK", help="Black and white image file; white = known pixel.")],
@@ -78,7 +78,7 @@ def inpaint_file(
     _restore([source, mask], target, device, fill, config=numbers, seed=seed, tv=tv or 0.0)
 
 
-@restoring.command("super-resolve")
+@restoring.command("super-resolve", epilog="Example: dipdefense super-resolve small.png large.png --factor 4")
 def super_resolve_file(
     source: Source,
     target: Target,
@@ -95,7 +95,7 @@ def super_resolve_file(
     _restore([source], target, device, super_resolve, factor=factor, config=numbers, seed=seed, tv=tv or 0.0)
 
 
-@restoring.command("remove-jpeg")
+@restoring.command("remove-jpeg", epilog="Example: dipdefense remove-jpeg photo.jpg clean.png")
 def remove_jpeg_file(
     source: Source,
     target: Target,
@@ -112,7 +112,7 @@ def remove_jpeg_file(
     _restore([source], target, device, remove_jpeg_artifacts, config=numbers, seed=seed, tv=tv or 0.0)
 
 
-@restoring.command("flash")
+@restoring.command("flash", epilog="Example: dipdefense flash flash.png dark.png restored.png")
 def flash_file(
     flash: Annotated[Path, typer.Argument(metavar="FLASH", help="Image file taken with a flash.")],
     no_flash: Annotated[Path, typer.Argument(metavar="NO_FLASH", help="Image file of the same view without.")],
@@ -129,7 +129,9 @@ def flash_file(
     _restore([flash, no_flash], target, device, flash_no_flash, config=numbers, seed=seed, tv=tv or 0.0)
 
 
-@restoring.command("invert-features")
+@restoring.command(
+    "invert-features", epilog="Example: dipdefense invert-features photo.png seen.png --layer features.5"
+)
 def invert_features_file(
     source: Source,
     target: Target,

@@ -1,7 +1,9 @@
-"""What the commands show: progress on stderr, tables on stdout."""
+"""What the commands show: progress on stderr, tables on stdout; `--quiet` and `--json` of all of them."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import typer
@@ -15,11 +17,35 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from typer.core import TyperGroup
 
-__all__ = ["console", "errors", "print_accuracies", "print_frame", "progress_bar"]
+__all__ = [
+    "AnywhereGroup",
+    "console",
+    "errors",
+    "manner",
+    "note",
+    "print_accuracies",
+    "print_frame",
+    "print_plain",
+    "progress_bar",
+]
 
 console = Console()
 errors = Console(stderr=True)
+manner: ContextVar[str] = ContextVar("manner", default="text")  # text, json or quiet; set at every call of the command
+EVERYWHERE = ("--json", "--quiet")
+
+
+class AnywhereGroup(TyperGroup):
+    """A command whose `--json` and `--quiet` may stand behind its subcommand, too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See click: these two options first, then the rest as it is."""
+        end = args.index("--") if "--" in args else len(args)
+        moved = [argument for argument in args[:end] if argument in EVERYWHERE]
+        kept = [argument for argument in args[:end] if argument not in EVERYWHERE]
+        return super().parse_args(ctx, moved + kept + args[end:])
 
 
 @contextmanager
@@ -32,13 +58,23 @@ def progress_bar(unit: str) -> Iterator[Callable[[float, float], None]]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
+    hidden = manner.get() == "quiet" or not errors.is_terminal
+    with Progress(*columns, console=errors, disable=hidden) as bar:
         task = bar.add_task(unit, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def note(text: str, *, err: bool = False) -> None:
+    """A line for people: not with `--quiet`; with `--json` on stderr, where it may stand anyway."""
+    if manner.get() != "quiet":
+        typer.echo(text, err=err or manner.get() == "json")
+
+
 def print_accuracies(table: Any) -> None:
     """Accuracy with its interval, PSNR, SSIM and time; as plain tab-separated text where stdout is no terminal."""
+    if manner.get() != "text":
+        print_frame(table)
+        return
     header = [
         "attack",
         "crafted on",
@@ -73,6 +109,16 @@ def print_accuracies(table: Any) -> None:
         typer.echo("\n".join(["\t".join(header), *lines]))
 
 
-def print_frame(table: Any) -> None:
-    """All of a data frame, three decimals."""
-    typer.echo(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+def print_frame(table: Any, **formats: Callable[[Any], str]) -> None:
+    """All of a data frame, three decimals but where a column has its own format; with `--json` one line."""
+    if manner.get() == "json":
+        typer.echo(table.to_json(orient="records"))
+    elif manner.get() == "text":
+        shown = table.assign(**{name: table[name].map(format) for name, format in formats.items()})
+        typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+
+
+def print_plain(value: Any) -> None:
+    """Plain values, with `--json` alone; what else says the same goes through `note`."""
+    if manner.get() == "json":
+        typer.echo(json.dumps(value, allow_nan=False))

@@ -1,0 +1,25 @@
+"""The command `dipdefense report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dipdefense.cli.shown import note
+
+__all__ = ["report"]
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, or a folder of such folders.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to make or replace.")] = Path("report.html"),
+) -> None:
+    """Make one HTML file, which needs no network, of all that stands in the folder of a run.
+
+    Tables with intervals, accuracy against eps and along the fit, clean-robust curves, ROC, and the gallery where the
+    run has one (`evaluate --gallery`, `demo`). What the folder lacks is named in the report.
+    """
+    from eval.report import write_report
+
+    write_report(run, out)
+    note(f"report: {out}, {out.stat().st_size / 1e6:.1f} MB")

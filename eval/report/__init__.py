@@ -1,0 +1,5 @@
+"""One HTML file of all that stands in the folder of a run."""
+
+from eval.report.page import write_report
+
+__all__ = ["write_report"]

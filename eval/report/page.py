@@ -1,0 +1,116 @@
+"""The report: what stands in the folder of a run, as one HTML file that needs nothing else."""
+
+import base64
+import hashlib
+import json
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+try:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+except ImportError as error:
+    raise ImportError("eval.report needs jinja2: python -m pip install 'dipdefense[eval]'") from error
+
+from eval.records import write_whole
+from eval.report.charts import draw
+from eval.report.curves import together
+from eval.report.gallery import embed_gallery
+from eval.report.runs import Run, find_runs, rows_of
+from eval.report.sections import SECTIONS, plain_sections
+
+__all__ = ["render_report", "write_report"]
+
+WARNING = (
+    "No figure in this folder is of an attacker who knows the defence. Without one, nothing here is robustness: run "
+    "dipdefense evaluate --adaptive."
+)
+# what a whole report shows, and the command that makes it
+PARTS = {
+    "evaluation": "the table of `dipdefense evaluate`",
+    "ladder": "attacks that know the defence: `dipdefense evaluate --adaptive`",
+    "defence": "accuracy against eps, clean-robust curves and the detector's ROC: `dipdefense benchmark defence`",
+    "iterations": "PSNR, SSIM and accuracy along the fit: `dipdefense benchmark iterations --out FOLDER`",
+    "gallery": "the gallery: `dipdefense evaluate --gallery N`",
+}
+
+
+def write_report(run: str | Path, out: str | Path) -> None:
+    """Write the report of a run's folder, or of a folder of such folders, as one HTML file.
+
+    Args:
+        run: folder that `dipdefense evaluate`, `demo`, `diagnose` or `benchmark` wrote.
+        out: file to make or replace.
+
+    Raises:
+        OSError: a file cannot be read, `out` cannot be written.
+        ValueError: nothing known stands in the folder, or a file there is not what its name says.
+    """
+    write_whole(Path(out), render_report(Path(run)))
+
+
+def render_report(folder: Path) -> str:
+    """The HTML of the report; raises as `write_report` does."""
+    runs = find_runs(folder)
+    pages = [_page(run) for run in runs]
+    evaluated = [rows_of(run.tables["evaluation"]) for run in runs if "evaluation" in run.tables]
+    galleries = [{"run": r.name, **embed_gallery(r.folder, r.gallery)} for r in runs if r.gallery is not None]
+    there = {kind for run in runs for kind in run.tables} | ({"gallery"} if galleries else set())
+    script = (files("eval.report") / "templates" / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            title=folder.resolve().name,
+            version=version("dipdefense"),
+            pages=pages,
+            together=[draw(chart) for chart in together(evaluated)],
+            galleries=galleries,
+            absent=[text for kind, text in PARTS.items() if kind not in there],
+            warning="" if _knows_the_defence(runs) else WARNING,
+            script=script,
+            digest=digest,
+        )
+    )
+
+
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("eval.report"),
+        autoescape=True,  # names of files, classes and methods, and cells of tables, come from outside
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _page(run: Run) -> dict[str, Any]:
+    sections = [SECTIONS[kind](run) for kind in SECTIONS if kind in run.tables] + plain_sections(run)
+    return {
+        "name": run.name,
+        "config": _config_rows(run.config),
+        "sections": [{"section": s, "drawings": [draw(c) for c in s.charts if c.series]} for s in sections],
+        "missing": run.missing,
+    }
+
+
+def _knows_the_defence(runs: list[Run]) -> bool:
+    """Is there a figure of attacks that know the defence, or no attack at all?"""
+    evaluated = [run.tables["evaluation"] for run in runs if "evaluation" in run.tables]
+    adaptive = any((table["crafted_on"] == "defended").any() for table in evaluated)
+    return (
+        adaptive
+        or any("ladder" in run.tables for run in runs)
+        or not any(run.tables.keys() & {"evaluation", "defence"} for run in runs)
+    )
+
+
+def _config_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """The numbers of a run that fit a line each."""
+    return [
+        (name, value if isinstance(value, str) else json.dumps(value))
+        for name, value in config.items()
+        if name not in {"settings", "hashes", "ladder"}
+    ]

@@ -1,0 +1,147 @@
+"""What a folder of a run holds: which of the known tables, their rows, the configuration."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from eval.records import configuration_hash
+
+__all__ = ["KINDS", "PLAIN", "Run", "find_runs", "records_of", "rows_of"]
+
+# kind -> its file, and the columns that it must have
+KINDS: dict[str, tuple[str, frozenset[str]]] = {
+    "evaluation": (
+        "summary.csv",
+        frozenset({"attack", "eps", "crafted_on", "defence", "n", "accuracy", "ci_low", "ci_high", "psnr_defended"}),
+    ),
+    "ladder": ("ladder.csv", frozenset({"query", "rung", "n", "accuracy", "ci_low", "ci_high", "flagged"})),
+    "defence": (
+        "table.csv",
+        frozenset({"method", "strength", "attack", "eps", "n", "accuracy", "ci_low", "ci_high"}),
+    ),
+    "iterations": (
+        "iterations.csv",
+        frozenset({"attack", "iteration", "n", "accuracy", "ci_low", "ci_high", "psnr"}),
+    ),
+}
+# tables that are shown as they are
+PLAIN = {
+    "summary.csv": "Summary",
+    "diagnose.csv": "Sanity checks",
+    "speed.csv": "Speed",
+    "slopes.csv": "How far gradients hold",
+    "cost.csv": "What the exact gradient costs",
+}
+BESIDE = {"paired.csv", "roc.csv"}  # belong to a kind
+
+
+@dataclass(frozen=True)
+class Run:
+    """One folder, and what was understood of it."""
+
+    folder: Path
+    name: str
+    config: dict[str, Any]  # empty where there is no config.json
+    tables: dict[str, pd.DataFrame]  # kind -> rows
+    plain: dict[str, pd.DataFrame]  # file name -> rows
+    beside: dict[str, pd.DataFrame]  # paired.csv, roc.csv
+    gallery: dict[str, Any] | None  # gallery.json
+    missing: list[str]  # sentences: what is not there, or not understood
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """The folder itself, then its subfolders by name, those that hold something known.
+
+    Raises:
+        OSError: the folder cannot be read.
+        ValueError: nothing known is in it, or a file is not what its name says.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"RUN_DIR must be the folder of a run, got {folder}: no such folder")
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "gallery")
+    found = [read_run(path, folder.resolve().name if path == folder else path.name) for path in (folder, *inner)]
+    runs = [run for run in found if run is not None]
+    if not runs:
+        files = sorted({file for file, _ in KINDS.values()} | PLAIN.keys())
+        raise ValueError(
+            f"RUN_DIR must hold one of {', '.join(files)} or gallery/gallery.json, or folders with them, as evaluate, "
+            f"demo, diagnose and benchmark write; got {folder}, which has none"
+        )
+    return runs
+
+
+def read_run(folder: Path, name: str) -> Run | None:
+    """All that is understood of one folder; None if that is nothing."""
+    tables, plain, missing = {}, {}, []
+    frames = {path.name: _read_csv(path) for path in sorted(folder.glob("*.csv"))}
+    for file, frame in frames.items():
+        kind = next((k for k, (known, columns) in KINDS.items() if known == file and columns <= set(frame)), None)
+        if kind is not None:
+            tables[kind] = frame
+        elif file in PLAIN:
+            plain[file] = frame
+        elif file not in BESIDE:
+            missing.append(f"{file} is not shown: no command of this version writes a table of that name and columns")
+    config, gallery = _read_json(folder / "config.json"), _read_json(folder / "gallery" / "gallery.json")
+    records = folder / "records.jsonl"
+    unfinished = records.is_file() and not tables and not plain
+    if unfinished:
+        missing.append("the run is not finished: it has records and no table; the same command goes on where it was")
+    if not (tables or plain or gallery or (unfinished and config)):
+        return None
+    if tables.keys() - {"iterations"} and not config:
+        missing.append("config.json, the numbers of the run")
+    beside = {file: frames[file] for file in BESIDE & frames.keys()}
+    return Run(folder, name, config or {}, tables, plain, beside, gallery, missing)
+
+
+def records_of(run: Run) -> Iterator[dict[str, Any]]:
+    """The records of a `benchmark defence` run's own configuration; a torn last line is passed over."""
+    shared = run.config.get("hash")
+    settings = {configuration_hash(setting) for setting in run.config.get("settings", [])}
+    with (run.folder / "records.jsonl").open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.endswith("\n"):
+                record = _record(line, f"{run.folder / 'records.jsonl'}: line {number}")
+                if record.get("config") == shared and record.get("setting") in settings:
+                    yield record
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} must be a JSON object: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{where} must be a JSON object, got {type(record).__name__}")
+    return record
+
+
+def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as plain dictionaries."""
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    except pd.errors.EmptyDataError:
+        return pd.DataFrame()
+    except ValueError as error:  # also a file that is no UTF-8, and what pandas cannot parse
+        raise ValueError(f"{path} must be a CSV table: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} must be JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must be a JSON object, got {type(value).__name__}")
+    return value

@@ -1,0 +1,96 @@
+"""From the tables of a run to what the page shows, and what is missing for the rest."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from eval.report.cells import Cells, cells
+from eval.report.charts import Chart
+from eval.report.curves import along_fit, clean_robust, defences_against_eps, methods_against_eps
+from eval.report.detection import roc_charts
+from eval.report.runs import PLAIN, Run, rows_of
+
+__all__ = ["SECTIONS", "Section", "plain_sections"]
+
+OBLIVIOUS = "These attacks know the bare classifier alone, and say nothing of an attacker who knows the defence."
+ALONG = {"accuracy": "Accuracy, %", "psnr": "PSNR, dB", "ssim": "SSIM"}
+WILSON = "Accuracy, with the 95 % Wilson interval"
+NOT_ATTACKED = "accuracy under attack: no attack was asked for"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a run's report."""
+
+    title: str
+    lead: str = ""
+    tables: list[Cells] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def evaluation(run: Run) -> Section:
+    """The table of `evaluate`, and accuracy against eps."""
+    table, missing = run.tables["evaluation"], []
+    tables = [cells(WILSON, table, drop=("dataset", "classifier", "seed"))]
+    if len(paired := run.beside.get("paired.csv", pd.DataFrame())):
+        tables.append(cells("Paired differences in accuracy, with the 95 % bootstrap interval", paired))
+    else:
+        missing.append("paired differences: there is no paired.csv, or only one defence was scored")
+    charts = defences_against_eps(rows_of(table))
+    if not charts:
+        missing.append(NOT_ATTACKED)
+    adaptive = (table["crafted_on"] == "defended").any()
+    return Section("Evaluation", "" if adaptive or not charts else OBLIVIOUS, tables, charts, missing)
+
+
+def ladder(run: Run) -> Section:
+    """The table of `evaluate --adaptive`."""
+    table = run.tables["ladder"]
+    lead = "Attacks that know the defence. What counts is the worst case: images that are right under every rung."
+    missing = [] if (table["rung"] == "worst case").any() else ["worst case: no image was attacked by two rungs"]
+    return Section("Adaptive ladder", lead, [cells(WILSON, table)], missing=missing)
+
+
+def defence(run: Run) -> Section:
+    """The tables of `benchmark defence`; accuracy against eps, clean against robust accuracy, ROC."""
+    table = run.tables["defence"]
+    rows, tables, missing = rows_of(table), [cells(WILSON, table)], []
+    attacked = dict.fromkeys((row["attack"], row["eps"]) for row in rows if row["attack"] != "clean")
+    if not attacked:
+        missing.append(NOT_ATTACKED)
+    charts = [methods_against_eps(rows, attack) for attack in dict.fromkeys(attack for attack, _ in attacked)]
+    charts += [clean_robust(rows, attack, eps) for attack, eps in attacked]
+    for file, caption in (
+        ("paired.csv", "Paired differences in accuracy to the baseline, with the 95 % bootstrap interval"),
+        ("roc.csv", "Detection: area under the ROC curve, with the 95 % bootstrap interval"),
+    ):
+        if len(found := run.beside.get(file, pd.DataFrame())):
+            tables.append(cells(caption, found))
+        else:
+            missing.append(f"{file}: not there, or empty")
+    curves, lacking = roc_charts(run)
+    return Section("Defences compared", OBLIVIOUS, tables, charts + curves, missing + lacking)
+
+
+def iterations(run: Run) -> Section:
+    """The table of `benchmark iterations`: accuracy, PSNR and SSIM along the fit."""
+    table = run.tables["iterations"]
+    charts = [along_fit(rows_of(table), column, title) for column, title in ALONG.items() if column in table]
+    missing = [f"{title} along the fit: iterations.csv lacks it" for name, title in ALONG.items() if name not in table]
+    lead = "What a fit would return, ended at each iteration, for images on which choices are made."
+    return Section("Along the fit", lead, [cells("Accuracy, PSNR and SSIM along the fit", table)], charts, missing)
+
+
+SECTIONS: dict[str, Callable[[Run], Section]] = {
+    "evaluation": evaluation,
+    "ladder": ladder,
+    "defence": defence,
+    "iterations": iterations,
+}
+
+
+def plain_sections(run: Run) -> list[Section]:
+    """Tables that are shown as they are."""
+    return [Section(PLAIN[file], tables=[cells(file, table)]) for file, table in run.plain.items()]

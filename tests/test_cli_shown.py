@@ -1,0 +1,129 @@
+"""`--json`, `--quiet`, examples in every help, completion and exit codes of the command."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from dipdefense.cli import app, main
+from dipdefense.cli.shown import manner, print_frame
+
+RUN = ["evaluate", "--n", "4", "--steps", "2", "--eps", "0.2", "--attacks", "pgd"]
+
+
+def commands(command=None, path=()) -> dict[tuple[str, ...], object]:
+    """Every command below the application, by its words."""
+    command = command or typer.main.get_command(app)
+    below = getattr(command, "commands", {})
+    found = {} if below else {path: command}
+    for name, inner in below.items():
+        found |= commands(inner, (*path, name))
+    return found
+
+
+@pytest.fixture
+def arguments(tmp_path) -> list[str]:
+    quick = {"architecture_options": {"channels": [8, 8], "skip_channels": 0}, "input_channels": 8, "iterations": 10}
+    (tmp_path / "config.json").write_text(json.dumps(quick))
+    return [*RUN, "--config", str(tmp_path / "config.json"), "--out", str(tmp_path / "run")]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_json_is_the_table_and_nothing_else(arguments, tmp_path, behind):
+    result = CliRunner().invoke(app, [*arguments, "--json"] if behind else ["--json", *arguments])
+    assert result.exit_code == 0, result.output
+    (line,) = result.stdout.splitlines()
+    assert json.loads(line) == json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert result.stderr == f"table and records: {tmp_path / 'run'}\n"
+
+
+def test_quiet_prints_nothing(arguments, tmp_path):
+    result = CliRunner().invoke(app, ["--quiet", *arguments, "--gallery", "1"])
+    assert (result.exit_code, result.output) == (0, "")
+    assert (tmp_path / "run" / "summary.csv").is_file()
+    result = CliRunner().invoke(app, ["--quiet", "report", str(tmp_path / "run"), "-o", str(tmp_path / "r.html")])
+    assert (result.exit_code, result.output) == (0, "")
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "-o", str(tmp_path / "r.html")])
+    assert result.output.startswith(f"report: {tmp_path / 'r.html'}, 0.")
+    assert "Gallery: run" in (tmp_path / "r.html").read_text()
+
+
+def test_evaluate_refuses_galleries(arguments):
+    for words, message in (
+        ([*arguments, "--gallery", "5"], "gallery must lie between 0 and the 4 images of the run, got 5"),
+        (["evaluate", "--adaptive", "--gallery", "1"], "--gallery must be left out with --adaptive"),
+    ):
+        result = CliRunner().invoke(app, words)
+        assert isinstance(result.exception, ValueError)
+        assert message in str(result.exception)
+
+
+def test_check_and_diagnose_in_json(tmp_path):
+    result = CliRunner().invoke(app, ["--json", "check", "digits_cnn"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["shape"] == [1, 32, 32]
+    run = ["diagnose", "--bare", "--n", "8", "--steps", "2", "--checks", "random_noise", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, ["--json", *run, "--queries", "4", "--eps", "0.2"])
+    assert result.exit_code in (0, 2), result.output
+    (row,) = json.loads(result.stdout)
+    assert row["check"] == "random_noise"
+    assert (result.exit_code == 2) == (row["passed"] is False)
+
+
+def test_both_exclude_each_other():
+    result = CliRunner().invoke(app, ["--json", "demo", "--quiet"])
+    assert result.exit_code == 2
+    assert "exclude each other" in result.output
+
+
+def test_frames_in_each_manner(capsys):
+    frame = pd.DataFrame({"share": [1 / 3, float("nan")]})
+    before = manner.set("text")
+    for name, shown in (("text", " share\n 0.333\n   NaN\n"), ("quiet", "")):
+        manner.set(name)
+        print_frame(frame)
+        assert capsys.readouterr().out == shown
+    manner.set("json")
+    print_frame(frame, share="{:.1e}".format)  # the format is for people
+    assert json.loads(capsys.readouterr().out) == [{"share": pytest.approx(1 / 3)}, {"share": None}]
+    manner.reset(before)
+
+
+@pytest.mark.parametrize("path", commands(), ids=" ".join)
+def test_every_help_has_an_example_that_parses(path):
+    result = CliRunner().invoke(app, [*path, "--help"], env={"COLUMNS": "200"})
+    assert "Example: dipdefense" in result.output
+    command = commands()[path]
+    program, *words = shlex.split(command.epilog.removeprefix("Example: "))
+    assert program == "dipdefense"
+    assert tuple(words[: len(path)]) == path
+    command.make_context(" ".join(path), words[len(path) :])  # an unknown option or a missing argument raises
+
+
+def test_completion_is_offered_and_completes():
+    result = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"})
+    assert "--install-completion" in result.output
+    environment = {"_DIPDEFENSE_COMPLETE": "complete_bash", "COMP_WORDS": "dipdefense eva", "COMP_CWORD": "1"}
+    code = "import sys; sys.argv = ['dipdefense']; from dipdefense.cli import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+    assert run.stdout.split() == ["evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["--help"], 0), (["check", "digits_cnn"], 0), (["report", "nowhere"], 1), (["nothing"], 2), (["--nothing"], 2)],
+)
+def test_exit_codes(words, code, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["dipdefense", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code or 0) == code
+    assert (capsys.readouterr().err != "") == (code != 0)
