@@ -157,7 +157,11 @@ def invert_features_file(
     _restore([source], target, device, invert, config=numbers, seed=seed, tv=tv or 0.0)
 
 
-@restoring.command("maximise-activation")
+@restoring.command(
+    "maximise-activation",
+    epilog="Example: dipdefense maximise-activation swan.png --classifier torchvision:squeezenet1_0 "
+    "--weights squeezenet.pt --layer classifier.1 --channel 100",
+)
 def maximise_activation_file(
     target: Target,
     layer: Layer,
