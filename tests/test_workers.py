@@ -103,7 +103,9 @@ def test_an_error_of_one_worker_passes_unchanged():
         fit(images(4), dataclasses.replace(TINY, iterations=100_000), degrade=broken)
 
 
-def test_an_interruption_ends_all_workers():
+def test_an_interruption_ends_all_workers(request):
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where a shell started us behind itself
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, usual))
     started = threading.Event()
     threading.Thread(target=lambda: (started.wait(), os.kill(os.getpid(), signal.SIGINT)), daemon=True).start()
     before = threading.active_count()
