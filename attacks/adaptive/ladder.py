@@ -1,10 +1,11 @@
 """The ladder: attacks on a defended classifier, from those that do not know it to those that know all of it."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,16 +25,34 @@ __all__ = ["COSTS", "LADDER", "Climb", "Ensemble", "Oblivious", "Query", "Rung"]
 COSTS = ("cheap", "gradient", "unrolled", "queries")  # what a rung costs an image, from a second to half an hour
 
 
-class Rung(Protocol):
+class Asked(NamedTuple):
+    """What a rung is asked for; see `Rung.__call__`."""
+
+    defended: DefendedClassifier
+    images: Tensor
+    labels: Tensor
+    eps: float
+    norm: str
+    seed: int
+    source: nn.Module | None
+
+
+class Rung(ABC):
     """An attack on a defended classifier, and what it costs."""
 
     @property
+    @abstractmethod
     def cost(self) -> str:
         """One of `COSTS`."""
 
     @property
+    @abstractmethod
     def calls(self) -> int:
         """Most times that it asks for a fit of an image, forward or with its gradient."""
+
+    @abstractmethod
+    def make(self, asked: Asked) -> Tensor:
+        """The adversarial images; the numbers are checked, and the ball is more than the images."""
 
     def __call__(
         self,
@@ -56,11 +75,17 @@ class Rung(Protocol):
             norm: "linf" or "l2".
             seed: of all that the attack draws.
             source: another classifier, for transfer.
+
+        Raises:
+            TypeError, ValueError: as `attacks.pgd`; no source where examples transfer.
         """
+        validate(images, labels, eps=eps, norm=norm)
+        asked = Asked(defended, images, labels, eps, norm, seed, source)
+        return images.detach().clone() if eps == 0 or len(images) == 0 else self.make(asked)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Oblivious:
+class Oblivious(Rung):
     """Made for the bare classifier, or with `transfer` for another one; neither knows the defence."""
 
     attack: str = "pgd"  # a key of ATTACKS
@@ -73,27 +98,18 @@ class Oblivious:
         if self.attack not in ATTACKS:
             raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {self.attack!r}")
 
-    def __call__(
-        self,
-        defended: DefendedClassifier,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        eps: float,
-        norm: str = "linf",
-        seed: int = 0,
-        source: nn.Module | None = None,
-    ) -> Tensor:
+    def make(self, asked: Asked) -> Tensor:
         """See `Rung`."""
-        if self.transfer and source is None:
+        defended, images, labels, eps, norm, seed, source = asked
+        classifier = source if self.transfer else defended.classifier
+        if classifier is None:
             raise ValueError("source must be another classifier where examples transfer: give one, or leave that out")
-        classifier = source if self.transfer and source is not None else defended.classifier
         made = ATTACKS[self.attack](classifier, images, labels, eps=eps, norm=norm, steps=self.steps, seed=seed)
         return project(made, images, eps, norm)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Climb:
+class Climb(Rung):
     """A gradient attack through the defence."""
 
     gradient: str = "straight_through"  # a key of SURROGATES
@@ -127,21 +143,9 @@ class Climb:
         """See `Rung`."""
         return (self.steps + 1) * self.samples * self.restarts
 
-    def __call__(
-        self,
-        defended: DefendedClassifier,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        eps: float,
-        norm: str = "linf",
-        seed: int = 0,
-        source: nn.Module | None = None,
-    ) -> Tensor:
+    def make(self, asked: Asked) -> Tensor:
         """See `Rung`."""
-        validate(images, labels, eps=eps, norm=norm, steps=self.steps)
-        if eps == 0 or len(images) == 0:
-            return images.detach().clone()
+        defended, images, labels, eps, norm, seed, _ = asked
         enough = self.enough if defended.purifier.seed is not None else math.inf
         generator = torch.Generator().manual_seed(seed)
         with as_found(defended, images.device, seed):
@@ -180,7 +184,7 @@ class Climb:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Query:
+class Query(Rung):
     """An attack that asks for logits or classes only."""
 
     attack: str = "square"  # a key of GRADIENT_FREE
@@ -196,44 +200,26 @@ class Query:
         """See `Rung`."""
         return self.queries
 
-    def __call__(
-        self,
-        defended: DefendedClassifier,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        eps: float,
-        norm: str = "linf",
-        seed: int = 0,
-        source: nn.Module | None = None,
-    ) -> Tensor:
+    def make(self, asked: Asked) -> Tensor:
         """See `Rung`."""
+        defended, images, labels, eps, norm, seed, _ = asked
         return GRADIENT_FREE[self.attack](defended, images, labels, eps=eps, norm=norm, queries=self.queries, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ensemble:
+class Ensemble(Rung):
     """AutoAttack on the defended classifier, whose purification counts as the identity; "rand" where it draws."""
 
     cost: ClassVar[str] = "queries"
     calls: ClassVar[int] = 6900  # "standard": APGD 100, targeted APGD and FAB 9 x 100 each, Square 5000
 
-    def __call__(
-        self,
-        defended: DefendedClassifier,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        eps: float,
-        norm: str = "linf",
-        seed: int = 0,
-        source: nn.Module | None = None,
-    ) -> Tensor:
+    def make(self, asked: Asked) -> Tensor:
         """See `Rung`."""
+        defended, images, labels, eps, norm, seed, _ = asked
         known = defended.purifier.seed
         version = "rand" if known is None else "standard"
-        asked = defended.variant(seed=known, gradient="straight_through")
-        return autoattack(asked, images, labels, eps=eps, norm=norm, version=version, seed=seed)
+        smooth = defended.variant(seed=known, gradient="straight_through")
+        return autoattack(smooth, images, labels, eps=eps, norm=norm, version=version, seed=seed)
 
 
 def _same(seed: int, samples: int) -> Iterator[Sequence[int]]:
