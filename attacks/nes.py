@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from attacks.ball import project, steepest
 from attacks.gradient import validate
 from attacks.isolation import as_found
+from attacks.margin import margin
 
-__all__ = ["nes", "estimate_gradient", "margin"]
+__all__ = ["nes", "estimate_gradient"]
 
 
 def nes(
@@ -107,13 +108,6 @@ def estimate_gradient(
     points = torch.cat([images + sigma * directions, images - sigma * directions]).clamp(0, 1)
     plus, minus = score(points.flatten(0, 1)).view(2, samples // 2, len(images))
     return torch.einsum("sb,schw->bchw", (plus - minus) / (sigma * samples), directions.squeeze(1))
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit of the label minus the largest other one, (B,): positive where the classifier is right."""
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], -math.inf).amax(1)
-    return own - others
 
 
 def _scores(ask: Callable[[Tensor], Tensor], labels: Tensor, points: Tensor) -> Tensor:

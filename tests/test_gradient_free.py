@@ -11,7 +11,8 @@ from torch import nn
 
 import attacks
 from attacks import GRADIENT_FREE, nes, rays, square
-from attacks.nes import estimate_gradient, margin
+from attacks.margin import margin
+from attacks.nes import estimate_gradient
 from dipdefense import defend
 
 VARIANTS = [(name, norm) for name in GRADIENT_FREE for norm in ("linf", "l2") if (name, norm) != ("rays", "l2")]

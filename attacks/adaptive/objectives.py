@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attacks.adaptive.ascent import Objective, Rated
+from attacks.margin import margin
 from dipdefense import DefendedClassifier
 from dipdefense.decisions import Decision
 from dipdefense.gradients import Gradient
@@ -26,9 +27,9 @@ def cross_entropy(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
     return F.cross_entropy(decision.combine(looks), labels, reduction="none")
 
 
-def margin(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
+def wrong(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
     """Largest other logit minus that of the label. Source: Carlini and Wagner (2017), f_6."""
-    return _margin(decision.combine(looks), labels)
+    return _lead(decision.combine(looks), labels)
 
 
 def every_look(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ def every_look(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
 
     A mean of softmaxes has no gradient at a look that is sure; the margins of single looks have.
     """
-    margins = [_margin(logits, labels) for logits in (looks.bare, *looks.along)]
+    margins = [_lead(logits, labels) for logits in (looks.bare, *looks.along)]
     return torch.stack(margins).mean(0)
 
 
@@ -47,7 +48,7 @@ def evade(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
 
 def bypass(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
     """The margin of the bare prediction, and the log-odds of not being detected: `Trust` then keeps that prediction."""
-    return _margin(looks.bare, labels).clamp(max=2) + undetected(looks, decision, labels).clamp(max=4)
+    return _lead(looks.bare, labels).clamp(max=2) + undetected(looks, decision, labels).clamp(max=4)
 
 
 def undetected(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ def undetected(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
-    "margin": margin,
+    "margin": wrong,
     "every_look": every_look,
     "evade": evade,
     "bypass": bypass,
@@ -107,7 +108,7 @@ def objective(
                 (slope,) = torch.autograd.grad(losses.sum(), point)
             _check_slope(slope, index)
             with torch.no_grad():
-                fooled = _margin(decision.combine(looks), own)
+                fooled = _lead(decision.combine(looks), own)
                 if threshold is not None:
                     unseen = math.log(threshold / (1 - threshold)) - _odds(decision.score(looks))
                     fooled = torch.minimum(fooled, unseen)
@@ -129,9 +130,9 @@ def _check_slope(slope: Tensor, index: Tensor) -> None:
         )
 
 
-def _margin(logits: Tensor, labels: Tensor) -> Tensor:
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    return logits.scatter(1, labels[:, None], -torch.inf).amax(1) - own
+def _lead(logits: Tensor, labels: Tensor) -> Tensor:
+    """Largest other logit less that of the label, (B,): above 0 where the classifier is wrong."""
+    return -margin(logits, labels)
 
 
 def _odds(score: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from attacks import pgd
 from attacks.isolation import as_found
+from attacks.margin import margin as logit_margin
 
 __all__ = ["NoGradientError", "Trace", "asked", "margin", "require_gradient", "trace"]
 
@@ -107,6 +108,4 @@ class _Watched(nn.Module):
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:
     if logits.dim() != 2 or len(logits) != len(labels) or not logits.isfinite().all():
         raise ValueError(f"model must return finite logits (B, K), got shape {tuple(logits.shape)}")
-    true = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return true[:, 0] - others.amax(1)
+    return logit_margin(logits, labels)
