@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from dipdefense.images import check_images
 from dipdefense.looks import VIEWS, Looks
 from dipdefense.presets import TILE, default_config, default_defence
 from dipdefense.tiles import cut, join
-from dipdefense.wrapper import Wrapper
+from dipdefense.wrapper import Wrapper, apart
 
 __all__ = ["DefendedClassifier", "Judgement", "Purifier", "defend"]
 
@@ -24,7 +24,8 @@ __all__ = ["DefendedClassifier", "Judgement", "Purifier", "defend"]
 class Purifier(nn.Module):
     """Reconstruct images by an early-stopped deep image prior; also a torchvision transform.
 
-    It has no parameters and no state: the networks of a fit live as long as the fit.
+    It has no parameters and no state: the networks of a fit live as long as the fit. A class derived from it may draw
+    its numbers from the seed (`config_for`) or do more than fit (`frames`): attacks and evaluations meet that class.
 
     Args:
         config: numbers of the fit; None for the evidence-based ones of the image's size (`default_config`).
@@ -146,6 +147,13 @@ class Purifier(nn.Module):
         H, W = images.shape[2:]
         return torch.stack([join(frame, (H, W), tile, tile // 4) for frame in passed])
 
+    def variant(self, **arguments: Any) -> Self:
+        """The same purifier, of the same class, with other values of some of its arguments."""
+        twin = apart(self)
+        for name, value in arguments.items():
+            setattr(twin, name, value)
+        return twin
+
     def extra_repr(self) -> str:
         """The arguments."""
         return f"config={self.config}, seed={self.seed}, gradient={self.gradient!r}, tile={self.tile}"
@@ -221,11 +229,11 @@ class DefendedClassifier(Wrapper):
         looks = Looks(self._classify(images), torch.stack(along), residual)
         return looks, decision, prepared.detach().mean(0)
 
-    def variant(self, *, seed: int | None, gradient: str | Gradient) -> "DefendedClassifier":
+    def variant(self, *, seed: int | None, gradient: str | Gradient) -> Self:
         """The same defence of the same classifier with another seed and meaning of a backward pass."""
-        own = self.purifier
-        purifier = Purifier(own.config, seed=seed, gradient=gradient, tile=own.tile)
-        return DefendedClassifier(self.classifier, purifier, decision=self.decision)
+        twin = apart(self)
+        twin.gradient, twin.purifier = gradient, self.purifier.variant(seed=seed, gradient=gradient)
+        return twin
 
     def plan(self, images: Tensor) -> tuple[Purifier, Decision]:
         """The fit and the decision for images of this shape, (B, C, H, W)."""
@@ -233,7 +241,7 @@ class DefendedClassifier(Wrapper):
         if self.decision is not None or own.config is not None:
             return own, self.decision or Last()
         config, decision = default_defence(tuple(images.shape[1:]))
-        return Purifier(config, seed=own.seed, gradient=own.gradient, tile=own.tile or TILE), decision
+        return own.variant(config=config, tile=own.tile or TILE), decision
 
     def extra_repr(self) -> str:
         """The arguments that are no modules."""

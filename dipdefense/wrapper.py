@@ -1,11 +1,21 @@
-"""A module around a classifier that keeps the classifier's state dict."""
+"""A module around a classifier that keeps the classifier's state dict, and copies that share what they hold."""
 
 from collections.abc import Mapping
-from typing import Any
+from copy import copy
+from typing import Any, TypeVar
 
 from torch import nn
 
-__all__ = ["Wrapper"]
+__all__ = ["Wrapper", "apart"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def apart(module: Module) -> Module:
+    """A copy whose attributes can be set without changing the original's; it shares parameters and children."""
+    twin = copy(module)
+    twin._modules = module._modules.copy()
+    return twin
 
 
 class Wrapper(nn.Module):

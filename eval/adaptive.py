@@ -266,6 +266,7 @@ def _description(
         "classifier": classifier_name or type(defended.classifier).__name__,
         "weights": fingerprint(defended.classifier),
         "source": None if source is None else fingerprint(source),
+        "purifier": f"{type(purifier).__module__}.{type(purifier).__qualname__}",
         "fit": asdict(purifier.config_for(example)),
         "defence_seed": purifier.seed,
         "tile": purifier.tile_for(example),

@@ -189,6 +189,7 @@ def _description(
         "dataset": dataset.name,
         "classifier": classifier_name,
         "weights": fingerprint(defended.classifier),
+        "purifier": f"{type(purifier).__module__}.{type(purifier).__qualname__}",
         "fit": asdict(purifier.config_for(example)),
         "fit_seed": purifier.seed,
         "tile": purifier.tile_for(example),

@@ -136,6 +136,24 @@ def test_a_variant_changes_seed_and_gradient_only():
     torch.testing.assert_close(same(images()), defended(images()))
 
 
+class Halved(Purifier):
+    """A purifier of a user's own: half as bright, if its seed is even."""
+
+    def frames(self, images, iterations, **more):
+        return super().frames(images, iterations, **more) * (0.5 if self.seed % 2 == 0 else 1)
+
+
+@pytest.mark.parametrize("config", [TINY, None])
+def test_a_variant_keeps_the_class_of_a_purifier_of_ones_own(config):
+    defended = DefendedClassifier(Linear(), Halved(config, seed=2), decision=None if config else MeanSoftmax((2,)))
+    other = defended.variant(seed=3, gradient="none")
+    assert type(other.purifier) is type(defended.purifier) is Halved
+    assert type(defended.plan(torch.rand(1, 3, 32, 32))[0]) is Halved
+    x = images()
+    reconstruction = Purifier(config, seed=2).trajectory(x, (TINY.iterations if config else 2,))[0]
+    torch.testing.assert_close(defended.judge(x).reconstruction, reconstruction / 2)
+
+
 @pytest.mark.parametrize("tile", [None, 12])
 def test_the_residual_has_no_gradient_where_the_fit_counts_as_the_identity(tile):
     decision = Trust((2, 4), restarts=2, suspicion=Suspicion((2, 4), bias=0.1, doubt=0.0, early=-9.0, late=13.0))
