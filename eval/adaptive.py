@@ -223,7 +223,8 @@ def _seconds(
     asked = once * (1 if defended.purifier.seed is not None else QUERIES)
     start = clock(images.device)
     if isinstance(rung, Climb):
-        rung.objective(defended, labels, seed=config.seed)(images, torch.arange(len(images), device=images.device))
+        climbed = rung.objective(defended, labels, rung.seeds(defended, config.seed))
+        climbed(images, torch.arange(len(images), device=images.device))
         attacked = (clock(images.device) - start) * rung.calls / rung.samples
     else:
         attacked = once * (0 if rung is None else rung.calls)

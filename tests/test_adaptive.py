@@ -1,14 +1,16 @@
 """Attacks that know the defence: closed forms on linear classifiers, agreement with pyautoattack, the ball."""
 
+import math
 from dataclasses import replace
 from itertools import repeat
+from typing import ClassVar
 
 import pytest
 import torch
 from pyautoattack.autopgd_base import APGDAttack
 from torch import nn
 
-from attacks import fgsm
+from attacks import fgsm, square
 from attacks.adaptive import (
     LADDER,
     LOSSES,
@@ -25,6 +27,7 @@ from attacks.adaptive import (
     objective,
     random_start,
 )
+from attacks.adaptive.averaged import Averaged
 from attacks.ball import steepest
 from dipdefense import DefendedClassifier, FitConfig, MeanSoftmax, Purifier, Suspicion, Trust, Unrolled, defend
 from dipdefense.gradients import Fitted
@@ -205,6 +208,58 @@ def test_a_lucky_draw_ends_no_climb(seed, asked):
     assert len(queries) == 2 * asked  # the input and its reconstruction
 
 
+class Watched(DefendedClassifier):
+    """Notes the seeds that it is attacked under."""
+
+    seen: ClassVar[list[int | None]] = []
+
+    def variant(self, *, seed, gradient):
+        self.seen.append(seed)
+        return super().variant(seed=seed, gradient=gradient)
+
+
+@pytest.mark.parametrize(("seed", "different"), [(7, 2), (None, 12)])
+def test_restarts_of_a_defence_that_draws_meet_new_draws(seed, different):
+    Watched.seen.clear()
+    climb = Climb(steps=2, samples=2, restarts=2, enough=1e9)
+    climb(Watched(Linear(), Purifier(TINY, seed=seed)), images(), torch.tensor([0, 1, 2]), eps=0.1)
+    assert (len(Watched.seen), len(set(Watched.seen))) == (12, different)  # restarts x looks at a point x samples
+
+
+class Fickle(nn.Module):
+    """One answer in so many favours class 1, the others class 0."""
+
+    def __init__(self, every: int):
+        super().__init__()
+        self.every, self.asked = every, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.asked += 1
+        ahead = torch.tensor([0.0, 2.0] if self.asked % self.every == 0 else [2.0, 0.0])
+        return ahead.expand(len(x), 2).to(x)
+
+
+def test_an_averaged_model_is_the_mean_of_its_softmax():
+    p = math.exp(2) / (1 + math.exp(2))
+    averaged = Averaged(Fickle(4), 4)(torch.rand(3, 1, 2, 2))
+    torch.testing.assert_close(
+        averaged.exp(), torch.tensor([[0.75 * p + 0.25 * (1 - p), 0.25 * p + 0.75 * (1 - p)]] * 3)
+    )
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        Averaged(Fickle(4), 0)
+
+
+def test_queries_of_a_defence_that_draws_are_spent_on_averages():
+    x, labels = images()[:1].float(), torch.tensor([0])
+    fickle = Fickle(8)
+    defended = DefendedClassifier(fickle, Purifier(TINY, seed=None))
+    Query(queries=24)(defended, x, labels, eps=0.1)
+    assert 16 <= fickle.asked / 2 <= 24  # the input and its reconstruction: no lucky answer ended it, none came on top
+    alone = Fickle(4)
+    square(alone, x, labels, eps=0.1, queries=24)
+    assert alone.asked < 8  # the control
+
+
 class Blind(nn.Module):
     """Finite logits, whose gradient is not."""
 
@@ -258,6 +313,8 @@ def test_bad_numbers_are_refused():
         Oblivious(attack="cw")
     with pytest.raises(ValueError, match=r"attack must be one of .*square.*, got 'pgd'"):
         Query(attack="pgd")
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        Query(samples=0)
     defended, x, labels = defend(Linear(), TINY), images(), torch.tensor([0, 1, 2])
     with pytest.raises(ValueError, match="rule must be one of pgd, momentum, apgd, got 'adam'"):
         ascend(climbed(images()), x, eps=0.1, rule="adam")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks.adaptive.ascent import STEP_RULES, Objective, ascend, random_start
+from attacks.adaptive.averaged import Averaged
 from attacks.adaptive.objectives import LOSSES, objective
 from attacks.adaptive.surrogates import SURROGATES
 from attacks.autoattack import autoattack
@@ -147,7 +148,7 @@ class Climb(Rung):
         """See `Rung`."""
         defended, images, labels, eps, norm, seed, _ = asked
         enough = self.enough if defended.purifier.seed is not None else math.inf
-        generator = torch.Generator().manual_seed(seed)
+        generator, seeds = torch.Generator().manual_seed(seed), self.seeds(defended, seed)
         with as_found(defended, images.device, seed):
             best, success = images.detach().clone(), images.new_full((len(images),), -torch.inf)
             for _ in range(self.restarts):
@@ -155,7 +156,7 @@ class Climb(Rung):
                 if len(left) == 0:
                     break
                 found, won = ascend(
-                    self.objective(defended, labels[left], seed=seed),
+                    self.objective(defended, labels[left], seeds),
                     images[left],
                     eps=eps,
                     norm=norm,
@@ -168,10 +169,13 @@ class Climb(Rung):
                 best[left[better]], success[left[better]] = found[better], won[better]
         return best
 
-    def objective(self, defended: DefendedClassifier, labels: Tensor, *, seed: int) -> Objective:
-        """What is climbed; new draws at every step where the defence draws, else always the same."""
+    def seeds(self, defended: DefendedClassifier, seed: int) -> Iterator[Sequence[int]]:
+        """The draws of every step: new ones where the defence draws, else always the same."""
         known = defended.purifier.seed
-        seeds = _fresh(seed, self.samples) if known is None else _same(known, self.samples)
+        return _fresh(seed, self.samples) if known is None else _same(known, self.samples)
+
+    def objective(self, defended: DefendedClassifier, labels: Tensor, seeds: Iterator[Sequence[int]]) -> Objective:
+        """What is climbed, over such draws."""
         return objective(
             defended,
             labels,
@@ -179,7 +183,7 @@ class Climb(Rung):
             gradient=SURROGATES[self.gradient],
             seeds=seeds,
             threshold=self.threshold,
-            known=known is not None,
+            known=defended.purifier.seed is not None,
         )
 
 
@@ -188,12 +192,15 @@ class Query(Rung):
     """An attack that asks for logits or classes only."""
 
     attack: str = "square"  # a key of GRADIENT_FREE
-    queries: int = 5000
+    queries: int = 5000  # of the defence, an image
+    samples: int = 4  # of a defence that draws, spent on each answer; else one is all
     cost: ClassVar[str] = "queries"
 
     def __post_init__(self) -> None:
         if self.attack not in GRADIENT_FREE:
             raise ValueError(f"attack must be one of {', '.join(GRADIENT_FREE)}, got {self.attack!r}")
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
 
     @property
     def calls(self) -> int:
@@ -203,7 +210,9 @@ class Query(Rung):
     def make(self, asked: Asked) -> Tensor:
         """See `Rung`."""
         defended, images, labels, eps, norm, seed, _ = asked
-        return GRADIENT_FREE[self.attack](defended, images, labels, eps=eps, norm=norm, queries=self.queries, seed=seed)
+        attack, samples = GRADIENT_FREE[self.attack], 1 if defended.purifier.seed is not None else self.samples
+        asked_for = Averaged(defended, samples) if samples > 1 else defended
+        return attack(asked_for, images, labels, eps=eps, norm=norm, queries=self.queries // samples, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
