@@ -1,7 +1,9 @@
 """The fit and the decision for an image's shape, where the user names none; docs/defence.md holds the evidence."""
 
+from dataclasses import replace
+
 from dipdefense.config import FitConfig
-from dipdefense.decisions import Decision, Last, Trust
+from dipdefense.decisions import Decision, Last, MeanSoftmax, Trust
 from dipdefense.suspicion import Suspicion
 
 __all__ = ["TILE", "default_config", "default_defence"]
@@ -27,8 +29,10 @@ TRUST = Trust(
     suspicion=Suspicion(iterations=(140, 300), bias=34.1, doubt=0.59, early=-9.6, late=13.01),
     threshold=0.1,
 )
-SMALL = 32  # pixels a side; TRUST was not tried on larger images
-TILE = 64  # pixels a side; these small networks are slow to arrive on larger images
+SMALL = 32  # pixels a side; TRUST was learnt on such images, and larger ones are cut into such tiles
+# Tiles of a photograph hold less than a small image, and are classified together: clean images need no Trust.
+LARGE = MeanSoftmax(iterations=(120, 140, 160), views=("mirror",))
+TILE = 64  # pixels a side, of a purifier alone; these small networks are slow to arrive on larger images
 
 
 def default_config(shape: tuple[int, ...]) -> FitConfig:
@@ -39,8 +43,10 @@ def default_config(shape: tuple[int, ...]) -> FitConfig:
     return GREY if shape[-3] == 1 else COLOUR
 
 
-def default_defence(shape: tuple[int, ...]) -> tuple[FitConfig, Decision]:
-    """The fit and the decision of a defended classifier for images of shape (C, H, W)."""
-    if shape[-3] == 1 or max(shape[-2:]) > SMALL:
-        return default_config(shape), Last()
-    return TRAJECTORY, TRUST
+def default_defence(shape: tuple[int, ...]) -> tuple[FitConfig, Decision, int]:
+    """The fit, the decision and the side of the tiles of a defended classifier for images of shape (C, H, W)."""
+    if shape[-3] == 1:
+        return default_config(shape), Last(), TILE
+    if max(shape[-2:]) > SMALL:
+        return replace(TRAJECTORY, iterations=max(LARGE.looks(0))), LARGE, SMALL
+    return TRAJECTORY, TRUST, SMALL

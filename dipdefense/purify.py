@@ -240,8 +240,8 @@ class DefendedClassifier(Wrapper):
         own = self.purifier
         if self.decision is not None or own.config is not None:
             return own, self.decision or Last()
-        config, decision = default_defence(tuple(images.shape[1:]))
-        return own.variant(config=config, tile=own.tile or TILE), decision
+        config, decision, tile = default_defence(tuple(images.shape[1:]))
+        return own.variant(config=config, tile=own.tile or tile), decision
 
     def extra_repr(self) -> str:
         """The arguments that are no modules."""

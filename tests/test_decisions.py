@@ -204,12 +204,15 @@ def test_the_reconstruction_is_the_mean_of_what_was_classified():
 
 def test_the_default_of_a_size():
     colour, grey = defend(Linear()), defend(nn.Flatten())
-    fit, decision = default_defence((3, 32, 32))
-    purifier, planned = colour.plan(torch.zeros(1, 3, 32, 32))
-    assert (purifier.config, planned) == (fit, decision)
-    assert max(*decision.iterations, *decision.residuals) <= fit.iterations
-    for batch in (torch.zeros(1, 1, 28, 28), torch.zeros(1, 3, 48, 16)):
-        assert grey.plan(batch)[1] == Last()
+    for shape in ((3, 32, 32), (3, 48, 16)):
+        fit, decision, tile = default_defence(shape)
+        purifier, planned = colour.plan(torch.zeros(1, *shape))
+        assert (purifier.config, planned, purifier.tile) == (fit, decision, tile)
+        assert max(*decision.iterations, *decision.residuals) <= fit.iterations
+    assert isinstance(default_defence((3, 32, 32))[1], Trust)
+    assert isinstance(decision, MeanSoftmax)
+    assert purifier.tile_for(torch.zeros(1, 3, 48, 16)) == 32
+    assert grey.plan(torch.zeros(1, 1, 28, 28))[1] == Last()
     assert defend(Linear(), TINY).plan(images())[1] == Last()
     assert DefendedClassifier(Linear(), decision="trust").plan(images())[0].config is None
 

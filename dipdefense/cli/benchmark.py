@@ -24,7 +24,7 @@ from dipdefense.cli.options import (
     rule_options,
 )
 from dipdefense.cli.shown import note, print_frame, progress_bar
-from dipdefense.presets import TILE, default_config, default_defence
+from dipdefense.presets import default_config, default_defence
 from dipdefense.purify import DefendedClassifier, Purifier
 from dipdefense.stopping import STOPPING_RULES
 
@@ -203,13 +203,13 @@ def defence(
     images = load_dataset(dataset, data).between(*index_range(index))
     net = load_classifier(classifier, weights).to(where)
     shape = tuple(images[0][0].shape)
-    default, decision = default_defence(shape)
+    default, decision, side = default_defence(shape)
     own = fit_config(config)
     chosen = own or default
     chosen = replace(chosen, iterations=chosen.iterations if longest is None else longest)
     if not 1 <= looks <= chosen.iterations:
         raise ValueError(f"looks must lie between 1 and the {chosen.iterations} iterations of the fit, got {looks}")
-    tile = tile if tile is not None or config is not None else TILE
+    tile = tile if tile is not None or config is not None else side
     compared = build_methods(
         names(methods),
         net,
