@@ -152,6 +152,7 @@ def benchmark_ablation(
         ValueError: what `build_tasks` refuses.
     """
     tasks, run = build_tasks(photos, digits, seed), Run(out, ("config",))
+    run.folder.mkdir(parents=True, exist_ok=True)
     rows = [
         (task, network, config)
         for task in tasks

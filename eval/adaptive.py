@@ -119,6 +119,7 @@ def evaluate_adaptive(
     run, tasks = Run(out, ("config", "rung", "index", "image")), _tasks(dataset, config, keys)
     left = [task for task in tasks if run.missing(task[2])]
     _check_budget(defended, dataset, config, left, device)
+    run.folder.mkdir(parents=True, exist_ok=True)
     write_whole(run.folder / "config.json", json.dumps(described | {"hashes": keys}, indent=2) + "\n")
     total = sum(len(heads) for _, _, heads in tasks)
     done = total - sum(len(heads) for _, _, heads in left)
@@ -140,7 +141,7 @@ Task = tuple[str, list[int], list[Record]]  # rung, positions in the data set, w
 
 def _tasks(dataset: ImageDataset, config: AdaptiveConfig, keys: Mapping[str, str]) -> list[Task]:
     """Batches of images for each rung, the clean ones first."""
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    order = dataset.first(len(dataset), config.seed).tolist()
     tasks: list[Task] = []
     for rung in ("clean", *config.rungs):
         for start in range(0, config.images(rung), config.batch_size):

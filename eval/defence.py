@@ -77,8 +77,8 @@ def benchmark_defence(
         raise ValueError("config must have untargeted attacks, crafted on the bare classifier")
     plan = _plan(config, radii)
     check_run(classifier, dataset, config, device)
-    run = Run(out, KEY)
-    folder = run.folder
+    run, folder = Run(out, KEY), Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
     described = _description(classifier, classifier_name, dataset, methods, config, radii, device)
     write_whole(folder / "config.json", json.dumps(described, indent=2) + "\n")
     records = _run(classifier, dataset, methods, plan, run, described, device, progress)
@@ -193,7 +193,7 @@ def _run(
     config, records = plan[0][1], list[Record]()
     digests = {Setting(d["method"], d["strength"]): configuration_hash(d) for d in described["settings"]}
     total = config.n * len(plan) * len(digests)
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))[: config.n]
+    order = dataset.first(config.n, config.seed)
     for positions in order.split(config.batch_size):  # type: ignore[no-untyped-call]
         images, labels = dataset.batch(positions.tolist()), dataset.labels[positions]
         rows = identify(images, labels, dataset.index[positions])

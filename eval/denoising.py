@@ -119,7 +119,7 @@ def benchmark_denoising(
     heads = [_head(label, sigma, config, runs, device) for label in labels]
     run, records = Run(out, KEY), list[Record]()
     pictures = run.folder / "pictures"
-    pictures.mkdir(exist_ok=True)
+    pictures.mkdir(parents=True, exist_ok=True)
     own: Record = {"level": sigma, "clip": clip} if noise == "gaussian" else {"level": level}
     add = partial(NOISES[noise], **own)
     total, shown = len(references) * len(labels) * seeds, [name for name, _ in references[:SHOWN]]

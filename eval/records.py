@@ -31,14 +31,13 @@ class Run:
     these with their figures.
 
     Args:
-        folder: made if missing.
+        folder: the caller makes it, before the first record.
         key: the fields that name a record, one of them a hash of all that its figures depend on besides the others:
             so records of other numbers stay in the file and are passed over.
     """
 
     def __init__(self, folder: str | Path, key: Sequence[str]):
         self.folder, self.key = Path(folder), key
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._records = {self._name(record): record for record in read_records(self.folder / "records.jsonl")}
 
     def _name(self, head: Mapping[str, Any]) -> tuple[Any, ...]:

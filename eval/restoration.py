@@ -125,7 +125,7 @@ def benchmark_restoration(
     if not jobs:
         raise ValueError(f"methods must be such that one restores {', '.join(tasks)}, got {', '.join(methods)}")
     run, records = Run(out, ("key",)), list[Record]()
-    (run.folder / "images").mkdir(exist_ok=True)
+    (run.folder / "images").mkdir(parents=True, exist_ok=True)
     for done, (scene, method) in enumerate(jobs, 1):
         numbers = _numbers(scene, method, config, published, iterations)
         head = _head(scene, method, numbers, size, seed, device)

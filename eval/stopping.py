@@ -76,6 +76,7 @@ def benchmark_stopping(
     _check(images, rules, config, noises, levels, longest, batch_size)
     clean = torch.stack([image for _, image in images])
     run, records = Run(out, ("config", "noise", "level", "image", "pixels")), list[Record]()
+    run.folder.mkdir(parents=True, exist_ok=True)
     cells = [(noise, level) for noise in noises for level in levels]
     total = len(cells) * len(images) * len(rules)
     for noise, level in cells:

@@ -44,6 +44,7 @@ def test_a_run_names_what_is_missing_and_passes_over_other_numbers(tmp_path):
     heads = [{"config": "a", "index": i, "other": "o"} for i in range(3)]
     run = Run(tmp_path / "new" / "run", ("config", "index"))
     assert run.missing(heads) == heads
+    run.folder.mkdir(parents=True)
     run.add([head | {"score": 0.5} for head in heads[:2]])
     run.add([{"elsewhere": True}])
     again = Run(tmp_path / "new" / "run", ("config", "index"))
