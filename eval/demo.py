@@ -82,9 +82,6 @@ def _runs_beside(
         classifier,
         Purifier(fit),
         iterations=[fit.iterations * k // 6 for k in range(1, 7)],
-        restarts=1,
-        views=("identity",),
-        default=None,
     )
     benchmark_defence(
         classifier,
