@@ -20,18 +20,19 @@ def project(adversarial: Tensor, images: Tensor, eps: float | Tensor, norm: str)
         norm: "linf" or "l2".
 
     Returns:
-        Like `images`. In float64, the norm of (result - images) is at most `eps`.
+        Like `images`. In float64, which MPS does not have, the norm of (result - images) is at most `eps`.
     """
-    centre = images.double()
-    delta = adversarial.double() - centre
-    eps = torch.as_tensor(eps, dtype=centre.dtype, device=centre.device)
+    exact = torch.float32 if images.device.type == "mps" else torch.float64  # not on MPS
+    centre = images.to(exact)
+    delta = adversarial.to(exact) - centre
+    eps = torch.as_tensor(eps, dtype=exact, device=centre.device)
     if norm == "linf":
         delta = delta.clamp(-eps, eps)
     else:
         length = torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
         delta = delta * (eps * INSIDE / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)
     near = (centre + delta).clamp(0, 1).to(images.dtype)
-    outside = (near.double() - centre).abs() > delta.abs()
+    outside = (near.to(exact) - centre).abs() > delta.abs()
     return torch.where(outside, near.nextafter(images), near)
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchattacks.attack import Attack
 
-from attacks.ball import length, steepest
+from attacks.ball import length, project, steepest
 
 __all__ = ["MomentumPGD"]
 
@@ -52,8 +52,7 @@ class MomentumPGD(Attack):  # type: ignore[misc]  # torchattacks is untyped
             (gradient,) = torch.autograd.grad(loss, adversarial)
             momentum = self.decay * momentum + gradient / length(gradient, 1)  # eq. (6)
             stepped = adversarial.detach() + self.alpha * steepest(momentum, self.norm)  # eq. (7)
-            delta = _project(stepped - images, self.eps, self.norm)
-            adversarial = (images + delta).clamp(0, 1)
+            adversarial = project(stepped, images, self.eps, self.norm)
         return adversarial.detach()
 
     def _start(self, images: Tensor) -> Tensor:
@@ -67,8 +66,3 @@ class MomentumPGD(Attack):  # type: ignore[misc]  # torchattacks is untyped
             delta = steepest(delta.normal_(generator=generator), self.norm)
             delta *= self.eps * torch.rand((), generator=generator, device=delta.device, dtype=delta.dtype)
         return (images + delta).clamp(0, 1)
-
-
-def _project(delta: Tensor, eps: float, norm: str) -> Tensor:
-    """Nearest point of the ball of radius `eps`."""
-    return delta.clamp(-eps, eps) if norm == "linf" else delta / (length(delta, 2) / eps).clamp_min(1)

@@ -23,7 +23,7 @@ from dipdefense.problem import Degrade
 from eval.denoising import SMALL
 from eval.metrics import psnr, ssim
 from eval.noise import gaussian, generator_of
-from eval.records import Record, append_records, configuration_hash, digest, read_records, write_whole
+from eval.records import Record, Run, configuration_hash, digest, write_whole
 from eval.scores import mean_interval
 
 __all__ = ["FIXED", "OWN", "Task", "benchmark_ablation", "build_tasks", "variants"]
@@ -151,9 +151,8 @@ def benchmark_ablation(
     Raises:
         ValueError: what `build_tasks` refuses.
     """
-    tasks, run = build_tasks(photos, digits, seed), Path(out)
-    run.mkdir(parents=True, exist_ok=True)
-    found = {record["config"]: record for record in read_records(run / "records.jsonl")}
+    tasks, run = build_tasks(photos, digits, seed), Run(out, ("config",))
+    run.folder.mkdir(parents=True, exist_ok=True)
     rows = [
         (task, network, config)
         for task in tasks
@@ -164,22 +163,23 @@ def benchmark_ablation(
     ]
     table = []
     for number, (name, network, config) in enumerate(rows):
-        task, key = tasks[name], _key(tasks[name], config, seed, device)
+        task = tasks[name]
+        head = {"config": _key(task, config, seed, device), "task": name, "network": network}
 
         def report(state: Progress, number: int = number) -> None:
             if progress is not None:
                 progress(number + state.share, len(rows))
 
-        if key not in found:
-            found[key] = {"config": key, "task": name, "network": network} | _fitted(task, config, seed, device, report)
-            append_records(run / "records.jsonl", [found[key]])
+        if run.missing([head]):
+            run.add([head | _fitted(task, config, seed, device, report)])
+        (record,) = run.records([head])
         if network == "own":
-            base = found[key]
+            base = record
             if task.observed.shape == task.references.shape:
                 table.append(_row(name, "input", _scores(task.observed, task) | {"seconds": 0.0}, base))
-        table.append(_row(name, network, found[key], base))
+        table.append(_row(name, network, record, base))
     frame = pd.DataFrame(table)
-    write_whole(run / "ablation.csv", frame.to_csv(index=False))
+    write_whole(run.folder / "ablation.csv", frame.to_csv(index=False))
     return frame
 
 

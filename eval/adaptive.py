@@ -6,7 +6,7 @@ end `ladder.csv` and `ladder.json`. Killed, it goes on where it was, and loses o
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from dipdefense.unroll import unroll_bytes
 from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.peak import peak_bytes
-from eval.records import Record, append_records, configuration_hash, read_records, write_whole
+from eval.records import Record, Run, configuration_hash, write_whole
 from eval.robustness import RunConfig, check_run, fingerprint, identify
 from eval.worst_case import QUERIES, tabulate
 
@@ -116,43 +116,39 @@ def evaluate_adaptive(
     described = _description(defended, dataset, config, source, classifier_name, device)
     fixed = {k: v for k, v in described.items() if k not in ("rungs", "ladder", "n", "queries", "budget")}
     keys = {name: configuration_hash(fixed | {"rung": repr(config.rung(name))}) for name in ("clean", *config.rungs)}
-    run = Path(out)
-    found = [record for record in read_records(run / "records.jsonl") if record["config"] == keys.get(record["rung"])]
-    made = {(record["rung"], record["index"], record["image"]): record for record in found}
-    tasks = _tasks(dataset, config)
-    names = [[(rung, row["index"], row["image"]) for row in rows] for rung, _, rows in tasks]
-    left = [task for task, named in zip(tasks, names, strict=True) if not all(name in made for name in named)]
+    run, tasks = Run(out, ("config", "rung", "index", "image")), _tasks(dataset, config, keys)
+    left = [task for task in tasks if run.missing(task[2])]
     _check_budget(defended, dataset, config, left, device)
-    run.mkdir(parents=True, exist_ok=True)
-    write_whole(run / "config.json", json.dumps(described | {"hashes": keys}, indent=2) + "\n")
-    total, done = sum(map(len, names)), sum(map(len, names)) - sum(len(rows) for _, _, rows in left)
-    for rung, positions, rows in left:
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_whole(run.folder / "config.json", json.dumps(described | {"hashes": keys}, indent=2) + "\n")
+    total = sum(len(heads) for _, _, heads in tasks)
+    done = total - sum(len(heads) for _, _, heads in left)
+    for rung, positions, heads in left:
         images, labels = dataset.batch(positions).to(device), dataset.labels[positions].to(device)
         answers = _attack(rung, defended, images, labels, config, source)
-        fresh = [{"config": keys[rung], "rung": rung} | row | answer for row, answer in zip(rows, answers, strict=True)]
-        append_records(run / "records.jsonl", fresh)
-        made |= {(rung, record["index"], record["image"]): record for record in fresh}
+        run.add([head | answer for head, answer in zip(heads, answers, strict=True)])
         done += len(positions)
         if progress is not None:
             progress(done, total)
-    table = tabulate([made[name] for named in names for name in named], described, config.rung)
-    write_whole(run / "ladder.csv", table.to_csv(index=False))
-    write_whole(run / "ladder.json", table.to_json(orient="records", indent=2) + "\n")
+    table = tabulate(run.records(head for _, _, heads in tasks for head in heads), described, config.rung)
+    write_whole(run.folder / "ladder.csv", table.to_csv(index=False))
+    write_whole(run.folder / "ladder.json", table.to_json(orient="records", indent=2) + "\n")
     return table
 
 
 Task = tuple[str, list[int], list[Record]]  # rung, positions in the data set, what names these images in records
 
 
-def _tasks(dataset: ImageDataset, config: AdaptiveConfig) -> list[Task]:
+def _tasks(dataset: ImageDataset, config: AdaptiveConfig, keys: Mapping[str, str]) -> list[Task]:
     """Batches of images for each rung, the clean ones first."""
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed)).tolist()
+    order = dataset.first(len(dataset), config.seed).tolist()
     tasks: list[Task] = []
     for rung in ("clean", *config.rungs):
         for start in range(0, config.images(rung), config.batch_size):
             positions = order[start : min(start + config.batch_size, config.images(rung))]
             images, labels = dataset.batch(positions), dataset.labels[positions]
-            tasks.append((rung, positions, identify(images, labels, dataset.index[positions])))
+            rows = identify(images, labels, dataset.index[positions])
+            tasks.append((rung, positions, [{"config": keys[rung], "rung": rung} | row for row in rows]))
     return tasks
 
 

@@ -51,6 +51,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         """Images at these positions, (B, C, H, W)."""
         return torch.stack([self.read(position) for position in positions])
 
+    def first(self, n: int, seed: int) -> Tensor:
+        """Positions of the first n images of a seeded permutation, (n,)."""
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n]
+
     def between(self, start: int | None, stop: int | None) -> "ImageDataset":
         """The images whose `index` lies in start:stop, so that choices and figures never share an image."""
         low, high = start or 0, int(self.index.max()) + 1 if stop is None else stop

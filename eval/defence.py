@@ -21,13 +21,13 @@ from eval.curves import save_curves, save_rocs
 from eval.datasets import ImageDataset
 from eval.intervals import paired_bootstrap, wilson
 from eval.methods import Method, Setting, Verdict
-from eval.records import Record, append_records, configuration_hash, read_records, write_whole
+from eval.records import Record, Run, configuration_hash, write_whole
 from eval.robustness import RunConfig, check_run, craft, fingerprint, identify
 from eval.roc import detection_table
 
 __all__ = ["accuracy_table", "benchmark_defence", "paired_table"]
 
-KEY = ("attack", "eps", "method", "strength", "setting", "index", "image")
+KEY = ("config", "attack", "eps", "method", "strength", "setting", "index", "image")
 GROUP = ["method", "strength", "attack", "eps"]
 
 
@@ -77,21 +77,21 @@ def benchmark_defence(
         raise ValueError("config must have untargeted attacks, crafted on the bare classifier")
     plan = _plan(config, radii)
     check_run(classifier, dataset, config, device)
-    run = Path(out)
-    run.mkdir(parents=True, exist_ok=True)
+    run, folder = Run(out, KEY), Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
     described = _description(classifier, classifier_name, dataset, methods, config, radii, device)
-    write_whole(run / "config.json", json.dumps(described, indent=2) + "\n")
-    records = _run(classifier, dataset, methods, plan, _Made(run / "records.jsonl", described), device, progress)
+    write_whole(folder / "config.json", json.dumps(described, indent=2) + "\n")
+    records = _run(classifier, dataset, methods, plan, run, described, device, progress)
     table = accuracy_table(records)
     roc = detection_table(records)
-    write_whole(run / "table.csv", table.to_csv(index=False))
-    write_whole(run / "table.json", table.to_json(orient="records", indent=2) + "\n")
-    write_whole(run / "paired.csv", paired_table(records, against).to_csv(index=False))
-    write_whole(run / "roc.csv", roc.to_csv(index=False))
+    write_whole(folder / "table.csv", table.to_csv(index=False))
+    write_whole(folder / "table.json", table.to_json(orient="records", indent=2) + "\n")
+    write_whole(folder / "paired.csv", paired_table(records, against).to_csv(index=False))
+    write_whole(folder / "roc.csv", roc.to_csv(index=False))
     if config.attacks:
         shown = "pgd" if "pgd" in config.attacks else config.attacks[-1]
-        save_curves(run / "curves.png", table, shown)
-        save_rocs(run / "roc.png", records, roc, shown)
+        save_curves(folder / "curves.png", table, shown)
+        save_rocs(folder / "roc.png", records, roc, shown)
     return table
 
 
@@ -179,59 +179,35 @@ def _description(
     }
 
 
-class _Made:
-    """The records of a run: those found in its file, and those added to it."""
-
-    def __init__(self, path: Path, described: dict[str, Any]):
-        self.path, self.key = path, described["hash"]
-        self.digests = {Setting(d["method"], d["strength"]): configuration_hash(d) for d in described["settings"]}
-        found = [record for record in read_records(path) if record.get("config") == self.key]
-        self._records = {tuple(record[name] for name in KEY): record for record in found}
-
-    def heads(self, attack: str, eps: float, setting: Setting, rows: list[Record]) -> list[Record]:
-        """What names a record of each image."""
-        head = {"config": self.key, "attack": attack, "eps": eps, **setting._asdict()}
-        return [{**head, "setting": self.digests[setting], **row} for row in rows]
-
-    def find(self, heads: list[Record]) -> list[Record] | None:
-        """The records so named; None if one is missing."""
-        found = [self._records.get(tuple(head[name] for name in KEY)) for head in heads]
-        return [record for record in found if record is not None] if None not in found else None
-
-    def add(self, records: list[Record]) -> None:
-        """Append the records that are not there yet."""
-        new = {tuple(record[name] for name in KEY): record for record in records}
-        new = {name: record for name, record in new.items() if name not in self._records}
-        append_records(self.path, new.values())
-        self._records |= new
-
-
 def _run(
     classifier: nn.Module,
     dataset: ImageDataset,
     methods: Sequence[Method],
     plan: Sequence[tuple[str, RunConfig]],
-    made: _Made,
+    run: Run,
+    described: dict[str, Any],
     device: str | torch.device,
     progress: Callable[[int, int], None] | None,
 ) -> list[Record]:
     """All records of the plan, making those that are missing."""
     config, records = plan[0][1], list[Record]()
-    total = config.n * len(plan) * sum(len(method.settings) for method in methods)
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))[: config.n]
+    digests = {Setting(d["method"], d["strength"]): configuration_hash(d) for d in described["settings"]}
+    total = config.n * len(plan) * len(digests)
+    order = dataset.first(config.n, config.seed)
     for positions in order.split(config.batch_size):  # type: ignore[no-untyped-call]
         images, labels = dataset.batch(positions.tolist()), dataset.labels[positions]
         rows = identify(images, labels, dataset.index[positions])
         images, labels = images.to(device), labels.to(device)
         for attack, numbers in plan:
-            names = {s: made.heads(attack, numbers.eps, s, rows) for method in methods for s in method.settings}
-            missing = [method for method in methods if any(made.find(names[s]) is None for s in method.settings)]
+            shared = {"config": described["hash"], "attack": attack, "eps": numbers.eps}
+            heads = {s: [{**shared, **s._asdict(), "setting": digests[s], **row} for row in rows] for s in digests}
+            missing = [m for m in methods if run.missing(head for s in m.settings for head in heads[s])]
             if missing:
                 attacked = images if attack == "clean" else craft(attack, classifier, images, labels, numbers)
                 facts = _facts(classifier, images, attacked, labels)
                 for method in missing:
-                    made.add(_judge(method, attacked, labels, facts, names))
-            records += [record for heads in names.values() for record in made.find(heads) or []]
+                    run.add(run.missing(_judge(method, attacked, labels, facts, heads)))
+            records += run.records(head for named in heads.values() for head in named)
             if missing and progress is not None:
                 progress(len(records), total)
     return records
@@ -246,7 +222,7 @@ def _facts(classifier: nn.Module, clean: Tensor, attacked: Tensor, labels: Tenso
 
 @torch.no_grad()
 def _judge(
-    method: Method, images: Tensor, labels: Tensor, facts: list[Record], names: dict[Setting, list[Record]]
+    method: Method, images: Tensor, labels: Tensor, facts: list[Record], heads: dict[Setting, list[Record]]
 ) -> list[Record]:
     """One record per image and setting of a method."""
     records = []
@@ -256,7 +232,7 @@ def _judge(
         scores = [None] * len(images) if verdict.scores is None else verdict.scores.tolist()
         seconds = round(verdict.seconds / len(images), 6)
         for head, fact, label, prediction, score in zip(
-            names[setting], facts, labels.tolist(), predictions, scores, strict=True
+            heads[setting], facts, labels.tolist(), predictions, scores, strict=True
         ):
             judged = {"prediction": prediction, "correct": prediction == label, "score": score, "seconds": seconds}
             records.append(head | fact | judged)

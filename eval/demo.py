@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import torch
 from torch import nn
 
 from attacks import pgd
@@ -60,7 +59,7 @@ def run_demo(out: str | Path, progress: Callable[[float, float], None] | None = 
         classifier_name="digits_cnn",
         progress=_stage(progress, "run"),
     )
-    shown = torch.randperm(len(digits), generator=torch.Generator().manual_seed(DEMO.seed))[:4]
+    shown = digits.first(4, DEMO.seed)
     clean, labels = digits.batch(shown.tolist()), digits.labels[shown]
     adversarial = pgd(classifier, clean, labels, eps=DEMO.eps, steps=DEMO.steps)
     pictures = {"clean": clean, "adversarial": adversarial, "purified": Purifier()(adversarial)}
@@ -83,9 +82,6 @@ def _runs_beside(
         classifier,
         Purifier(fit),
         iterations=[fit.iterations * k // 6 for k in range(1, 7)],
-        restarts=1,
-        views=("identity",),
-        default=None,
     )
     benchmark_defence(
         classifier,

@@ -10,16 +10,17 @@ from dipdefense.images import read_image, write_image
 from eval.records import Record, configuration_hash
 from eval.sheet import save_sheet
 
-__all__ = ["SHOWN", "keep_picture", "save_denoised"]
+__all__ = ["KEY", "SHOWN", "keep_picture", "save_denoised"]
 
+KEY = ("config", "method", "image", "pixels", "seed")  # what names a record and its picture
 SHOWN = 4  # images on the sheet: the first ones, at the first seed
 SIDE = 96  # pixels of the central square that is shown, at most
 
 
-def keep_picture(folder: Path, place: tuple[str, ...], reference: Tensor, estimate: Tensor) -> None:
-    """Write the centres of an estimate, clipped, and of its reference beside each other, as a file named by `place`."""
+def keep_picture(folder: Path, record: Record, reference: Tensor, estimate: Tensor) -> None:
+    """Write the centres of a record's estimate, clipped, and of its reference beside each other."""
     pair = torch.cat([_centre(reference), _centre(estimate.clamp(0, 1))], dim=2)
-    write_image(pair, folder / _file(place))
+    write_image(pair, folder / _file(record))
 
 
 def save_denoised(path: Path, folder: Path, records: Sequence[Record]) -> None:
@@ -32,16 +33,15 @@ def save_denoised(path: Path, folder: Path, records: Sequence[Record]) -> None:
         row: list[tuple[str, Tensor]] = []
         for method in methods:
             record = first[name, method]
-            place = tuple(str(record[key]) for key in ("config", "method", "image", "pixels", "seed"))
-            reference, estimate = read_image(folder / _file(place)).chunk(2, dim=2)
+            reference, estimate = read_image(folder / _file(record)).chunk(2, dim=2)
             row = row or [(f"{Path(name).stem[-14:]}\nreference", reference)]
             row.append((f"{method}\n{record['psnr']:.2f} dB", estimate))
         rows.append(row)
     save_sheet(path, rows, side=1.0)
 
 
-def _file(place: tuple[str, ...]) -> str:
-    return configuration_hash({"place": list(place)}) + ".png"
+def _file(record: Record) -> str:
+    return configuration_hash({"place": [str(record[field]) for field in KEY]}) + ".png"
 
 
 def _centre(image: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ The reference is for scores alone. Only `dip_oracle`, which is named so, chooses
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -24,11 +24,11 @@ from dipdefense import FitConfig
 from dipdefense.images import check_images
 from eval.candidates import CANDIDATES, fit_candidates
 from eval.clock import clock
-from eval.denoised import SHOWN, keep_picture
+from eval.denoised import KEY, SHOWN, keep_picture
 from eval.denoisers import DENOISERS, estimated_sigma
 from eval.metrics import psnr, ssim
 from eval.noise import NOISES, generator_of
-from eval.records import Record, append_records, configuration_hash, digest, read_records
+from eval.records import Record, Run, configuration_hash, digest
 from eval.scores import write_scores
 
 __all__ = ["METHODS", "SMALL", "benchmark_denoising"]
@@ -116,32 +116,26 @@ def benchmark_denoising(
     _check_noise(sigma, noise, level, noisy, clip)
     _check(references, methods, config, sigma, noisy, {"seeds": seeds, "runs": runs, "batch_size": batch_size})
     labels = [_label(method, sigma) for method in methods]
-    heads = {label: _head(label, sigma, config, runs, device) for label in labels}
-    run = Path(out)
-    (run / "pictures").mkdir(parents=True, exist_ok=True)
-    found = {_place(record): record for record in read_records(run / "records.jsonl")}
-    records: list[Record] = []
+    heads = [_head(label, sigma, config, runs, device) for label in labels]
+    run, records = Run(out, KEY), list[Record]()
+    pictures = run.folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
     own: Record = {"level": sigma, "clip": clip} if noise == "gaussian" else {"level": level}
     add = partial(NOISES[noise], **own)
     total, shown = len(references) * len(labels) * seeds, [name for name, _ in references[:SHOWN]]
     for seed in range(seeds):
-        scenes = _scenes(references, add, noisy, seed)
-        places = {
-            (scene.name, label): heads[label] | {"image": scene.name, "pixels": scene.pixels, "seed": seed}
-            for scene in scenes
-            for label in labels
-        }
-        for batch in _batches(scenes, batch_size):
-            missing = {s.name: [m for m in labels if _place(places[s.name, m]) not in found] for s in batch}
+        for batch in _batches(_scenes(references, add, noisy, seed), batch_size):
+            here = [
+                head | {"image": scene.name, "pixels": scene.pixels, "seed": seed} for scene in batch for head in heads
+            ]
+            missing = {(head["image"], head["method"]): head for head in run.missing(here)}
             new = []
             for scene, label, estimate in _estimates(batch, missing, sigma, config, seed, runs, device):
-                record = places[scene.name, label] | _scored(scene, estimate)
+                new.append(missing[scene.name, label] | _scored(scene, estimate))
                 if seed == 0 and scene.name in shown:
-                    keep_picture(run / "pictures", _place(record), scene.reference, estimate[0])
-                new.append(record)
-            append_records(run / "records.jsonl", new)
-            found |= {_place(record): record for record in new}
-            records += [found[_place(places[scene.name, label])] for scene in batch for label in labels]
+                    keep_picture(pictures, new[-1], scene.reference, estimate[0])
+            run.add(new)
+            records += run.records(here)
             if progress is not None and new:
                 progress(len(records), total)
     against = baseline if baseline in labels else labels[0]
@@ -149,7 +143,7 @@ def benchmark_denoising(
     numbers |= {"noisy": noise if noisy is None else "real", "fit": dataclasses.asdict(config)}
     order = {name: i for i, (name, _) in enumerate(references)}
     records.sort(key=lambda record: (record["seed"], order[record["image"]]))
-    return write_scores(run, records, against, numbers)
+    return write_scores(run.folder, records, against, numbers)
 
 
 def _scenes(
@@ -175,26 +169,26 @@ def _batches(scenes: Sequence[_Scene], batch_size: int) -> Iterator[list[_Scene]
 
 def _estimates(
     batch: Sequence[_Scene],
-    missing: Mapping[str, Sequence[str]],
+    missing: Collection[tuple[str, str]],
     sigma: float | None,
     config: FitConfig,
     seed: int,
     runs: int,
     device: str | torch.device,
 ) -> Iterator[tuple[_Scene, str, Estimate]]:
-    """The missing estimates of a batch."""
-    for scene in batch:
-        for label in missing[scene.name]:
-            if label not in PRIORS:
-                yield scene, label, _filtered(scene, label, sigma)
-    here = [scene for scene in batch if set(PRIORS) & set(missing[scene.name])]
-    if here:
-        repeats = runs if any(AVERAGE in missing[scene.name] for scene in here) else 1
-        made = _fitted(here, config, range(seed * runs, seed * runs + repeats), device)
-        for i, scene in enumerate(here):
-            for label in missing[scene.name]:
-                if label in PRIORS:
-                    yield scene, label, made[label][i]
+    """The missing estimates (name of a scene, label) of a batch."""
+    scenes = {scene.name: scene for scene in batch}
+    for name, label in missing:
+        if label not in PRIORS:
+            yield scenes[name], label, _filtered(scenes[name], label, sigma)
+    fitted = [(name, label) for name, label in missing if label in PRIORS]
+    if fitted:
+        here = list(dict.fromkeys(name for name, _ in fitted))
+        repeats = runs if any(label == AVERAGE for _, label in fitted) else 1
+        seeds = range(seed * runs, seed * runs + repeats)
+        made = _fitted([scenes[name] for name in here], config, seeds, device)
+        for name, label in fitted:
+            yield scenes[name], label, made[label][here.index(name)]
 
 
 def _filtered(scene: _Scene, label: str, sigma: float | None) -> Estimate:
@@ -256,10 +250,6 @@ def _head(label: str, sigma: float | None, config: FitConfig, runs: int, device:
         "config": configuration_hash({"method": label, "dipdefense": version("dipdefense"), **numbers}),
         "method": label,
     }
-
-
-def _place(record: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(record[name]) for name in ("config", "method", "image", "pixels", "seed"))
 
 
 def _check_noise(

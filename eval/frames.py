@@ -51,7 +51,7 @@ def gallery_of_run(
     """
     if not 1 <= n <= config.n:
         raise ValueError(f"gallery must lie between 1 and the {config.n} images of the run, got {n}")
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))[: config.n]
+    order = dataset.first(config.n, config.seed)
     crafted: dict[str, list[Tensor]] = {"clean": [], **{attack: [] for attack in config.attacks}}
     for start in range(0, n, config.batch_size):  # whole batches of the run, so that each attack starts as it did there
         positions = order[start : start + config.batch_size]

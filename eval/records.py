@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Record", "append_records", "configuration_hash", "digest", "read_records", "write_whole"]
+__all__ = ["Record", "Run", "append_records", "configuration_hash", "digest", "read_records", "write_whole"]
 
 Record = dict[str, Any]
 
@@ -22,6 +22,39 @@ def configuration_hash(configuration: dict[str, Any]) -> str:
 def digest(image: Tensor) -> str:
     """Sixteen hex digits that name the pixels of an image on the CPU."""
     return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+class Run:
+    """A run that can be killed: a folder, and the records in its `records.jsonl`, found there or added.
+
+    A benchmark writes down the head of each record, all that it is named by, asks which heads are missing, and adds
+    these with their figures.
+
+    Args:
+        folder: the caller makes it, before the first record.
+        key: the fields that name a record, one of them a hash of all that its figures depend on besides the others:
+            so records of other numbers stay in the file and are passed over.
+    """
+
+    def __init__(self, folder: str | Path, key: Sequence[str]):
+        self.folder, self.key = Path(folder), key
+        self._records = {self._name(record): record for record in read_records(self.folder / "records.jsonl")}
+
+    def _name(self, head: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(head.get(field) for field in self.key)
+
+    def missing(self, heads: Iterable[Record]) -> list[Record]:
+        """Those of the heads, or whole records, that the run does not hold."""
+        return [head for head in heads if self._name(head) not in self._records]
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Append records to the file; a later one stands in place of an earlier one of its name."""
+        append_records(self.folder / "records.jsonl", records)
+        self._records |= {self._name(record): record for record in records}
+
+    def records(self, heads: Iterable[Record]) -> list[Record]:
+        """The records of these heads, none of which is missing."""
+        return [self._records[self._name(head)] for head in heads]
 
 
 def read_records(path: Path) -> list[Record]:

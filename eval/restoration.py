@@ -22,7 +22,7 @@ import dipdefense
 from dipdefense import FitConfig
 from dipdefense.images import read_image, write_image
 from dipdefense.tasks import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
-from eval.records import Record, append_records, configuration_hash, read_records, write_whole
+from eval.records import Record, Run, configuration_hash, write_whole
 from eval.restored import FIGURES, score_restored
 from eval.scenes import SCENES, Scene, by_pillow
 from eval.sheet import save_sheet
@@ -124,27 +124,25 @@ def benchmark_restoration(
     jobs = [(scene, method) for scene in scenes for method in _methods(scene, methods)]
     if not jobs:
         raise ValueError(f"methods must be such that one restores {', '.join(tasks)}, got {', '.join(methods)}")
-    run = Path(out)
-    (run / "images").mkdir(parents=True, exist_ok=True)
-    found = {record["key"]: record for record in read_records(run / "records.jsonl")}
-    records = []
-    for done, (scene, method) in enumerate(jobs):
+    run, records = Run(out, ("key",)), list[Record]()
+    (run.folder / "images").mkdir(parents=True, exist_ok=True)
+    for done, (scene, method) in enumerate(jobs, 1):
         numbers = _numbers(scene, method, config, published, iterations)
         head = _head(scene, method, numbers, size, seed, device)
-        if head["key"] not in found or not (run / head["file"]).exists():
+        file = run.folder / head["file"]
+        if run.missing([head]) or not file.exists():
             start = time.perf_counter()
             restored = _restore(scene, method, numbers, seed, device)
             score = score_restored(restored, scene) | {"seconds": time.perf_counter() - start}
-            write_image(restored, run / head["file"])
-            found[head["key"]] = head | score
-            append_records(run / "records.jsonl", [found[head["key"]]])
-        records.append(found[head["key"]])
+            write_image(restored, file)
+            run.add([head | score])
+        records += run.records([head])
         if progress is not None:
-            progress(done + 1, len(jobs))
+            progress(done, len(jobs))
     table = summarise_restoration(records)
-    write_whole(run / "summary.csv", table.to_csv(index=False))
-    write_whole(run / "summary.json", table.to_json(orient="records", indent=1))
-    _draw(run, scenes, records)
+    write_whole(run.folder / "summary.csv", table.to_csv(index=False))
+    write_whole(run.folder / "summary.json", table.to_json(orient="records", indent=1))
+    _draw(run.folder, scenes, records)
     return table
 
 

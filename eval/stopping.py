@@ -21,7 +21,7 @@ from dipdefense.stopping import StoppingRule
 from eval.intervals import paired_bootstrap
 from eval.metrics import psnr
 from eval.noise import LEVELS, NOISES, generator_of
-from eval.records import Record, append_records, configuration_hash, digest, read_records, write_whole
+from eval.records import Record, Run, configuration_hash, digest, write_whole
 from eval.watch import Watch, build, plain_name
 
 __all__ = ["benchmark_stopping", "summarise_stopping"]
@@ -74,30 +74,26 @@ def benchmark_stopping(
     """
     longest = config.iterations if longest is None else longest
     _check(images, rules, config, noises, levels, longest, batch_size)
-    clean, run = torch.stack([image for _, image in images]), Path(out)
-    run.mkdir(parents=True, exist_ok=True)
-    found = {_place(record): record for record in read_records(run / "records.jsonl")}
-    records: list[Record] = []
+    clean = torch.stack([image for _, image in images])
+    run, records = Run(out, ("config", "noise", "level", "image", "pixels")), list[Record]()
+    run.folder.mkdir(parents=True, exist_ok=True)
     cells = [(noise, level) for noise in noises for level in levels]
     total = len(cells) * len(images) * len(rules)
     for noise, level in cells:
         noisy = torch.stack([_noisy(name, image, noise, level, seed) for name, image in images])
         told = _with_sigma(rules, round((noisy - clean).square().mean().sqrt().item(), 6))
         heads = {rule: _heads(rule, told[rule], images, noise, level, config, longest, seed, device) for rule in rules}
-        missing = [i for i in range(len(images)) if any(_place(rows[i]) not in found for rows in heads.values())]
+        missing = [i for i in range(len(images)) if run.missing(rows[i] for rows in heads.values())]
         for start in range(0, len(missing), batch_size):
             here = missing[start : start + batch_size]
             scored = _score(clean[here].to(device), noisy[here].to(device), told, config, longest, seed)
-            made = [heads[rule][here[i]] | score for i, rule, score in scored]
-            new = {_place(record): record for record in made if _place(record) not in found}
-            append_records(run / "records.jsonl", new.values())
-            found |= new
+            run.add(run.missing(heads[rule][here[i]] | score for i, rule, score in scored))
             if progress is not None:
                 waiting = len(missing) - start - len(here)
                 progress(len(records) + (len(images) - waiting) * len(rules), total)
-        records += [found[_place(head)] for rows in heads.values() for head in rows]
+        records += run.records(head for rows in heads.values() for head in rows)
     table = summarise_stopping(records)
-    write_whole(run / "summary.csv", table.to_csv(index=False))
+    write_whole(run.folder / "summary.csv", table.to_csv(index=False))
     return table
 
 
@@ -224,10 +220,6 @@ def _heads(
     key = configuration_hash({"rule": rule, "options": dict(options), "versions": versions, **numbers})
     head = {"config": key, "rule": rule, "options": dict(options), "noise": noise, "level": level}
     return [head | {"image": name, "pixels": digest(image)} for name, image in images]
-
-
-def _place(record: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(record[name]) for name in ("config", "noise", "level", "image", "pixels"))
 
 
 def _check(

@@ -54,7 +54,7 @@ def accuracy_along_fit(
     if not 1 <= every <= fit_config.iterations:
         raise ValueError(f"every must lie between 1 and the {fit_config.iterations} iterations of the fit, got {every}")
     check_run(classifier, dataset, config, device)
-    positions = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(config.seed))[: config.n]
+    positions = dataset.first(config.n, config.seed)
     clean, labels = dataset.batch(positions.tolist()).to(device), dataset.labels[positions].to(device)
     rows = []
     attacks = ("clean", *config.attacks)

@@ -1,6 +1,5 @@
 """From the records of a ladder to its table, and to the worst case of each image."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -67,16 +66,8 @@ def tabulate(
         if frame["rung"].nunique() > 1 and len(everywhere):
             right = everywhere.groupby("index")["correct"].all()
             unseen = (everywhere["correct"] | everywhere["flagged"]).groupby(everywhere["index"]).all()
-            rows.append(
-                {
-                    **_share(query, "worst case", right),
-                    "flagged": math.nan,
-                    "right_or_flagged": unseen.mean(),
-                    **dict.fromkeys(NUMBERS, ""),
-                    "seconds": math.nan,
-                    "peak_gb": math.nan,
-                }
-            )
+            worst = _share(query, "worst case", right) | dict.fromkeys(NUMBERS, "")
+            rows.append(worst | {"right_or_flagged": unseen.mean()})  # NaN in the columns of a single rung
     return pd.DataFrame(rows)
 
 

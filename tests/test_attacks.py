@@ -1,46 +1,26 @@
 """Attacks: closed forms on a linear classifier, torchattacks and ART as oracles, nothing left behind."""
 
-import gzip
 import inspect
 import runpy
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 import torchattacks
+from attacked import Refusing, conv_net, length, seeded
 from torch import Tensor, nn
 
 import attacks.gradient
 from attacks import ATTACKS, MomentumPGD, fgsm, momentum_pgd, pgd
+from eval.classifiers import load_classifier
+from eval.datasets import load_dataset
 
 EPS = 8 / 255
 VARIANTS = [("fgsm", "linf")] + [(name, norm) for name in ATTACKS if name != "fgsm" for norm in ("linf", "l2")]
 every_variant = pytest.mark.parametrize(("name", "norm"), VARIANTS)
 iterative = pytest.mark.parametrize("attack", [pgd, momentum_pgd])
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def conv_net() -> nn.Module:
-    """Small net with the submodules whose mode matters, random without the global generator."""
-    with torch.random.fork_rng():
-        net = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1),
-            nn.BatchNorm2d(8),
-            nn.Tanh(),
-            nn.Dropout(),
-            nn.Flatten(),
-            nn.Linear(512, 5),
-        )
-    generator = seeded(0)
-    for parameter in net.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
-    return net.eval()
 
 
 def batch(size: int = 4, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -71,10 +51,6 @@ def linear(dtype: torch.dtype = torch.float64) -> tuple[Linear, Tensor, Tensor]:
     )
 
 
-def length(delta: Tensor, norm: str) -> Tensor:
-    return torch.linalg.vector_norm(delta, float("inf") if norm == "linf" else 2, dim=(1, 2, 3))
-
-
 @pytest.mark.parametrize("name", ATTACKS)
 def test_linf_attack_on_a_linear_classifier_is_the_sign_of_its_weights(name):
     classifier, images, labels = linear()
@@ -96,14 +72,14 @@ def test_l2_pgd_advances_where_the_gradient_is_nearly_zero():
     classifier, images, labels = linear(torch.float32)
     classifier.w *= 1e-15  # as behind a saturated softmax
     delta = pgd(classifier, images / 2 + 0.25, labels, eps=0.1, norm="l2", random_start=False) - images / 2 - 0.25
-    torch.testing.assert_close(length(delta, "l2"), torch.full((5,), 0.1))
+    torch.testing.assert_close(length(delta, "l2").float(), torch.full((5,), 0.1))
 
 
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
 def test_momentum_pgd_equals_mifgsm_after_every_number_of_steps(steps, decay, targeted):
-    net = conv_net()
+    net = conv_net().eval()
     images, labels = batch()
     reference = torchattacks.MIFGSM(net, eps=EPS, alpha=EPS / 4, steps=steps, decay=decay)
     if targeted:
@@ -114,7 +90,7 @@ def test_momentum_pgd_equals_mifgsm_after_every_number_of_steps(steps, decay, ta
 
 def test_momentum_pgd_with_a_random_start_equals_upgd_on_one_image():
     """On one image both draw the same numbers; on several, ours draws once and UPGD for each."""
-    net = conv_net()
+    net = conv_net().eval()
     images, labels = batch(size=1)
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(7)
@@ -130,10 +106,10 @@ def test_momentum_pgd_equals_art(norm, eps, decay):
     evasion = pytest.importorskip("art.attacks.evasion")
     from art.estimators.classification import PyTorchClassifier
 
-    net = conv_net()
+    net = conv_net().eval()
     images, labels = batch() if norm == "linf" else batch(low=0.4, high=0.6)
     estimator = PyTorchClassifier(
-        net, nn.CrossEntropyLoss(), (3, 8, 8), nb_classes=5, clip_values=(0.0, 1.0), device_type="cpu"
+        net, nn.CrossEntropyLoss(), (3, 8, 8), nb_classes=10, clip_values=(0.0, 1.0), device_type="cpu"
     )
     p = np.inf if norm == "linf" else 2
     reference = evasion.MomentumIterativeMethod(
@@ -145,7 +121,7 @@ def test_momentum_pgd_equals_art(norm, eps, decay):
 
 
 def test_class_serves_as_a_torchattacks_attack():
-    net = conv_net()
+    net = conv_net().eval()
     images, labels = batch()
     attack = MomentumPGD(net, eps=EPS, alpha=EPS / 4, steps=20)
     assert torch.equal(attack(images, labels), momentum_pgd(net, images, labels, eps=EPS))
@@ -156,7 +132,7 @@ def test_class_serves_as_a_torchattacks_attack():
 @every_variant
 @pytest.mark.parametrize("eps", [EPS, 0.7])
 def test_result_is_in_the_ball_and_in_range_and_raises_the_loss(name, norm, eps):
-    net = conv_net()
+    net = conv_net().eval()
     images, labels = batch()
     images[0], images[1] = 0, 1  # every step of one sign leaves [0, 1]
     adversarial = ATTACKS[name](net, images, labels, eps=eps, norm=norm)
@@ -171,7 +147,7 @@ def test_result_is_in_the_ball_and_in_range_and_raises_the_loss(name, norm, eps)
 
 @every_variant
 def test_targeted_moves_towards_the_target(name, norm):
-    net = conv_net()
+    net = conv_net().eval()
     images, labels = batch()
     adversarial = ATTACKS[name](net, images, labels, eps=EPS, norm=norm, targeted=True)
     with torch.no_grad():
@@ -193,7 +169,7 @@ def test_zero_gradient_does_not_fail(name, norm, dtype):
 @every_variant
 def test_zero_eps_returns_a_copy_of_the_images(name, norm):
     images, labels = batch()
-    adversarial = ATTACKS[name](conv_net(), images, labels, eps=0, norm=norm)
+    adversarial = ATTACKS[name](conv_net().eval(), images, labels, eps=0, norm=norm)
     assert torch.equal(adversarial, images)
     assert adversarial is not images
 
@@ -201,7 +177,7 @@ def test_zero_eps_returns_a_copy_of_the_images(name, norm):
 @every_variant
 def test_dtype_follows_the_input_and_an_empty_batch_passes(name, norm):
     images, labels = batch()
-    net = conv_net().double()
+    net = conv_net().eval().double()
     assert ATTACKS[name](net, images.double(), labels, eps=EPS, norm=norm).dtype == torch.float64
     assert ATTACKS[name](net, images[:0].double(), labels[:0], eps=EPS, norm=norm).shape == (0, 3, 8, 8)
 
@@ -209,15 +185,15 @@ def test_dtype_follows_the_input_and_an_empty_batch_passes(name, norm):
 @every_variant
 def test_memory_layout_does_not_matter(name, norm):
     images, labels = batch()
-    expected = ATTACKS[name](conv_net().double(), images.double(), labels, eps=EPS, norm=norm)
-    net = conv_net().double().to(memory_format=torch.channels_last)
+    expected = ATTACKS[name](conv_net().eval().double(), images.double(), labels, eps=EPS, norm=norm)
+    net = conv_net().eval().double().to(memory_format=torch.channels_last)
     images = images.double().to(memory_format=torch.channels_last)
     torch.testing.assert_close(ATTACKS[name](net, images, labels, eps=EPS, norm=norm), expected)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_image_does_not_depend_on_its_neighbours(norm):
-    net = conv_net().double()
+    net = conv_net().eval().double()
     images, labels = batch()
     images = images.double()
     order = torch.tensor([2, 0, 3])
@@ -230,7 +206,6 @@ def test_image_does_not_depend_on_its_neighbours(norm):
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_everything_is_left_as_found(name, norm, mode, capsys):
     net = conv_net()
-    net.train()
     net[1].eval()  # a frozen batch norm, which torchattacks alone would wake
     net[0].weight.requires_grad_(False)
     net[5].bias.grad = torch.full_like(net[5].bias, 2.0)
@@ -263,7 +238,7 @@ def test_classifier_without_parameters_is_attacked_in_silence(name, capsys):
 @iterative
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_random_start_is_a_function_of_the_seed(attack, norm):
-    net = conv_net()
+    net = conv_net().eval()
     images, labels = batch()
 
     def start(seed: int | None) -> Tensor:
@@ -276,24 +251,10 @@ def test_random_start_is_a_function_of_the_seed(attack, norm):
     assert length(start(1) - images, norm).max() <= EPS * (1 + 1e-5)
 
 
-class Refusing(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        raise RuntimeError("this defence has no gradient")
-
-
 @pytest.mark.parametrize("name", ATTACKS)
 def test_error_of_the_classifier_passes_and_state_is_restored(name):
-    class Defended(Linear):
-        def forward(self, images):
-            return super().forward(Refusing.apply(images))
-
     classifier, images, labels = linear()
-    classifier = Defended(classifier.w).train()
+    classifier = Refusing(classifier).train()
     state = torch.get_rng_state()
     with pytest.raises(RuntimeError, match="this defence has no gradient"):
         ATTACKS[name](classifier, images, labels, eps=EPS)
@@ -331,12 +292,12 @@ def test_bad_argument_is_refused(name, change, error, message):
     images, labels = batch()
     arguments = {"images": images, "labels": labels, "eps": EPS} | change
     with pytest.raises(error, match=message):
-        ATTACKS[name](conv_net(), **arguments)
+        ATTACKS[name](conv_net().eval(), **arguments)
 
 
 def test_fgsm_refuses_l2_and_names_who_supports_it():
     with pytest.raises(ValueError, match=r"norm must be 'linf' for fgsm, got 'l2': pgd and momentum_pgd"):
-        fgsm(conv_net(), *batch(), eps=EPS, norm="l2")
+        fgsm(conv_net().eval(), *batch(), eps=EPS, norm="l2")
 
 
 def test_missing_torchattacks_names_the_extra(monkeypatch):
@@ -345,37 +306,12 @@ def test_missing_torchattacks_names_the_extra(monkeypatch):
         runpy.run_path(attacks.gradient.__file__)
 
 
-class LeNet(nn.Module):
-    """The MNIST net of shared/data/README.md."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
-        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
-        self.linear1 = nn.Linear(3136, 200)
-        self.linear2 = nn.Linear(200, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = F.max_pool2d(self.conv1(images).relu(), 2)
-        x = F.max_pool2d(self.conv2(x).relu(), 2)
-        return self.linear2(self.linear1(x.flatten(1)).relu())
-
-
-def mnist(folder: Path, count: int) -> tuple[Tensor, Tensor]:
-    """First test images and labels; the idx headers have 16 and 8 bytes."""
-    pixels = gzip.decompress((folder / "t10k-images-idx3-ubyte.gz").read_bytes())[16 : 16 + 784 * count]
-    labels = gzip.decompress((folder / "t10k-labels-idx1-ubyte.gz").read_bytes())[8 : 8 + count]
-    images = torch.tensor(list(pixels), dtype=torch.float32).view(count, 1, 28, 28) / 255
-    return images, torch.tensor(list(labels))
-
-
 @pytest.mark.data
 @pytest.mark.parametrize(("weights", "low", "high"), [("clntrained", 0.0, 0.02), ("advtrained", 0.94, 1.0)])
 def test_fgsm_on_mnist_reaches_the_accuracy_measured_elsewhere(data, weights, low, high):
-    with torch.random.fork_rng():
-        net = LeNet().eval()
-    net.load_state_dict(torch.load(data / "weights" / f"mnist_lenet5_{weights}.pt", weights_only=True))
-    images, labels = mnist(data / "mnist", 1000)
+    net = load_classifier("mnist_lenet", data / "weights" / f"mnist_lenet5_{weights}.pt")
+    digits = load_dataset("mnist", data / "mnist")
+    images, labels = digits.batch(range(1000)), digits.labels[:1000]
     with torch.no_grad():
         accuracy = (net(fgsm(net, images, labels, eps=0.3)).argmax(1) == labels).float().mean()
     assert low <= accuracy <= high

@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.records import append_records, configuration_hash, read_records, write_whole
+from eval.records import Run, append_records, configuration_hash, read_records, write_whole
 
 
 def test_round_trip_and_torn_last_line(tmp_path):
@@ -38,3 +38,20 @@ def test_write_whole_replaces(tmp_path):
     write_whole(tmp_path / "t", "old")
     write_whole(tmp_path / "t", "new")
     assert [p.read_text() for p in tmp_path.iterdir()] == ["new"]
+
+
+def test_a_run_names_what_is_missing_and_passes_over_other_numbers(tmp_path):
+    heads = [{"config": "a", "index": i, "other": "o"} for i in range(3)]
+    run = Run(tmp_path / "new" / "run", ("config", "index"))
+    assert run.missing(heads) == heads
+    run.folder.mkdir(parents=True)
+    run.add([head | {"score": 0.5} for head in heads[:2]])
+    run.add([{"elsewhere": True}])
+    again = Run(tmp_path / "new" / "run", ("config", "index"))
+    for held in (run, again):
+        assert held.missing(heads) == heads[2:]
+        assert held.missing([heads[0] | {"config": "b"}])
+        assert held.records(iter(heads[1::-1])) == [heads[1] | {"score": 0.5}, heads[0] | {"score": 0.5}]
+    again.add([heads[0] | {"score": 0.7}])
+    assert Run(again.folder, again.key).records(heads[:1]) == [heads[0] | {"score": 0.7}]
+    assert len(read_records(again.folder / "records.jsonl")) == 4

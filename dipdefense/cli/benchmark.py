@@ -7,18 +7,27 @@ from typing import Annotated
 import typer
 
 from dipdefense.cli.options import (
+    Attacks,
+    AttackSteps,
+    BatchSize,
     ClassifierSpec,
     ConfigFile,
+    Count,
+    CropTo,
     DataPath,
     DatasetName,
     Device,
     Eps,
     Index,
+    Iterations,
+    Norm,
+    ResizeTo,
+    RunFolder,
     Seed,
     Weights,
     device_named,
     fit_config,
-    index_range,
+    load,
     names,
     number,
     rule_options,
@@ -58,7 +67,7 @@ def iterations(
     classifier: ClassifierSpec = "digits_cnn",
     weights: Weights = None,
     eps: Eps = "0.2",
-    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 50,
+    n: Count = 50,
     index: Index = ":",
     longest: Annotated[int, typer.Option(help="Iterations of the fit.")] = 200,
     every: Annotated[int, typer.Option(help="Iterations between two rows.")] = 20,
@@ -68,26 +77,15 @@ def iterations(
     out: Annotated[Path | None, typer.Option(help="Folder for iterations.csv; none by default.")] = None,
 ) -> None:
     """Accuracy and PSNR along a fit, clean and under PGD: how the iterations of a default were chosen."""
-    from eval.classifiers import load_classifier
-    from eval.datasets import load_dataset
     from eval.robustness import RunConfig
     from eval.trajectory import accuracy_along_fit
 
     where = device_named(device)
-    images = load_dataset(dataset, data).between(*index_range(index))
     numbers = RunConfig(attacks=("pgd",), eps=number("eps", eps), n=n, seed=seed)
-    chosen = fit_config(config) or default_config(tuple(images[0][0].shape))
-    net = load_classifier(classifier, weights).to(where)
+    images, net = load(dataset, data, index, classifier, weights, where)
+    fit = replace(fit_config(config) or default_config(tuple(images[0][0].shape)), iterations=longest)
     with progress_bar("iterations") as progress:
-        table = accuracy_along_fit(
-            net,
-            images,
-            numbers,
-            replace(chosen, iterations=longest),
-            every=every,
-            device=where,
-            progress=progress,
-        )
+        table = accuracy_along_fit(net, images, numbers, fit, every=every, device=where, progress=progress)
     print_frame(table)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -97,8 +95,8 @@ def iterations(
 @benchmark.command(epilog="Example: dipdefense benchmark stopping --data photos --rules emv,discrepancy --n 4")
 def stopping(
     data: Annotated[Path, typer.Option(help="Folder of clean images.")],
-    resize: Annotated[int, typer.Option(help="Short side of the images, in pixels, by area averages.")] = 128,
-    crop: Annotated[int, typer.Option(help="Side of the centre that is cut out, in pixels.")] = 128,
+    resize: ResizeTo = 128,
+    crop: CropTo = 128,
     rules: Annotated[str, typer.Option(help="Comma-separated stopping rules.")] = ",".join(STOPPING_RULES),
     options: Annotated[Path | None, typer.Option(help="JSON file of rule names and their options.")] = None,
     noises: Annotated[str, typer.Option(help="Comma-separated: gaussian, impulse, shot, speckle.")] = (
@@ -115,7 +113,7 @@ def stopping(
     seed: Seed = 0,
     device: Device = "cpu",
     config: ConfigFile = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path("runs/stopping"),
+    out: RunFolder = Path("runs/stopping"),
 ) -> None:
     """How far from the best iterate each stopping rule stops, on images under known noise, and what it costs."""
     from eval.photos import read_photos
@@ -166,30 +164,26 @@ def defence(
     views: Annotated[
         str, typer.Option(help="Comma-separated views, such as identity,mirror, that each method also averages over.")
     ] = "identity",
-    attacks: Annotated[str, typer.Option(help="Comma-separated: fgsm, pgd, momentum_pgd, random_noise.")] = (
-        "fgsm,pgd,momentum_pgd"
-    ),
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    attacks: Attacks = "fgsm,pgd,momentum_pgd",
+    norm: Norm = "linf",
     eps: Annotated[str, typer.Option(help="Comma-separated radii, images in [0, 1].")] = "4/255,8/255",
-    steps: Annotated[int, typer.Option(help="Steps of PGD and momentum PGD.")] = 20,
-    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 100,
+    steps: AttackSteps = 20,
+    n: Count = 100,
     index: Index = ":",
-    longest: Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")] = None,
+    longest: Iterations = None,
     looks: Annotated[int, typer.Option(help="Iterations of the fit that are looked at, evenly up to its end.")] = 10,
     restarts: Annotated[int, typer.Option(help="Fits of every image for dip, dip_mean; the default has its own.")] = 1,
     baseline: Annotated[
         str | None, typer.Option(help="METHOD:STRENGTH that all others are compared with; the first by default.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images attacked and purified together.")] = 64,
+    batch_size: BatchSize = 64,
     seed: Seed = 0,
     device: Device = "cpu",
     config: ConfigFile = None,
     tile: Annotated[int | None, typer.Option(help="Side of the tiles that larger images are cut into.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path("runs/defence"),
+    out: RunFolder = Path("runs/defence"),
 ) -> None:
     """Accuracy and detection of defences over their strengths, on one set of adversarial images."""
-    from eval.classifiers import load_classifier
-    from eval.datasets import load_dataset
     from eval.defence import benchmark_defence
     from eval.methods import Setting, build_methods
     from eval.robustness import RunConfig
@@ -200,11 +194,8 @@ def defence(
     numbers = RunConfig(
         attacks=names(attacks), norm=norm, eps=radii[0], steps=steps, n=n, seed=seed, batch_size=batch_size
     )
-    images = load_dataset(dataset, data).between(*index_range(index))
-    net = load_classifier(classifier, weights).to(where)
-    shape = tuple(images[0][0].shape)
-    default, decision, side = default_defence(shape)
-    own = fit_config(config)
+    images, net = load(dataset, data, index, classifier, weights, where)
+    own, (default, decision, side) = fit_config(config), default_defence(tuple(images[0][0].shape))
     chosen = own or default
     chosen = replace(chosen, iterations=chosen.iterations if longest is None else longest)
     if not 1 <= looks <= chosen.iterations:
@@ -246,7 +237,7 @@ def gradients(
     compared: Annotated[
         str, typer.Option("--gradients", help="Comma-separated gradients of the ladder; all by default.")
     ] = "",
-    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 8,
+    n: Count = 8,
     index: Index = ":",
     steps: Annotated[str, typer.Option(help="Comma-separated numbers of steps whose cost is measured.")] = "25,100,225",
     seed: Seed = 0,
@@ -255,11 +246,7 @@ def gradients(
     out: Annotated[Path, typer.Option(help="Folder for slopes.csv and cost.csv.")] = Path("runs/gradients"),
 ) -> None:
     """How far each gradient through a fit holds, by finite differences, and what the exact one costs."""
-    import torch
-
     from attacks.adaptive import SURROGATES
-    from eval.classifiers import load_classifier
-    from eval.datasets import load_dataset
     from eval.slopes import compare_gradients, cost_of_unrolling
 
     where = device_named(device)
@@ -268,22 +255,15 @@ def gradients(
         raise ValueError(f"gradients must be among {', '.join(SURROGATES)}, got {unknown[0]!r}")
     if not all(text.isdecimal() and int(text) for text in names(steps)):
         raise ValueError(f"steps must be integers of at least 1 such as 25,100,225, got {steps!r}")
-    pictures = load_dataset(dataset, data).between(*index_range(index))
+    pictures, net = load(dataset, data, index, classifier, weights, where)
     if not 1 <= n <= len(pictures):
         raise ValueError(f"n must lie between 1 and the {len(pictures)} images, got {n}")
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(seed))[:n]
+    order = pictures.first(n, seed)
     images, labels = pictures.batch(order.tolist()).double().to(where), pictures.labels[order].to(where)
-    defended = DefendedClassifier(
-        load_classifier(classifier, weights).double().to(where), Purifier(fit_config(config), seed=seed)
-    )
+    defended = DefendedClassifier(net.double(), Purifier(fit_config(config), seed=seed))
+    asked = {name: SURROGATES[name] for name in names(compared) or SURROGATES}
     with progress_bar("gradients") as progress:
-        table = compare_gradients(
-            defended,
-            images,
-            labels,
-            gradients={name: SURROGATES[name] for name in names(compared) or SURROGATES},
-            progress=progress,
-        )
+        table = compare_gradients(defended, images, labels, gradients=asked, progress=progress)
     purifier, _ = defended.plan(images)
     cost = cost_of_unrolling(purifier.config_for(images), tuple(images.shape[1:]), [int(text) for text in names(steps)])
     out.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Annotated
 
-import torch
 import typer
 
 from dipdefense.cli.options import DataPath, Device, Weights, device_named
@@ -37,7 +36,7 @@ def check(
     images = labels = None
     if dataset is not None:
         named = load_dataset(dataset, data)
-        chosen = torch.randperm(len(named), generator=torch.Generator().manual_seed(0))[:n]
+        chosen = named.first(n, 0)
         images, labels = named.batch(chosen.tolist()), named.labels[chosen]
     net = load_classifier(spec, weights).to(where)
     found = check_classifier(net, _sides(shape), images=images, labels=labels)

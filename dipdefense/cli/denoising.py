@@ -4,8 +4,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from torch import Tensor
 
-from dipdefense.cli.options import ConfigFile, Device, Seed, device_named, fit_config, names, noise_level
+from dipdefense.cli.options import (
+    ConfigFile,
+    Count,
+    CropTo,
+    Device,
+    ResizeTo,
+    RunFolder,
+    Seed,
+    device_named,
+    fit_config,
+    names,
+    noise_level,
+)
 from dipdefense.cli.shown import note, print_frame, progress_bar
 from dipdefense.images import read_image
 
@@ -77,25 +90,13 @@ def denoising(
     baseline: Annotated[str, typer.Option(help="Method that the others are compared with.")] = "dip_ema",
     device: Device = "cpu",
     config: ConfigFile = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path("runs/denoising"),
+    out: RunFolder = Path("runs/denoising"),
 ) -> None:
     """PSNR and SSIM of the deep image prior and of classical denoisers on identical noise, clipped to [0, 1]."""
     from eval.denoising import SMALL, benchmark_denoising
-    from eval.pairs import read_pairs
-    from eval.photos import read_originals
 
     where = device_named(device)
-    if (data is None) == (noisy is None) or (noisy is None) != (reference is None):
-        raise ValueError("data must be given, or else noisy and reference together: --data, or --noisy --reference")
-    if data is not None:
-        references, shots = read_originals(data, resize=resize, crop=crop), None
-    else:
-        assert noisy is not None
-        assert reference is not None
-        if resize is not None:
-            raise ValueError(f"resize must not be given with noisy images, got {resize}: it averages their noise away")
-        pairs = read_pairs(noisy, reference, crop=crop)
-        references, shots = [(name, clean) for name, _, clean in pairs], [shot for _, shot, _ in pairs]
+    references, shots = _photos(data, noisy, reference, resize, crop)
     with progress_bar("records") as progress:
         table = benchmark_denoising(
             references,
@@ -116,6 +117,23 @@ def denoising(
         )
     print_frame(table)
     note(f"estimates are clipped to [0, 1] before they are scored; tables, records, contact sheet: {out}")
+
+
+def _photos(
+    data: Path | None, noisy: Path | None, reference: Path | None, resize: int | None, crop: int | None
+) -> tuple[list[tuple[str, Tensor]], list[Tensor] | None]:
+    """(name, clean image) of each, and the real noisy images, where noise is not to be added."""
+    from eval.pairs import read_pairs
+    from eval.photos import read_originals
+
+    if data is not None and noisy is None and reference is None:
+        return read_originals(data, resize=resize, crop=crop), None
+    if data is not None or noisy is None or reference is None:
+        raise ValueError("data must be given, or else noisy and reference together: --data, or --noisy --reference")
+    if resize is not None:
+        raise ValueError(f"resize must not be given with noisy images, got {resize}: it averages their noise away")
+    pairs = read_pairs(noisy, reference, crop=crop)
+    return [(name, clean) for name, _, clean in pairs], [shot for _, shot, _ in pairs]
 
 
 @denoising_benchmarks.command(epilog="Example: dipdefense benchmark impedance photo.png")
@@ -196,13 +214,13 @@ def curve(
 def ablation(
     data: Annotated[Path, typer.Option(help="Folder of colour images.")],
     mnist: Annotated[Path | None, typer.Option(help="Folder of MNIST's test set; without it no digits.")] = None,
-    resize: Annotated[int, typer.Option(help="Short side of the images, in pixels, by area averages.")] = 256,
-    crop: Annotated[int, typer.Option(help="Side of the centre that is cut out, in pixels.")] = 128,
-    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 2,
+    resize: ResizeTo = 256,
+    crop: CropTo = 128,
+    n: Count = 2,
     digits: Annotated[int, typer.Option(help="Digits: the first so many of MNIST's test set.")] = 16,
     seed: Seed = 0,
     device: Device = "cpu",
-    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path("runs/ablation"),
+    out: RunFolder = Path("runs/ablation"),
 ) -> None:
     """What each part of a denoising fit is worth, and whether one configuration serves every task: one table."""
     from eval.ablation import benchmark_ablation

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import Tensor, nn
 
 from dipdefense.cli.options import (
     ClassifierSpec,
@@ -14,12 +15,13 @@ from dipdefense.cli.options import (
     DatasetName,
     Device,
     Eps,
+    GradientName,
     Index,
     Seed,
     Weights,
     device_named,
     fit_config,
-    index_range,
+    load,
     names,
     number,
 )
@@ -39,9 +41,7 @@ def diagnose(
     defended: Annotated[
         bool, typer.Option("--defended/--bare", help="Diagnose the classifier behind the defence, or alone.")
     ] = True,
-    gradient: Annotated[str, typer.Option(help="How an attack passes the fit: straight_through, unrolled or none.")] = (
-        "straight_through"
-    ),
+    gradient: GradientName = "straight_through",
     surrogate: Annotated[
         str | None,
         typer.Option(help="Another classifier, for transfer; with --defended the bare one by default."),
@@ -64,31 +64,20 @@ def diagnose(
     The exit code is 0 when every check passes, 2 when one fails, 1 when it could not be run.
     """
     from eval.classifiers import load_classifier
-    from eval.clock import clock
-    from eval.datasets import load_dataset
     from eval.diagnose import diagnose as examine
     from eval.diagnose import passes
 
     where, radius = device_named(device), number("eps", eps)
-    images = load_dataset(dataset, data).between(*index_range(index))
+    images, bare = load(dataset, data, index, classifier, weights, where)
     if not 1 <= n <= len(images):
         raise ValueError(f"n must lie between 1 and the {len(images)} images of {images.name}, got {n}")
-    bare = load_classifier(classifier, weights).to(where)
     other = load_classifier(surrogate, surrogate_weights).to(where) if surrogate else bare if defended else None
     model = defend(bare, fit_config(config), seed=seed, gradient=gradient) if defended else bare
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:n]
+    order = images.first(n, seed)
     chosen, labels = images.batch(order.tolist()).to(where), images.labels[order].to(where)
     out.mkdir(parents=True, exist_ok=True)  # refused before minutes are spent
     if defended:
-        start = clock(where)
-        with torch.no_grad():
-            model(chosen)
-        fits = passes(steps, queries, repeats)
-        minutes = fits * (clock(where) - start) / 60
-        forecast = (
-            f"all checks: {fits} fits of {n} images, about {minutes:.1f} minutes; --n, --steps, --queries shorten them"
-        )
-        note(forecast, err=True)
+        _forecast(model, chosen, passes(steps, queries, repeats))
     with progress_bar("checks") as progress:
         table = examine(
             model,
@@ -110,6 +99,18 @@ def diagnose(
     note(f"{int(table['queries'].sum())} images forward, {table['seconds'].sum():.0f} s; table: {out}")
     if table["passed"].eq(False).any():  # None is neither
         raise typer.Exit(2)
+
+
+@torch.no_grad()
+def _forecast(model: nn.Module, images: Tensor, fits: int) -> None:
+    """Say how long so many fits take, by one of them."""
+    from eval.clock import clock
+
+    start = clock(images.device)
+    model(images)
+    minutes = fits * (clock(images.device) - start) / 60
+    forecast = f"all checks: {fits} fits of {len(images)} images, about {minutes:.1f} minutes"
+    note(f"{forecast}; --n, --steps, --queries shorten them", err=True)
 
 
 def _print(finding: Any) -> None:

@@ -6,22 +6,34 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import nn
 
 from dipdefense.config import FitConfig
 
 __all__ = [
+    "Attacks",
+    "AttackSteps",
+    "BatchSize",
     "ClassifierSpec",
     "ConfigFile",
+    "Count",
+    "CropTo",
     "DataPath",
     "DatasetName",
     "Device",
     "Eps",
+    "GradientName",
     "Index",
+    "Iterations",
+    "Norm",
+    "ResizeTo",
+    "RunFolder",
     "Seed",
     "Weights",
     "device_named",
     "fit_config",
     "index_range",
+    "load",
     "names",
     "noise_level",
     "number",
@@ -42,6 +54,29 @@ Weights = Annotated[Path | None, typer.Option("--weights", help="State dict, .pt
 Eps = Annotated[str, typer.Option("--eps", help="Radius, images in [0, 1]: 8/255 or 0.03.")]
 Index = Annotated[str, typer.Option("--index", help="START:STOP, use only images of that range of the data set.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON file of FitConfig settings.")]
+Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")]
+Count = Annotated[int, typer.Option("--n", help="Images: the first n of a seeded permutation.")]
+RunFolder = Annotated[Path, typer.Option("--out", help="Folder of the run; a killed run goes on there.")]
+ResizeTo = Annotated[int, typer.Option("--resize", help="Short side of the images, in pixels, by area averages.")]
+CropTo = Annotated[int, typer.Option("--crop", help="Side of the centre that is cut out, in pixels.")]
+Attacks = Annotated[str, typer.Option("--attacks", help="Comma-separated: fgsm, pgd, momentum_pgd, random_noise.")]
+Norm = Annotated[str, typer.Option("--norm", help="linf or l2.")]
+AttackSteps = Annotated[int, typer.Option("--steps", help="Steps of PGD and momentum PGD.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Images attacked and purified together.")]
+GradientName = Annotated[
+    str, typer.Option("--gradient", help="How an attack passes the fit: straight_through, unrolled or none.")
+]
+
+
+def load(
+    dataset: str, data: Path | None, index: str, classifier: str, weights: Path | None, device: torch.device
+) -> tuple[Any, nn.Module]:
+    """The `eval.datasets.ImageDataset` that the options name, and the classifier, on the device."""
+    from eval.classifiers import load_classifier
+    from eval.datasets import load_dataset
+
+    images = load_dataset(dataset, data).between(*index_range(index))
+    return images, load_classifier(classifier, weights).to(device)
 
 
 def fit_config(file: Path | None) -> FitConfig | None:

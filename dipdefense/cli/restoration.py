@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dipdefense.cli.options import ConfigFile, Device, Seed, device_named, fit_config, names
+from dipdefense.cli.options import ConfigFile, Device, RunFolder, Seed, device_named, fit_config, names
 from dipdefense.cli.shown import note, print_frame, progress_bar
 
 __all__ = ["restoration"]
@@ -29,9 +29,7 @@ def restoration(
     seed: Seed = 0,
     device: Device = "cpu",
     config: ConfigFile = None,
-    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path(
-        "runs/restoration"
-    ),
+    out: RunFolder = Path("runs/restoration"),
 ) -> None:
     """PSNR and SSIM of inpainting, super-resolution and the rest, beside total variation and library methods."""
     from eval.restoration import benchmark_restoration

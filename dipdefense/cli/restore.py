@@ -9,7 +9,7 @@ import torch
 import typer
 from torch import Tensor
 
-from dipdefense.cli.options import ConfigFile, Device, Seed, device_named, fit_config
+from dipdefense.cli.options import ConfigFile, Device, Iterations, Seed, Weights, device_named, fit_config
 from dipdefense.cli.shown import progress_bar
 from dipdefense.config import FitConfig
 from dipdefense.fit import Progress
@@ -24,13 +24,11 @@ restoring = typer.Typer()
 Source = Annotated[Path, typer.Argument(metavar="INPUT", help="Image file.")]
 Target = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Image file to make or replace.")]
 Published = Annotated[bool, typer.Option("--published", help="The published network and numbers; meant for a GPU.")]
-Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")]
 Variation = Annotated[
     float | None, typer.Option("--tv", help="Total variation of this weight over plain pixels in place of a network.")
 ]
 Layer = Annotated[str, typer.Option(help="Name of the layer, as in named_modules(); a wrong one lists them.")]
 Classifier = Annotated[str, typer.Option(help="cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY.")]
-Weights = Annotated[Path | None, typer.Option(help="State dict, .pt or .safetensors.")]
 
 
 @restoring.command("denoise", epilog="Example: dipdefense denoise noisy.png clean.png --runs 2")
