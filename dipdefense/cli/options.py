@@ -8,19 +8,27 @@ import torch
 import typer
 
 from dipdefense.config import FitConfig
+from dipdefense.scale import Cluster
 
 __all__ = [
+    "Address",
     "ClassifierSpec",
     "ConfigFile",
+    "Cpus",
     "DataPath",
     "DatasetName",
     "Device",
+    "Engine",
     "Eps",
+    "Gpus",
     "Index",
     "Seed",
     "Weights",
+    "Workers",
+    "cluster_of",
     "device_named",
     "fit_config",
+    "given",
     "index_range",
     "names",
     "noise_level",
@@ -42,6 +50,38 @@ Weights = Annotated[Path | None, typer.Option("--weights", help="State dict, .pt
 Eps = Annotated[str, typer.Option("--eps", help="Radius, images in [0, 1]: 8/255 or 0.03.")]
 Index = Annotated[str, typer.Option("--index", help="START:STOP, use only images of that range of the data set.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON file of FitConfig settings.")]
+
+Engine = Annotated[str, typer.Option("--engine", help="local, or ray: on the workers of a Ray cluster.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="With --engine ray: HOST:PORT of a cluster, or auto; this machine by default."),
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="With --engine ray: as many as there is room for by default.")
+]
+Cpus = Annotated[int, typer.Option("--cpus", help="With --engine ray: CPUs of a worker, and its threads.")]
+Gpus = Annotated[int, typer.Option("--gpus", help="With --engine ray: GPUs of a worker; 0 computes on the CPU.")]
+
+
+def given(context: typer.Context, option: str) -> bool:
+    """Does this option, by its parameter's name, stand on the command line?"""
+    return getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
+
+
+def cluster_of(
+    context: typer.Context, engine: str, address: str | None, workers: int | None, cpus: int, gpus: int, *others: str
+) -> Cluster | None:
+    """The cluster of the engine ray, None for the engine local; `others` are further options of ray alone."""
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine must be one of local, ray, got {engine!r}")
+    if engine == "ray":
+        if given(context, "device"):
+            raise ValueError("--device must be left out with --engine ray, where --gpus says it")
+        return Cluster(address=address, workers=workers, cpus=cpus, gpus=gpus)
+    for name in ("address", "workers", "cpus", "gpus", *others):
+        if given(context, name):
+            raise ValueError(f"--{name.replace('_', '-')} must come with --engine ray")
+    return None
 
 
 def fit_config(file: Path | None) -> FitConfig | None:
