@@ -114,6 +114,6 @@ class Storage:
         """Delete what interrupted writes left in this folder."""
         from pyarrow.fs import FileSelector
 
-        for info in self.files.get_file_info(FileSelector(self.path)):
+        for info in self.files.get_file_info(FileSelector(self.path, allow_not_found=True)):
             if info.base_name.startswith(".") and info.base_name.endswith(".part"):
                 self.files.delete_file(info.path)
