@@ -1,7 +1,9 @@
 """The evaluation on a Ray cluster: each batch of the run is a shard, and the table is the local run's."""
 
 import json
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,7 +95,7 @@ def evaluate_shards(
     made = begin(run, out)
     missing = plan.missing(folder)
     done = run.records() - sum(run.records(run.starts[shard]) for shard in missing)
-    build = partial(_BatchScorer, spec, plan, folder, cluster.device, whole)
+    build = partial(_BatchScorer, spec, Path.cwd(), plan, folder, cluster.device, whole)
     for shard in compute(cluster, build, ((shard, None) for shard in missing)):
         done += run.records(run.starts[shard])
         if progress is not None:
@@ -106,7 +108,9 @@ def evaluate_shards(
 class _BatchScorer:
     """The work of a worker: a batch's number in, the file of its records out."""
 
-    def __init__(self, spec: RunSpec, plan: Plan, folder: Storage, device: str, whole: str):
+    def __init__(self, spec: RunSpec, cwd: Path, plan: Plan, folder: Storage, device: str, whole: str):
+        with suppress(OSError):  # the paths of the run start there; where it is missing, they say what they miss
+            os.chdir(cwd)
         self.run = Scoring(**spec.load(device))
         self.plan, self.folder = plan, folder
         if configuration_hash(self.run.description) != whole:

@@ -20,7 +20,8 @@ from dipdefense.scale import purify as purify_module
 from dipdefense.scale.plan import Plan
 from dipdefense.scale.sources import find_images
 from dipdefense.scale.storage import Storage
-from eval.shards import RunConfig, RunSpec, evaluate_shards
+from eval.robustness import RunConfig
+from eval.shards import RunSpec, _BatchScorer, evaluate_shards
 
 TINY = FitConfig(
     architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=20, memory_gb=0.001
@@ -353,3 +354,12 @@ def test_a_plan_is_kept_as_plain_values(tmp_path, folder, monkeypatch):
     kept = json.loads((tmp_path / "out" / "plan.json").read_text())
     assert (kept["images"], kept["shard_size"], kept["source"]) == (6, 256, f"local:{folder}")
     assert FitConfig(**kept["fit"]) == TINY
+
+
+def test_a_machine_that_sees_another_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a worker moves to the driver's folder; here, back at the end
+    spec = RunSpec(dataset="digits", classifier="digits_cnn", config=RunConfig(n=2, attacks=()), fit=TINY)
+    with pytest.raises(RuntimeError, match="classifier, weights and versions must be the same on all machines"):
+        _BatchScorer(spec, tmp_path, Plan(1, 2), Storage.at(str(tmp_path)), "cpu", "0123")
+    with pytest.raises(ValueError, match=r"filters must be among .*, got 'magic'"):
+        RunSpec(dataset="digits", classifier="digits_cnn", config=RunConfig(), filters=("magic",))

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ import warnings
 from functools import partial
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -69,7 +69,7 @@ def pids_of(folder) -> dict[str, int]:
 
 def test_a_killed_worker_loses_nothing(address, tmp_path, folder):
     """And the results are the local engine's; the worker dies in the middle of its second shard."""
-    purifier, out, killed = Purifier(FitConfig(**QUICK | {"iterations": 600})), tmp_path / "out", []
+    purifier, out, killed = Purifier(FitConfig(**QUICK | {"iterations": 300})), tmp_path / "out", []
 
     def kill(done, total):
         if not killed:
@@ -94,17 +94,17 @@ def test_a_killed_worker_loses_nothing(address, tmp_path, folder):
     for record in records[:12]:
         (tmp_path / "one.png").write_bytes(record["image"])
         levels = 255 * (read_image(tmp_path / "one.png") - read_image(tmp_path / record["key"])).abs()
-        assert levels.max() < 3  # 600 iterations in another batch: roundings grow
+        assert levels.max() < 3  # 300 iterations in another batch: roundings grow
         assert levels.mean() < 0.1
 
 
 def test_a_stopped_driver_goes_on_where_it_was(address, tmp_path, folder):
     """Ctrl-C on the command, then the command again, in Parquet and with an image that is none."""
     (tmp_path / "config.json").write_text(json.dumps(QUICK | {"iterations": 300}))
-    first = purify_shards(str(folder), str(tmp_path / "tables"), Purifier(FitConfig(**QUICK)), cluster=ONE, shard_size=13)
-    assert len(first[0]) == 1  # its shard is the next run's input, whose last image is null
+    contents = [path.read_bytes() for path in sorted(folder.glob("[01]*.png"))]
+    pq.write_table(pa.table({"image": [*contents, None]}), tmp_path / "in.parquet", row_group_size=5)
     out = tmp_path / "out"
-    words = ["purify", str(tmp_path / "tables" / "part-00000-of-00001.parquet"), str(out), "--engine", "ray"]
+    words = ["purify", str(tmp_path / "in.parquet"), str(out), "--engine", "ray"]
     words += ["--workers", "1", "--shard-size", "3", "--config", str(tmp_path / "config.json")]
     command = [sys.executable, "-W", "error", "-c", "from dipdefense.cli import main; main()", *words]
     with subprocess.Popen([*command, "--address", address], stderr=subprocess.PIPE, text=True) as driver:
@@ -119,10 +119,10 @@ def test_a_stopped_driver_goes_on_where_it_was(address, tmp_path, folder):
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 1
     assert str(result.exception) == "1 of 13 images were left out"
-    assert "left out: part-00000-of-00001.parquet:12: must be the bytes of an image, got null" in result.stderr
+    assert "left out: in.parquet:12: must be the bytes of an image, got null" in result.stderr
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("part-*") if path.name in found} == found
     records = records_of(out)
-    assert [record["key"] for record in records] == [f"part-00000-of-00001.parquet:{i}" for i in range(13)]
+    assert [record["key"] for record in records] == [f"in.parquet:{i}" for i in range(13)]
     assert [record["iterations"] for record in records] == [300] * 12 + [None]
 
 
@@ -138,12 +138,15 @@ def test_evaluate_agrees_with_the_local_engine(address, tmp_path):
         pd.testing.assert_frame_equal(table[exact], local[exact], check_exact=False, rtol=1e-4)
         assert seen[-1] == (46, 46)
         assert len(seen) == 3
-    assert table["correct"].tolist() == local["correct"].tolist() if "correct" in table else True
     lines = [json.loads(line) for line in (tmp_path / "ray" / "records.jsonl").read_text().splitlines()]
     keys = [(line["attack"], line["crafted_on"], line["defence"], line["index"]) for line in lines]
     assert len(keys) == len(set(keys)) == 46
-    pictures = [line for line in (tmp_path / "local" / "records.jsonl").read_text().splitlines()]
-    assert {json.loads(line)["config"] for line in pictures} == {line["config"] for line in lines}
+    here = [json.loads(line) for line in (tmp_path / "local" / "records.jsonl").read_text().splitlines()]
+    timeless = [
+        [{k: v for k, v in line.items() if k in ("config", "index", "prediction", "correct")} for line in run]
+        for run in (here, lines)
+    ]
+    assert timeless[0] == timeless[1]
     (shard, *_) = sorted((tmp_path / "ray" / "shards").glob("*/part-*"))
     shard.write_text("".join(shard.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(RuntimeError, match=r"must hold 21 records, one for each image and row, holds 20"):
@@ -172,9 +175,6 @@ def raising_work():
 
 
 def test_what_a_worker_raises_is_told(address):
-    done = []
+    shards = compute(ONE, raising_work, ((shard, "x") for shard in range(4)))
     with pytest.raises(RuntimeError, match="a worker failed: ValueError: shard 2 of x is bad; start again"):
-        for shard in compute(ONE, raising_work, ((shard, "x") for shard in range(4))):
-            done.append(shard)
-    assert 2 not in done
-    assert socket.gethostname()
+        list(shards)

@@ -10,7 +10,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from dipdefense.grouping import Result, purify_each
+from dipdefense.grouping import Purified, Result, purify_each
 from dipdefense.images import encode_png
 from dipdefense.purify import Purifier
 from dipdefense.scale.cluster import Cluster, compute
@@ -105,28 +105,33 @@ class _ShardPurifier:
         name = self.plan.name(shard)
         if self.folder.holds(name):  # its writer died between the last byte and the answer
             return
-        start = time.perf_counter()
-        results = dict(purify_each(images.images(), self.purifier, batch_size=len(images), device=self.device))
-        keys = list(images.keys())
-        made = {"host": socket.gethostname(), "pid": os.getpid(), "seconds": round(time.perf_counter() - start, 3)}
-        self.folder.write(name, _parquet([(key, results[key]) for key in keys], made))
+        wall, cpu, records = time.perf_counter(), time.process_time(), {}
+        for key, result in purify_each(images.images(), self.purifier, batch_size=len(images), device=self.device):
+            records[key] = _record(key, result)
+        made = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "seconds": round(time.perf_counter() - wall, 3),
+            "cpu_seconds": round(time.process_time() - cpu, 3),
+        }
+        self.folder.write(name, _parquet([records[key] for key in images.keys()], made))  # noqa: SIM118
 
 
-def _parquet(results: list[tuple[str, Result]], made: dict[str, Any]) -> bytes:
+def _record(key: str, result: Result) -> dict[str, Any]:
+    if isinstance(result, Purified):
+        return {"key": key, "image": encode_png(result.image), "iterations": result.iterations, "error": None}
+    return {"key": key, "image": None, "iterations": None, "error": str(result)}
+
+
+def _parquet(records: list[dict[str, Any]], made: dict[str, Any]) -> bytes:
     """The content of a shard's file, with where and how fast it was made."""
     import pyarrow as pa
     from pyarrow.parquet import write_table
 
-    failed = [isinstance(result, Exception) for _, result in results]
-    columns = {
-        "key": pa.array([key for key, _ in results], pa.string()),
-        "image": pa.array([None if isinstance(r, Exception) else encode_png(r.image) for _, r in results], pa.binary()),
-        "iterations": pa.array([None if isinstance(r, Exception) else r.iterations for _, r in results], pa.int32()),
-        "error": pa.array([str(r) if bad else None for (_, r), bad in zip(results, failed, strict=True)], pa.string()),
-    }
-    table = pa.table(columns).replace_schema_metadata({name: str(value) for name, value in made.items()})
+    kinds = {"key": pa.string(), "image": pa.binary(), "iterations": pa.int32(), "error": pa.string()}
+    schema = pa.schema(list(kinds.items()), metadata={name: str(value) for name, value in made.items()})
     sink = pa.BufferOutputStream()
-    write_table(table, sink)
+    write_table(pa.Table.from_pylist(records, schema=schema), sink)
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
