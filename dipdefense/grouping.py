@@ -52,6 +52,7 @@ def purify_each(
 
     Raises:
         ValueError: a batch size below 1.
+        torch.AcceleratorError: the device failed.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -97,6 +98,8 @@ def _together(
 
     try:
         purified = purifier.reconstruct(images, watch).cpu()
+    except torch.AcceleratorError:  # the device is at fault, and would be for every image to come
+        raise
     except (ValueError, RuntimeError) as error:
         for key, _ in batch:
             yield key, ValueError(f"{key}: {error}")

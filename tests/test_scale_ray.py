@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 import warnings
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -151,6 +153,18 @@ def test_evaluate_agrees_with_the_local_engine(address, tmp_path):
     shard.write_text("".join(shard.read_text().splitlines(keepends=True)[1:]))
     with pytest.raises(RuntimeError, match=r"must hold 21 records, one for each image and row, holds 20"):
         run()
+
+
+def test_the_documentation_runs(address, tmp_path, folder, monkeypatch):
+    """The Python of docs/scale.md, in a folder with a folder `photos`."""
+    text = (Path(__file__).parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    folder.rename(tmp_path / "photos")
+    names: dict = {}
+    exec(compile(block, "docs/scale.md", "exec"), names)
+    assert (len(names["failures"]), names["images"]) == (1, 13)
+    assert [record["iterations"] for record in records_of(tmp_path / "purified")] == [60] * 12 + [None]
 
 
 def test_more_than_the_cluster_has_is_refused_at_once(address, tmp_path, folder):
