@@ -264,6 +264,16 @@ def test_another_run_is_refused(tmp_path, folder, monkeypatch):
         purify_shards(str(folder), str(tmp_path / "used"), Purifier(TINY), shard_size=2)
 
 
+def test_settings_may_change_until_there_is_a_shard(tmp_path):
+    plan, store = Plan(2, 1), Storage.at(str(tmp_path))
+    plan.settle(store, {"device": "cuda"})
+    plan.settle(store, {"device": "cpu"})
+    assert json.loads(store.read("plan.json")) == {"device": "cpu", "images": 2, "shard_size": 1}
+    store.write(plan.name(0), b"")
+    with pytest.raises(ValueError, match="its device is 'cpu', got 'cuda': take another folder"):
+        plan.settle(store, {"device": "cuda"})
+
+
 def test_shards_that_are_wrong_or_missing_are_named(tmp_path, folder, monkeypatch):
     work_here(monkeypatch)
     run = partial(purify_shards, str(folder), str(tmp_path / "out"), Purifier(TINY), shard_size=2)

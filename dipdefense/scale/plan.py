@@ -54,11 +54,12 @@ class Plan:
         """
         settings = json.loads(json.dumps(settings | {"images": self.images, "shard_size": self.shard_size}))
         found = folder.sizes()
-        if FILE not in found:
-            if found:
-                raise ValueError(f"{folder.path}: OUTPUT must be empty, or the folder of this run, holds {min(found)}")
+        shards = found.keys() - {FILE}
+        if not shards:  # nothing was made yet, perhaps since the settings were wrong
             folder.write(FILE, json.dumps(settings, indent=2).encode() + b"\n")
             return
+        if FILE not in found:
+            raise ValueError(f"{folder.path}: OUTPUT must be empty, or the folder of this run, holds {min(shards)}")
         before = json.loads(folder.read(FILE))
         other = [name for name in sorted(before.keys() | settings) if before.get(name) != settings.get(name)]
         if other:
