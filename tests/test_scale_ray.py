@@ -23,6 +23,9 @@ from dipdefense.files import purify_files
 from dipdefense.images import read_image, write_image
 from dipdefense.scale import Cluster, purify_shards
 from dipdefense.scale.cluster import compute
+from dipdefense.scale.plan import Plan
+from dipdefense.scale.purify import _ShardPurifier
+from dipdefense.scale.storage import Storage
 from eval.datasets import load_dataset
 from eval.robustness import RunConfig, evaluate_robustness
 from eval.shards import RunSpec, evaluate_shards
@@ -178,17 +181,8 @@ def test_more_than_the_cluster_has_is_refused_at_once(address, tmp_path, folder)
             run(cluster=cluster)
 
 
-def fail_at_two(shard: int, sent: str) -> None:
-    """Work that raises."""
-    if shard == 2:
-        raise ValueError(f"shard {shard} of {sent} is bad")
-
-
-def raising_work():
-    return fail_at_two
-
-
-def test_what_a_worker_raises_is_told(address):
-    shards = compute(ONE, raising_work, ((shard, "x") for shard in range(4)))
-    with pytest.raises(RuntimeError, match="a worker failed: ValueError: shard 2 of x is bad; start again"):
-        list(shards)
+def test_what_a_worker_raises_is_told(address, tmp_path):
+    """Here of a machine with another torch than the driver's; on two workers at once."""
+    build = partial(_ShardPurifier, Plan(2, 1), Storage.at(str(tmp_path)), Purifier(), "cpu", {"torch": "0"})
+    with pytest.raises(RuntimeError, match=r"a worker failed: RuntimeError: versions must be the same .*; start again"):
+        list(compute(Cluster(), build, [(0, None), (1, None)]))

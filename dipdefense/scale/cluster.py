@@ -86,7 +86,8 @@ def compute(cluster: Cluster, build: Callable[[], Work], items: Iterable[tuple[i
             )
         shards.context.enable_progress_bars = False
         shards.context.execution_no_progress_timeout_s = -1  # a shard may take more than its half an hour
-        shards.context.max_consecutive_actor_init_deaths = 10  # a worker may die while it starts, too
+        shards.context.max_consecutive_actor_init_deaths = 3  # a worker may die while it starts, too
+        shards.context.raise_original_map_exception = True
         try:
             for batch in shards.iter_batches(batch_size=None, prefetch_batches=0):
                 yield from batch["shard"].tolist()
@@ -99,9 +100,11 @@ class _Worker:
 
     def __init__(self, build: Callable[[], Work], cpus: int):
         torch.set_num_threads(cpus)
-        self.work = build()
+        self.build = build
+        self.work: Work | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self.work = self.work or self.build()  # here and not above: what it raises ends the run, and is told
         for shard, sent in zip(batch["shard"].tolist(), batch["sent"], strict=True):
             self.work(shard, pickle.loads(sent))
         return {"shard": batch["shard"]}
@@ -184,8 +187,6 @@ def _workers(cluster: Cluster, shards: int) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """What the work raised, without Ray's account of how it came here."""
-    cause = getattr(error, "cause", None)
-    while cause is not None and getattr(cause, "cause", None) is not None:
-        cause = cause.cause
-    return f"{type(cause).__name__}: {cause}" if cause is not None else str(error)
+    """What the work raised, without the lines that Ray adds."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
