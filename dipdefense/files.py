@@ -1,19 +1,17 @@
 """Purify image files, those of one size together."""
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from dipdefense.fit import Progress
+from dipdefense.grouping import Purified, purify_each
 from dipdefense.images import check_target, read_image, write_image
 from dipdefense.purify import Purifier
 
 __all__ = ["purify_files"]
-
-HELD = 2**27  # pixel values (half a GiB) that wait at most, but for the last image
 
 
 def purify_files(
@@ -44,51 +42,28 @@ def purify_files(
         ValueError: a batch size below 1, two sources share a target, a target has an unknown suffix.
         OSError: a target cannot be written. Both before anything is computed.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if len(set(targets)) < len(targets):
         twice = next(path for path in targets if targets.count(path) > 1)
         raise ValueError(f"{twice}: must be the target of one image, is that of several")
     for target in targets:
         check_target(target)
+    jobs = map(_Job, sources, targets)
+    report = None if progress is None else lambda done: progress(done, len(sources))
+    readers = ((job, partial(read_image, job.source)) for job in jobs)
     failures: list[ValueError | OSError] = []
-    waiting: dict[tuple[int, ...], list[tuple[Tensor, Path, Path]]] = defaultdict(list)
-    done = 0
-
-    def finish() -> None:
-        nonlocal done
-        batch = waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
-        images = torch.stack([image for image, _, _ in batch]).to(device)
-
-        def report(state: Progress) -> None:
-            if progress is not None:
-                progress(done + state.share * len(images), len(sources))
-
+    for job, result in purify_each(readers, purifier, batch_size=batch_size, device=device, progress=report):
         try:
-            purified = purifier.reconstruct(images, report).cpu()
-        except (ValueError, RuntimeError) as error:
-            failures.extend(ValueError(f"{source}: {error}") for _, source, _ in batch)
-        else:
-            for image, (_, _, target) in zip(purified, batch, strict=True):
-                try:
-                    write_image(image, target)
-                except OSError as error:
-                    failures.append(error)
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(sources))
-
-    for source, target in zip(sources, targets, strict=True):
-        try:
-            image = read_image(source)
+            if not isinstance(result, Purified):
+                raise result
+            write_image(result.image, job.target)
         except (ValueError, OSError) as error:
             failures.append(error)
-            done += 1
-            continue
-        waiting[tuple(image.shape)].append((image, source, target))
-        held = [entry[0].numel() for batch in waiting.values() for entry in batch]
-        if len(held) >= batch_size or sum(held) >= HELD:
-            finish()
-    while waiting:
-        finish()
     return failures
+
+
+class _Job(NamedTuple):
+    source: Path
+    target: Path
+
+    def __str__(self) -> str:
+        return str(self.source)

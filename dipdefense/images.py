@@ -1,6 +1,7 @@
 """Image files and image tensors: reading, writing, and every check on what comes in."""
 
 import errno
+import io
 import math
 import os
 import secrets
@@ -15,7 +16,17 @@ import torch
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-__all__ = ["READABLE", "WRITABLE", "check_images", "check_target", "list_images", "read_image", "write_image"]
+__all__ = [
+    "READABLE",
+    "WRITABLE",
+    "check_images",
+    "check_target",
+    "decode_image",
+    "encode_png",
+    "list_images",
+    "read_image",
+    "write_image",
+]
 
 # Suffix -> Pillow's options for saving; only JPEG loses anything, and as little as it can.
 WRITABLE: dict[str, dict[str, Any]] = {
@@ -72,13 +83,22 @@ def read_image(path: str | Path) -> Tensor:
             without a known white level.
     """
     with Path(path).open("rb") as file:
-        try:
-            pixels = _decode(file)
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{path}: not an image ({', '.join(FORMATS)}), or damaged") from error
-        except DAMAGE as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{path}: {reason}") from error
+        return decode_image(file, str(path))
+
+
+def decode_image(file: IO[bytes], name: str) -> Tensor:
+    """An image from an open file, as `read_image` reads it; `name` is what messages call it.
+
+    Raises:
+        ValueError: as `read_image`.
+    """
+    try:
+        pixels = _decode(file)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name}: not an image ({', '.join(FORMATS)}), or damaged") from error
+    except DAMAGE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: {reason}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (C, H, W)
 
 
@@ -139,13 +159,28 @@ def write_image(image: Tensor, path: str | Path) -> None:
     """
     path = Path(path)
     options = _saving_options(path)
-    check_images(image, "image", ndim=3, channels=(1, 3))
-    levels = (image.detach().cpu().float() * 255).round().to(torch.uint8)
-    encoded = Image.fromarray(levels.permute(1, 2, 0).squeeze(2).numpy())
+    encoded = _eight_bit(image)
     with _beside(path) as file:
         encoded.save(file, **options)
         file.close()
         Path(file.name).replace(path)
+
+
+def encode_png(image: Tensor) -> bytes:
+    """The content of the PNG file that `write_image` would write, from (C, H, W) in [0, 1], C = 1 or 3.
+
+    Raises:
+        TypeError, ValueError: as `write_image`.
+    """
+    file = io.BytesIO()
+    _eight_bit(image).save(file, **WRITABLE[".png"])
+    return file.getvalue()
+
+
+def _eight_bit(image: Tensor) -> Image.Image:
+    check_images(image, "image", ndim=3, channels=(1, 3))
+    levels = (image.detach().cpu().float() * 255).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).squeeze(2).numpy())
 
 
 def check_target(path: str | Path) -> None:

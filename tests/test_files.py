@@ -68,6 +68,15 @@ def test_images_too_large_for_the_budget_are_returned_and_the_rest_written(tmp_p
     assert [path.exists() for path in targets] == [False, True, True, True, True]
 
 
+def test_a_device_that_fails_is_no_fault_of_the_images(tmp_path, sources, monkeypatch):
+    def fail(*_):
+        raise torch.AcceleratorError("device lost")
+
+    monkeypatch.setattr(Purifier, "reconstruct", fail)
+    with pytest.raises(torch.AcceleratorError, match="device lost"):
+        purify_files(sources, [tmp_path / f"{path.stem}.tif" for path in sources], Purifier(TINY))
+
+
 def test_bad_targets_are_refused_before_anything_is_computed(tmp_path, sources):
     two = [tmp_path / "same.png"] * 2
     with pytest.raises(ValueError, match=r"same\.png: must be the target of one image"):

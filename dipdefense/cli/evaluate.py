@@ -2,29 +2,38 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dipdefense.cli.options import (
+    Address,
     ClassifierSpec,
     ConfigFile,
+    Cpus,
     DataPath,
     DatasetName,
     Device,
+    Engine,
     Eps,
+    Gpus,
     Index,
     Seed,
     Weights,
+    Workers,
+    cluster_of,
     device_named,
     fit_config,
+    given,
     index_range,
     names,
     number,
 )
 from dipdefense.cli.shown import note, print_accuracies, print_frame, progress_bar
 from dipdefense.purify import DefendedClassifier, Purifier
+from dipdefense.scale import Cluster
 
 __all__ = ["evaluate"]
 
@@ -86,6 +95,11 @@ def evaluate(
     budget: Annotated[
         float | None, typer.Option(help="With --adaptive: seconds that the run may take, by an estimate at its start.")
     ] = None,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
     out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path("runs/evaluate"),
 ) -> None:
     """Accuracy of a classifier, bare and defended, on clean and attacked images; with --adaptive, what is left of it.
@@ -93,22 +107,32 @@ def evaluate(
     Attacks that do not know the defence make it look strong: judge it by --adaptive alone.
     """
     for name in SCORING if adaptive else CLIMBING:
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
+        if given(context, name):
             rule = "be left out" if adaptive else "come"
             raise ValueError(f"--{name.replace('_', '-')} must {rule} with --adaptive, which has numbers of its own")
-    from eval.baselines import BASELINES
+    cluster = cluster_of(context, engine, address, workers, cpus, gpus)
     from eval.classifiers import load_classifier
-    from eval.datasets import load_dataset
-    from eval.frames import gallery_of_run
-    from eval.robustness import RunConfig, evaluate_robustness
+    from eval.robustness import RunConfig
+    from eval.shards import RunSpec
 
-    where, purifier = device_named(device), Purifier(fit_config(config), seed=None if fresh else seed)
+    where, radius, fit = device_named(device), number("eps", eps), fit_config(config)
+    spec = partial(
+        RunSpec,
+        classifier=classifier,
+        weights=weights,
+        dataset=dataset,
+        data=data,
+        index=index_range(index),
+        fit=fit,
+    )
     if adaptive:
-        climb = _climb(rungs, images, queries, number("eps", eps), norm, seed, batch_size, budget, source is not None)
-        net = load_classifier(classifier, weights).to(where)
+        if cluster is not None:
+            raise ValueError("--engine must be local with --adaptive, got ray")
+        climb = _climb(rungs, images, queries, radius, norm, seed, batch_size, budget, source is not None)
+        loaded = spec(config=RunConfig()).load(where)
         climb(
-            DefendedClassifier(net, purifier),
-            load_dataset(dataset, data).between(*index_range(index)),
+            DefendedClassifier(loaded["classifier"], Purifier(fit, seed=None if fresh else seed)),
+            loaded["dataset"],
             out=out,
             source=None if source is None else load_classifier(source, source_weights).to(where),
             classifier_name=classifier,
@@ -118,7 +142,7 @@ def evaluate(
     numbers = RunConfig(
         attacks=names(attacks),
         norm=norm,
-        eps=number("eps", eps),
+        eps=radius,
         alpha=None if alpha is None else number("alpha", alpha),
         steps=steps,
         crafted_on=crafted_on,
@@ -129,28 +153,25 @@ def evaluate(
     )
     if not 0 <= gallery <= n:
         raise ValueError(f"gallery must lie between 0 and the {n} images of the run, got {gallery}")
-    unknown = [name for name in names(filters) if name not in BASELINES]
-    if unknown:
-        raise ValueError(f"filters must be among {', '.join(BASELINES)}, got {unknown[0]!r}")
-    pictures = load_dataset(dataset, data).between(*index_range(index))
-    net = load_classifier(classifier, weights).to(where)
+    _score(spec(config=numbers, gradient=gradient, filters=tuple(names(filters))), cluster, where, gallery, out)
+
+
+def _score(spec: Any, cluster: Cluster | None, where: Any, gallery: int, out: Path) -> None:
+    """The run of these names, here or on the cluster, and its gallery, which is made here."""
+    from eval.frames import gallery_of_run
+    from eval.robustness import evaluate_robustness
+    from eval.shards import evaluate_shards
+
+    loaded = spec.load(where) if cluster is None or gallery else {}
     with progress_bar("images") as progress:
-        table = evaluate_robustness(
-            net,
-            pictures,
-            numbers,
-            out=out,
-            purifier=purifier,
-            gradient=gradient,
-            filters={name: BASELINES[name] for name in names(filters)},
-            classifier_name=classifier,
-            device=where,
-            progress=progress,
-        )
+        if cluster is None:
+            table = evaluate_robustness(**loaded, out=out, progress=progress)
+        else:
+            table = evaluate_shards(spec, out=out, cluster=cluster, progress=progress)
     if gallery:
+        defended = DefendedClassifier(loaded["classifier"], loaded["purifier"])
         with progress_bar("gallery") as progress:
-            defended = DefendedClassifier(net, purifier)
-            gallery_of_run(out, defended, pictures, numbers, n=gallery, device=where, progress=progress)
+            gallery_of_run(out, defended, loaded["dataset"], spec.config, n=gallery, device=where, progress=progress)
     print_accuracies(table)
     note(f"table and records: {out}")
 

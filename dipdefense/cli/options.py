@@ -9,6 +9,7 @@ import typer
 from torch import nn
 
 from dipdefense.config import FitConfig
+from dipdefense.scale import Cluster
 
 __all__ = [
     "Attacks",
@@ -18,11 +19,15 @@ __all__ = [
     "ConfigFile",
     "Count",
     "CropTo",
+    "Address",
+    "Cpus",
     "DataPath",
     "DatasetName",
     "Device",
+    "Engine",
     "Eps",
     "GradientName",
+    "Gpus",
     "Index",
     "Iterations",
     "Norm",
@@ -30,8 +35,11 @@ __all__ = [
     "RunFolder",
     "Seed",
     "Weights",
+    "Workers",
+    "cluster_of",
     "device_named",
     "fit_config",
+    "given",
     "index_range",
     "load",
     "names",
@@ -77,6 +85,39 @@ def load(
 
     images = load_dataset(dataset, data).between(*index_range(index))
     return images, load_classifier(classifier, weights).to(device)
+
+
+Engine = Annotated[str, typer.Option("--engine", help="local, or ray: on the workers of a Ray cluster.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="With --engine ray: HOST:PORT of a cluster, or auto; this machine by default."),
+]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="With --engine ray: as many as there is room for by default.")
+]
+Cpus = Annotated[int, typer.Option("--cpus", help="With --engine ray: CPUs of a worker, and its threads.")]
+Gpus = Annotated[int, typer.Option("--gpus", help="With --engine ray: GPUs of a worker; 0 computes on the CPU.")]
+
+
+def given(context: typer.Context, option: str) -> bool:
+    """Does this option, by its parameter's name, stand on the command line?"""
+    return getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
+
+
+def cluster_of(
+    context: typer.Context, engine: str, address: str | None, workers: int | None, cpus: int, gpus: int, *others: str
+) -> Cluster | None:
+    """The cluster of the engine ray, None for the engine local; `others` are further options of ray alone."""
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine must be one of local, ray, got {engine!r}")
+    if engine == "ray":
+        if given(context, "device"):
+            raise ValueError("--device must be left out with --engine ray, where --gpus says it")
+        return Cluster(address=address, workers=workers, cpus=cpus, gpus=gpus)
+    for name in ("address", "workers", "cpus", "gpus", *others):
+        if given(context, name):
+            raise ValueError(f"--{name.replace('_', '-')} must come with --engine ray")
+    return None
 
 
 def fit_config(file: Path | None) -> FitConfig | None:

@@ -1,0 +1,98 @@
+"""The command `dipdefense purify`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dipdefense.cli.options import (
+    Address,
+    ConfigFile,
+    Cpus,
+    Device,
+    Engine,
+    Gpus,
+    Seed,
+    Workers,
+    cluster_of,
+    device_named,
+    fit_config,
+)
+from dipdefense.cli.shown import errors, progress_bar
+from dipdefense.files import purify_files
+from dipdefense.images import list_images
+from dipdefense.purify import Purifier
+from dipdefense.scale import Cluster, purify_shards
+
+__all__ = ["purify"]
+
+NAMED = 20  # images left out that are named; a shard names the others
+
+
+def purify(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="INPUT", help="Image file, or a folder of them; see --engine.")],
+    target: Annotated[str, typer.Argument(metavar="OUTPUT", help="Image file, or a folder for a folder.")],
+    config: ConfigFile = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    tile: Annotated[
+        int | None,
+        typer.Option(help="Side of the overlapping tiles that larger images are cut into; 64, or uncut with --config."),
+    ] = None,
+    engine: Engine = "local",
+    address: Address = None,
+    workers: Workers = None,
+    cpus: Cpus = 1,
+    gpus: Gpus = 0,
+    shard_size: Annotated[int, typer.Option(help="With --engine ray: images of a shard.")] = 256,
+    column: Annotated[str, typer.Option(help="With --engine ray: of the images in Parquet files.")] = "image",
+) -> None:
+    """Purify an image file, or every image of a folder, into PNG files of the same names.
+
+    Images of one size are fitted together, and written as soon as they are done. One that cannot be read is named
+    and left out, and the exit code is 1.
+
+    With --engine ray INPUT may also hold subfolders or Parquet files, and be a URI such as s3://bucket/folder; OUTPUT
+    is a folder of Parquet shards with the columns key, image (PNG), iterations and error. Started again, it makes those
+    that are missing.
+    """
+    cluster = cluster_of(context, engine, address, workers, cpus, gpus, "shard_size", "column")
+    purifier = Purifier(fit_config(config), seed=seed, tile=tile)
+    if cluster is None:
+        _purify_here(Path(source), Path(target), purifier, device)
+    else:
+        _purify_there(source, target, purifier, cluster, shard_size, column)
+
+
+def _purify_here(source: Path, target: Path, purifier: Purifier, device: str) -> None:
+    where = device_named(device)
+    files = list_images(source) if source.is_dir() else [source]
+    if source.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+    targets = [target / f"{file.stem}.png" for file in files] if target.is_dir() else [target]
+    overwritten = [path for path in targets if path.exists() and any(path.samefile(file) for file in files)]
+    if overwritten:
+        raise ValueError(f"OUTPUT must not replace the images it comes from, {overwritten[0]} would be")
+    with progress_bar("images") as progress:
+        failures = purify_files(files, targets, purifier, device=where, progress=progress)
+    if failures and not source.is_dir():
+        raise failures[0]
+    _leave_out(list(map(str, failures)), len(files))
+
+
+def _purify_there(source: str, target: str, purifier: Purifier, cluster: Cluster, shard_size: int, column: str) -> None:
+    with progress_bar("images") as progress:
+        failures, images = purify_shards(
+            source, target, purifier, cluster=cluster, shard_size=shard_size, column=column, progress=progress
+        )
+    _leave_out([failure.error for failure in failures], images)
+
+
+def _leave_out(failures: list[str], images: int) -> None:
+    for failure in failures[:NAMED]:
+        errors.print(f"left out: {failure}", markup=False, highlight=False, soft_wrap=True)
+    if len(failures) > NAMED:
+        errors.print(f"left out: {len(failures) - NAMED} more")
+    if failures:
+        raise ValueError(f"{len(failures)} of {images} images were left out")

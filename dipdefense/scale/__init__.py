@@ -1,0 +1,6 @@
+"""Many images on many machines: planned as shards, computed by the workers of a Ray cluster. Needs the extra `ray`."""
+
+from dipdefense.scale.cluster import Cluster
+from dipdefense.scale.purify import Failure, purify_shards
+
+__all__ = ["Cluster", "Failure", "purify_shards"]

@@ -1,0 +1,192 @@
+"""Workers on a Ray cluster: connect, start one actor per share of the machines, hand out the shards."""
+
+import contextlib
+import logging
+import os
+import pickle
+import socket
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dipdefense.scale.storage import needs_ray
+
+__all__ = ["Cluster", "Work", "compute"]
+
+Work = Callable[[int, Any], None]  # shard, what was sent with it; the result is a file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Which machines compute, and how they are shared out.
+
+    Raises:
+        ValueError: a number out of range, an address that is none.
+    """
+
+    address: str | None = None  # HOST:PORT of a cluster, or auto on one of its nodes; None starts one on this machine
+    workers: int | None = None  # as many as there is room for if None
+    cpus: int = 1  # of each worker, which computes in as many threads
+    gpus: int = 0  # of each worker; 0 computes on the CPU
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("cpus", 1), ("gpus", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if self.address is not None and self.address != "auto":
+            host, _, port = self.address.rpartition(":")
+            if not host or "/" in host or not port.isdecimal():
+                raise ValueError(f"address must be HOST:PORT or auto, on a node of the cluster, got {self.address!r}")
+
+    @property
+    def device(self) -> str:
+        """Where a worker computes."""
+        return "cuda" if self.gpus else "cpu"
+
+
+def compute(cluster: Cluster, build: Callable[[], Work], items: Iterable[tuple[int, Any]]) -> Iterator[int]:
+    """Give every item to one of the workers, and name each shard when it is done.
+
+    A worker that dies, or whose machine does, is replaced and its shard given out again, so a shard may be computed
+    twice: what is done for it must be harmless to repeat.
+
+    Args:
+        cluster: where.
+        build: makes the work of a worker, once in each; picklable.
+        items: shards, and what is sent with each; picklable.
+
+    Raises:
+        ImportError: ray is not installed.
+        ConnectionError: no cluster answers at the address.
+        ValueError: more workers, or more CPUs or GPUs for each, than the cluster has.
+        RuntimeError: the work raised; shards that are done stay.
+    """
+    rows = [{"shard": shard, "sent": pickle.dumps(sent)} for shard, sent in items]
+    if not rows:
+        return
+    with _connected(cluster.address):
+        import ray.data
+        from ray.data import ActorPoolStrategy
+
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say is raised
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Ray's about its own settings
+            shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                _Worker,
+                fn_constructor_args=(build, cluster.cpus),
+                batch_size=1,
+                num_cpus=cluster.cpus,
+                num_gpus=cluster.gpus,
+                # Actors of such a pool are restarted, and their tasks retried, without limit.
+                compute=ActorPoolStrategy(size=_workers(cluster, len(rows)), max_tasks_in_flight_per_actor=1),
+            )
+        shards.context.enable_progress_bars = False
+        shards.context.execution_no_progress_timeout_s = -1  # a shard may take more than its half an hour
+        shards.context.max_consecutive_actor_init_deaths = 3  # a worker may die while it starts, too
+        shards.context.raise_original_map_exception = True
+        try:
+            for batch in shards.iter_batches(batch_size=None, prefetch_batches=0):
+                yield from batch["shard"].tolist()
+        except ray.exceptions.RayTaskError as error:
+            raise RuntimeError(f"a worker failed: {_reason(error)}; start again, finished shards stay") from error
+
+
+class _Worker:
+    """An actor: builds its work once, then does one shard after the other."""
+
+    def __init__(self, build: Callable[[], Work], cpus: int):
+        torch.set_num_threads(cpus)
+        self.build = build
+        self.work: Work | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self.work = self.work or self.build()  # here and not above: what it raises ends the run, and is told
+        for shard, sent in zip(batch["shard"].tolist(), batch["sent"], strict=True):
+            self.work(shard, pickle.loads(sent))
+        return {"shard": batch["shard"]}
+
+
+@contextlib.contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    """A connection to Ray, and its end; one that the caller made stays."""
+    needs_ray()
+    import ray
+
+    if ray.is_initialized() and address is None:
+        yield
+        return
+    if address not in (None, "auto"):
+        _check_reachable(str(address))
+    local = {"include_dashboard": False} if address is None else {}
+    with _silence(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Ray's C++ part writes to stderr past Python: of its log only what is fatal, and not that it does so."""
+    settings = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for minutes, and then end the process."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"address must be that of a running Ray cluster, got {address}: {error}; start one with ray start --head"
+        ) from error
+
+
+def _workers(cluster: Cluster, shards: int) -> int:
+    """How many actors: never more than shards, and an error where they could not all be placed."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for name, each in (("CPU", cluster.cpus), ("GPU", cluster.gpus)):
+        largest = int(max((node.get(name, 0) for node in nodes), default=0))
+        if each > largest:
+            raise ValueError(f"{name.lower()}s must be at most the {largest} of one machine, got {each}")
+    shares = [("CPU", cluster.cpus)] + [("GPU", cluster.gpus)] * (cluster.gpus > 0)
+    room = sum(min(int(node.get(name, 0) // each) for name, each in shares) for node in nodes)
+    if not room:
+        raise ValueError(
+            f"cpus and gpus must be those of one machine together, none has {cluster.cpus} and {cluster.gpus}"
+        )
+    if cluster.workers is not None and cluster.workers > room:
+        raise ValueError(
+            f"workers must be at most the {room} that the cluster has room for at {cluster.cpus} CPUs and "
+            f"{cluster.gpus} GPUs each, got {cluster.workers}"
+        )
+    return min(cluster.workers or room, shards)
+
+
+def _reason(error: BaseException) -> str:
+    """What the work raised, without the lines that Ray adds."""
+    cause = getattr(error, "cause", None) or error
+    return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"

@@ -1,0 +1,116 @@
+"""What a run attacks and with which numbers: its configuration, its checks, its adversarial examples."""
+
+import hashlib
+import inspect
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from attacks import ATTACKS, CONTROLS
+from eval.datasets import ImageDataset
+from eval.records import Record
+
+__all__ = ["CRAFTED_ON", "RunConfig", "check_logits", "check_run", "craft", "fingerprint", "identify"]
+
+CRAFTED_ON = {"bare": ("bare",), "defended": ("defended",), "both": ("bare", "defended")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Numbers of one evaluation.
+
+    Raises:
+        ValueError: an unknown attack or `crafted_on` (the message lists the known ones), a number out of range.
+    """
+
+    attacks: Sequence[str] = ("fgsm", "pgd", "momentum_pgd")  # keys of ATTACKS and CONTROLS
+    norm: str = "linf"
+    eps: float = 8 / 255  # radius of the ball, images in [0, 1]
+    alpha: float | None = None  # step size; eps / 4 if None
+    steps: int = 20
+    targeted: bool = False  # the labels are the targets; the true labels are then unknown to the attack
+    crafted_on: str = "bare"  # bare: the attack knows only the classifier; defended: it attacks through the defence
+    n: int = 100  # images: the first n of a seeded permutation
+    n_defended: int | None = None  # how many of them are attacked through the defence; n if None
+    seed: int = 0  # of the permutation, the attacks and the fits
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for attack in self.attacks:
+            if attack not in ATTACKS | CONTROLS:
+                raise ValueError(f"attack must be one of {', '.join(ATTACKS | CONTROLS)}, got {attack!r}")
+        if CONTROLS.keys() & set(self.attacks) and (self.targeted or self.crafted_on != "bare"):
+            raise ValueError(
+                "attacks must leave out random_noise where they are targeted or crafted on the defended model"
+            )
+        if self.crafted_on not in CRAFTED_ON:
+            raise ValueError(f"crafted_on must be one of {', '.join(CRAFTED_ON)}, got {self.crafted_on!r}")
+        if not (math.isfinite(self.eps) and self.eps >= 0):
+            raise ValueError(f"eps must not be negative, in [0, 1] units such as 8/255, got {self.eps}")
+        if self.norm not in ("linf", "l2"):
+            raise ValueError(f"norm must be one of linf, l2, got {self.norm!r}")
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(f"eps must be at most 1 in the linf norm, in [0, 1] units such as 8/255, got {self.eps}")
+        if self.norm == "l2" and "fgsm" in self.attacks:
+            raise ValueError("attacks must leave out fgsm when norm is l2, got both")
+        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ValueError(f"alpha must be positive, in [0, 1] units such as 2/255, got {self.alpha}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        for name in ("n", "steps", "batch_size", "n_defended"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+@torch.no_grad()
+def check_run(classifier: nn.Module, dataset: ImageDataset, config: RunConfig, device: str | torch.device) -> None:
+    """Refuse, before anything is computed, what would fail or mislead later."""
+    if config.n > len(dataset):
+        raise ValueError(f"n must be at most the {len(dataset)} images of {dataset.name}, got {config.n}")
+    if classifier.training:
+        raise ValueError("classifier must be in eval mode, or its images would meet: call classifier.eval()")
+    logits = classifier(dataset.batch([0]).to(device))
+    check_logits(logits, 1)
+    if int(dataset.labels.max()) >= logits.shape[1]:
+        raise ValueError(
+            f"labels must be below the classifier's {logits.shape[1]} classes, got {int(dataset.labels.max())}: "
+            "classifier and data set do not belong together"
+        )
+
+
+def check_logits(logits: Tensor, n: int) -> None:
+    """Refuse what is no finite tensor of n rows."""
+    if logits.dim() != 2 or len(logits) != n or not logits.isfinite().all():
+        raise ValueError(f"classifier must return finite logits (B, K), got shape {tuple(logits.shape)}")
+
+
+def craft(attack: str, target: nn.Module, images: Tensor, labels: Tensor, config: RunConfig) -> Tensor:
+    """Adversarial examples by an attack's name; it gets those of the run's numbers that it knows."""
+    function = (ATTACKS | CONTROLS)[attack]
+    numbers = {name: getattr(config, name) for name in ("eps", "norm", "alpha", "steps", "targeted", "seed")}
+    known = inspect.signature(function).parameters
+    return function(target, images, labels, **{name: v for name, v in numbers.items() if name in known})
+
+
+def identify(images: Tensor, labels: Tensor, index: Tensor) -> list[Record]:
+    """What names each image in a record: its position in the data set, and a digest of its pixels and label."""
+    return [
+        {"index": i, "image": hashlib.sha256(image.numpy().tobytes() + bytes([label % 256])).hexdigest()[:16]}
+        for image, label, i in zip(images, labels.tolist(), index.tolist(), strict=True)
+    ]
+
+
+def fingerprint(net: nn.Module) -> str:
+    """A digest of a classifier's structure, code, parameters and buffers, those out of its state dict too."""
+    digest = hashlib.sha256(str(net).encode())
+    for kind in sorted({type(module) for module in net.modules()}, key=lambda kind: kind.__qualname__):
+        with suppress(OSError, TypeError):  # built where there is no source file
+            digest.update(inspect.getsource(kind).encode())
+    for _, tensor in (*net.named_parameters(), *net.named_buffers()):
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

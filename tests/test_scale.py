@@ -1,0 +1,375 @@
+"""Sources, plans and shards, and what is refused: without a cluster. `test_scale_ray.py` has one."""
+
+import io
+import json
+import pickle
+from functools import partial
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dipdefense import FitConfig, Purifier
+from dipdefense.cli import app
+from dipdefense.files import purify_files
+from dipdefense.images import encode_png, read_image, write_image
+from dipdefense.scale import Cluster, purify_shards
+from dipdefense.scale import purify as purify_module
+from dipdefense.scale.plan import Plan
+from dipdefense.scale.sources import find_images
+from dipdefense.scale.storage import Storage
+from eval.robustness import RunConfig
+from eval.shards import RunSpec, _BatchScorer, evaluate_shards
+
+TINY = FitConfig(
+    architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=20, memory_gb=0.001
+)
+SHAPES = [(3, 8, 8), (1, 8, 8), (3, 8, 8), (3, 8, 12), (3, 8, 8)]
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(*shape, generator=generator) for shape in SHAPES]
+
+
+@pytest.fixture
+def folder(tmp_path, images):
+    """Five images, one of them in a subfolder, and one that is none."""
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for i, image in enumerate(images):
+        write_image(image, tmp_path / "in" / ("sub" if i == 4 else "") / f"{i}.png")
+    (tmp_path / "in" / "bad.png").write_bytes(b"torn")
+    (tmp_path / "in" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "in" / "readme.txt").write_text("no image")
+    return tmp_path / "in"
+
+
+def write_table(path, images, *, as_struct=False, group=2):
+    contents = [None if image is None else encode_png(image) for image in images]
+    column = pa.array([{"bytes": c, "path": None} for c in contents]) if as_struct else pa.array(contents, pa.binary())
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"picture": column, "label": list(range(len(contents)))}), path, row_group_size=group)
+
+
+def read_all(source) -> dict[str, torch.Tensor]:
+    return {key: read() for key, read in source.images()}
+
+
+def work_here(monkeypatch):
+    """Do what the workers do in this process, pickled on its way as to theirs."""
+
+    def compute(cluster, build, items):
+        work = pickle.loads(pickle.dumps(build))()
+        for shard, sent in items:
+            work(shard, pickle.loads(pickle.dumps(sent)))
+            yield shard
+
+    monkeypatch.setattr(purify_module, "compute", compute)
+
+
+def records_of(folder) -> list[dict]:
+    return [row for path in sorted(folder.glob("part-*")) for row in pq.read_table(path).to_pylist()]
+
+
+def test_a_folder_is_its_files_below_sorted(folder):
+    source = find_images(str(folder))
+    assert list(source.keys()) == ["0.png", "1.png", "2.png", "3.png", "bad.png", "sub/4.png"]
+    assert list(source.part(4, 6).keys()) == ["bad.png", "sub/4.png"]
+    assert torch.equal(dict(source.images())["sub/4.png"](), read_image(folder / "sub" / "4.png"))
+    with pytest.raises(ValueError, match=r"bad\.png: not an image"):
+        dict(source.images())["bad.png"]()
+    assert list(find_images(f"{folder}/2.png").keys()) == ["2.png"]
+    assert list(find_images(folder.as_uri()).keys()) == list(source.keys())
+
+
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_rows_of_parquet_are_the_same_however_they_are_cut(tmp_path, images, as_struct):
+    for i, part in enumerate((images, images[:1], images[2:])):  # 5 + 1 + 3 rows in groups of 2
+        write_table(tmp_path / "in" / f"{i}.parquet", part, as_struct=as_struct)
+    source = find_images(str(tmp_path / "in"), "picture")
+    whole = read_all(source)
+    assert len(source) == len(whole) == 9
+    assert list(whole)[4:7] == ["0.parquet:4", "1.parquet:0", "2.parquet:0"]
+    for key, image in zip(whole, images + images[:1] + images[2:], strict=True):
+        assert (whole[key] - image).abs().max() <= 0.5 / 255 + 1e-6, key
+    for size in (1, 2, 4, 9):
+        parts = [source.part(start, min(start + size, 9)) for start in range(0, 9, size)]
+        joined = {key: image for part in parts for key, image in read_all(pickle.loads(pickle.dumps(part))).items()}
+        assert list(joined) == list(whole)
+        assert all(torch.equal(joined[key], whole[key]) for key in whole)
+
+
+def test_planning_reads_footers_alone(tmp_path, images):
+    write_table(tmp_path / "in" / "0.parquet", images)
+    content = (tmp_path / "in" / "0.parquet").read_bytes()
+    before = find_images(str(tmp_path / "in"), "picture").digest()
+    first = content.index(b"\x89PNG")
+    (tmp_path / "in" / "0.parquet").write_bytes(content[:first] + b"XXXX" + content[first + 4 :])
+    assert find_images(str(tmp_path / "in"), "picture").digest() == before
+
+
+def test_a_null_image_is_named(tmp_path, images):
+    write_table(tmp_path / "in" / "0.parquet", [images[0], None])
+    with pytest.raises(ValueError, match=r"0\.parquet:1: must be the bytes of an image, got null"):
+        dict(find_images(str(tmp_path / "in"), "picture").images())["0.parquet:1"]()
+
+
+def test_bad_sources_are_refused(tmp_path, folder, images):
+    with pytest.raises(FileNotFoundError, match="missing: must be a file or a folder"):
+        find_images(str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match="must be a path, or a URI such as s3://bucket/folder"):
+        find_images("xyz://bucket/folder")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: must hold at least one image"):
+        find_images(str(tmp_path / "empty"))
+    write_table(tmp_path / "tables" / "0.parquet", images)
+    with pytest.raises(ValueError, match=r"0\.parquet: column must be one of picture, label, got 'image'; .*--column"):
+        find_images(str(tmp_path / "tables"))
+    with pytest.raises(ValueError, match=r"column label must hold bytes, or a struct with a field bytes, got int64"):
+        find_images(str(tmp_path / "tables"), "label")
+    (tmp_path / "tables" / "torn.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"torn\.parquet: must be a Parquet file"):
+        find_images(str(tmp_path / "tables"), "picture")
+    write_table(folder / "0.parquet", images)
+    with pytest.raises(ValueError, match=r"must hold images or Parquet files, got both: 0\.png, 0\.parquet"):
+        find_images(str(folder))
+
+
+def test_an_outage_is_no_fault_of_an_image(folder, monkeypatch):
+    source = find_images(str(folder))
+    monkeypatch.setattr(Storage, "read", lambda *_: (_ for _ in ()).throw(TimeoutError("no route")))
+    with pytest.raises(RuntimeError, match=r"0\.png: cannot be read at present: no route"):
+        dict(source.images())["0.png"]()
+    (folder / "1.png").unlink()
+    monkeypatch.undo()
+    with pytest.raises(OSError, match=r"1\.png: .*No such file"):
+        dict(source.images())["1.png"]()
+
+
+def test_objects_are_written_under_their_names():
+    """An object store has no rename; pyarrow's own file system in memory stands for one."""
+    store = Storage.at("mock:///bucket/run")
+    store.write("a.bin", b"one")
+    store.write("a.bin", b"two")
+    store.write("sub.bin", b"three")
+    assert (store.read("a.bin"), store.sizes(), store.holds("b.bin")) == (b"two", {"a.bin": 3, "sub.bin": 5}, False)
+    assert store.inside(store.parent())
+    assert not store.parent().inside(store)
+
+
+def test_local_files_appear_whole(tmp_path):
+    store = Storage.at(str(tmp_path / "run"))
+    store.write("a.bin", b"one")
+    (tmp_path / "run" / ".b.bin.0123.part").write_bytes(b"torn")
+    (tmp_path / "run" / ".keep").write_bytes(b"")
+    assert list(store.sizes()) == ["a.bin"]
+    store.sweep()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".keep", "a.bin"]
+
+
+def test_a_plan_covers_each_image_once(tmp_path):
+    plan = Plan(1000, 64)
+    assert len(plan) == 16
+    assert [i for shard in range(16) for i in range(*plan.span(shard))] == list(range(1000))
+    assert (plan.name(0), plan.name(15)) == ("part-00000-of-00016.parquet", "part-00015-of-00016.parquet")
+    store = Storage.at(str(tmp_path))
+    store.write(plan.name(3), b"")
+    assert plan.missing(store) == [0, 1, 2, *range(4, 16)]
+    for numbers, name in (((0, 1), "images"), ((1, 0), "shard_size")):
+        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+            Plan(*numbers)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_shards_agree_with_the_local_engine(tmp_path, folder, images, kind, monkeypatch):
+    work_here(monkeypatch)
+    targets = [tmp_path / f"{i}.png" for i in range(5)]
+    files = [folder / ("sub" if i == 4 else "") / f"{i}.png" for i in range(5)]
+    assert purify_files(files, targets, Purifier(TINY)) == []
+    if kind == "parquet":
+        folder = tmp_path / "tables"
+        write_table(folder / "0.parquet", [*images[:4], None, images[4]])
+    seen = []
+    failures, count = purify_shards(
+        str(folder),
+        str(tmp_path / "out"),
+        Purifier(TINY),
+        shard_size=4,
+        column="picture",
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    records = records_of(tmp_path / "out")
+    assert ([record["key"] for record in records], count) == (list(find_images(str(folder), "picture").keys()), 6)
+    bad = records.pop(4)
+    assert (bad["image"], bad["iterations"], len(failures)) == (None, None, 1)
+    assert failures[0] == (bad["key"], bad["error"])
+    for record, target in zip(records, targets, strict=True):
+        (tmp_path / "one.png").write_bytes(record["image"])
+        levels = 255 * (read_image(tmp_path / "one.png") - read_image(target)).abs()
+        assert levels.max() <= 1.01  # batches differ, so a value may round the other way
+        assert (levels > 0.5).float().mean() < 0.01
+        assert (record["iterations"], record["error"]) == (20, None)
+    assert seen == [(4, 6), (6, 6)]
+
+
+def test_iterations_are_the_fits(tmp_path, images, monkeypatch):
+    work_here(monkeypatch)
+    write_table(tmp_path / "in" / "0.parquet", [images[0], images[2] * 0.1 + 0.5])
+    config = FitConfig(
+        architecture_options={"channels": [8, 8], "skip_channels": 0},
+        input_channels=8,
+        iterations=200,
+        stopping="wmv",
+        stopping_options={"window": 5, "patience": 8},
+    )
+    purify_shards(str(tmp_path / "in"), str(tmp_path / "out"), Purifier(config), column="picture")
+    stored = torch.stack(list(read_all(find_images(str(tmp_path / "in"), "picture")).values()))
+    ran = Purifier(config).fit(stored).iterations.tolist()
+    assert [record["iterations"] for record in records_of(tmp_path / "out")] == ran
+    assert min(ran) < 200
+
+
+def test_a_shard_may_be_purified_again(tmp_path, folder, monkeypatch):
+    work_here(monkeypatch)
+    run = partial(purify_shards, str(folder), str(tmp_path / "out"), Purifier(TINY), shard_size=2)
+    run()
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / "part-00001-of-00003.parquet").unlink()
+    seen = []
+    assert run(progress=lambda *numbers: seen.append(numbers))[1] == 6
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert {name for name in after if after[name] != before[name]} == {"part-00001-of-00003.parquet"}
+    assert seen == [(6, 6)]
+
+
+def test_another_run_is_refused(tmp_path, folder, monkeypatch):
+    work_here(monkeypatch)
+    out = str(tmp_path / "out")
+    purify_shards(str(folder), out, Purifier(TINY), shard_size=2)
+    with pytest.raises(ValueError, match="its seed is 0, got 1: take another folder"):
+        purify_shards(str(folder), out, Purifier(TINY, seed=1), shard_size=2)
+    with pytest.raises(ValueError, match="its shard_size is 2, got 3"):
+        purify_shards(str(folder), out, Purifier(TINY), shard_size=3)
+    (folder / "new.png").write_bytes((folder / "0.png").read_bytes())
+    with pytest.raises(ValueError, match="its digest is "):
+        purify_shards(str(folder), out, Purifier(TINY), shard_size=2)
+    with pytest.raises(ValueError, match=r"OUTPUT must lie outside INPUT, .*in/out is inside .*in"):
+        purify_shards(str(folder), str(folder / "out"), Purifier(TINY))
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "part-00000-of-00003.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"OUTPUT must be empty, or the folder of this run, holds part-00000"):
+        purify_shards(str(folder), str(tmp_path / "used"), Purifier(TINY), shard_size=2)
+
+
+def test_settings_may_change_until_there_is_a_shard(tmp_path):
+    plan, store = Plan(2, 1), Storage.at(str(tmp_path))
+    plan.settle(store, {"device": "cuda"})
+    plan.settle(store, {"device": "cpu"})
+    assert json.loads(store.read("plan.json")) == {"device": "cpu", "images": 2, "shard_size": 1}
+    store.write(plan.name(0), b"")
+    with pytest.raises(ValueError, match="its device is 'cpu', got 'cuda': take another folder"):
+        plan.settle(store, {"device": "cuda"})
+
+
+def test_shards_that_are_wrong_or_missing_are_named(tmp_path, folder, monkeypatch):
+    work_here(monkeypatch)
+    run = partial(purify_shards, str(folder), str(tmp_path / "out"), Purifier(TINY), shard_size=2)
+    run()
+    first, second = (tmp_path / "out" / f"part-0000{i}-of-00003.parquet" for i in (0, 1))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(RuntimeError, match=r"part-00000-of-00003\.parquet: must hold its 2 images .* 2 records of 0"):
+        run()
+    first.write_bytes(content[:100])
+    with pytest.raises(RuntimeError, match=r"part-00000-of-00003\.parquet: must be a shard of this run"):
+        run()
+    first.unlink()
+    monkeypatch.setattr(purify_module, "compute", lambda *_: iter(()))
+    with pytest.raises(RuntimeError, match=r"1 of 3 shards are missing, such as part-00000-of-00003\.parquet"):
+        run()
+
+
+def test_machines_must_agree(tmp_path):
+    plan, store = Plan(1, 1), Storage.at(str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"versions must be the same on all machines, {'torch': '0'}, got"):
+        purify_module._ShardPurifier(plan, store, Purifier(TINY), "cpu", {"torch": "0"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"workers": 0}, "workers must be at least 1, got 0"),
+        ({"cpus": 0}, "cpus must be at least 1, got 0"),
+        ({"gpus": -1}, "gpus must be at least 0, got -1"),
+        ({"address": "somewhere"}, "address must be HOST:PORT or auto, .*, got 'somewhere'"),
+        ({"address": "ray://head:10001"}, "address must be HOST:PORT or auto"),
+    ],
+)
+def test_bad_clusters_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Cluster(**settings)
+
+
+def test_an_address_without_a_cluster_is_refused_at_once(tmp_path, folder):
+    arguments = ["purify", str(folder), str(tmp_path / "out"), "--engine", "ray", "--address", "127.0.0.1:9"]
+    with pytest.raises(ConnectionError, match=r"address must be that of a running Ray cluster, got 127\.0\.0\.1:9"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--engine", "dask"), "engine must be one of local, ray, got 'dask'"),
+        (("--engine", "ray", "--workers", "0"), "workers must be at least 1, got 0"),
+        (("--engine", "ray", "--device", "cpu"), "--device must be left out with --engine ray"),
+        (("--workers", "2"), "--workers must come with --engine ray"),
+    ],
+)
+@pytest.mark.parametrize("command", ["purify", "evaluate"])
+def test_engines_are_refused(tmp_path, folder, command, arguments, message):
+    words = [str(folder), str(tmp_path / "out")] if command == "purify" else ["--out", str(tmp_path / "out")]
+    with pytest.raises(ValueError, match=message):
+        CliRunner().invoke(app, [command, *words, *arguments], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_one_engine_are_refused_with_the_other(tmp_path, folder):
+    for words, message in (
+        (["purify", str(folder), str(tmp_path / "out"), "--shard-size", "2"], "--shard-size must come with --engine"),
+        (["purify", str(folder), str(tmp_path / "out"), "--column", "x"], "--column must come with --engine ray"),
+        (["evaluate", "--adaptive", "--engine", "ray"], "--engine must be local with --adaptive, got ray"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+@pytest.mark.parametrize("missing", ["ray", "pyarrow"])
+def test_a_missing_extra_is_named(tmp_path, folder, missing, monkeypatch):
+    monkeypatch.setattr("dipdefense.scale.storage.find_spec", lambda name: None if name == missing else io)
+    spec = RunSpec(dataset="digits", classifier="digits_cnn", config=RunConfig(n=1, attacks=()), fit=TINY)
+    for run in (
+        partial(purify_shards, str(folder), str(tmp_path / "out"), Purifier(TINY)),
+        partial(evaluate_shards, spec, out=tmp_path / "run"),
+    ):
+        with pytest.raises(ImportError, match=rf"needs {missing}: python -m pip install 'dipdefense\[ray\]'"):
+            run()
+
+
+def test_a_plan_is_kept_as_plain_values(tmp_path, folder, monkeypatch):
+    work_here(monkeypatch)
+    purify_shards(str(folder), str(tmp_path / "out"), Purifier(TINY))
+    kept = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert (kept["images"], kept["shard_size"], kept["source"]) == (6, 256, f"local:{folder}")
+    assert FitConfig(**kept["fit"]) == TINY
+
+
+def test_a_machine_that_sees_another_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a worker moves to the driver's folder; here, back at the end
+    spec = RunSpec(dataset="digits", classifier="digits_cnn", config=RunConfig(n=2, attacks=()), fit=TINY)
+    with pytest.raises(RuntimeError, match="classifier, weights and versions must be the same on all machines"):
+        _BatchScorer(spec, tmp_path, Plan(1, 2), Storage.at(str(tmp_path)), "cpu", "0123")
+    with pytest.raises(ValueError, match=r"filters must be among .*, got 'magic'"):
+        RunSpec(dataset="digits", classifier="digits_cnn", config=RunConfig(), filters=("magic",))
