@@ -20,11 +20,11 @@ from attacks.adaptive import COSTS, LADDER, Climb, Query, Rung
 from dipdefense import DefendedClassifier
 from dipdefense.problem import pose
 from dipdefense.unroll import unroll_bytes
+from eval.attacked import RunConfig, check_run, fingerprint, identify
 from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.peak import peak_bytes
 from eval.records import Record, Run, configuration_hash, write_whole
-from eval.robustness import RunConfig, check_run, fingerprint, identify
 from eval.worst_case import QUERIES, tabulate
 
 __all__ = ["AdaptiveConfig", "evaluate_adaptive"]

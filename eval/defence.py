@@ -17,12 +17,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from eval.attacked import RunConfig, check_run, craft, fingerprint, identify
 from eval.curves import save_curves, save_rocs
 from eval.datasets import ImageDataset
 from eval.intervals import paired_bootstrap, wilson
 from eval.methods import Method, Setting, Verdict
 from eval.records import Record, Run, configuration_hash, write_whole
-from eval.robustness import RunConfig, check_run, craft, fingerprint, identify
 from eval.roc import detection_table
 
 __all__ = ["accuracy_table", "benchmark_defence", "paired_table"]

@@ -14,6 +14,7 @@ from torch import nn
 from attacks import pgd
 from dipdefense import DefendedClassifier, Purifier, default_config
 from eval.adaptive import AdaptiveConfig, evaluate_adaptive
+from eval.attacked import RunConfig
 from eval.baselines import gaussian_blur
 from eval.classifiers import load_classifier
 from eval.datasets import ImageDataset, load_dataset
@@ -21,7 +22,7 @@ from eval.defence import benchmark_defence
 from eval.frames import gallery_of_run
 from eval.methods import build_methods
 from eval.picture import save_comparison
-from eval.robustness import RunConfig, evaluate_robustness
+from eval.robustness import evaluate_robustness
 from eval.trajectory import accuracy_along_fit
 
 __all__ = ["DEMO", "run_demo"]

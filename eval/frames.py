@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from dipdefense import DefendedClassifier
 from dipdefense.images import write_image
+from eval.attacked import RunConfig, craft
 from eval.datasets import ImageDataset
 from eval.metrics import psnr, ssim
 from eval.records import write_whole
-from eval.robustness import RunConfig, craft
 
 __all__ = ["FRAMES", "gallery_of_run", "save_gallery"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Record", "Run", "append_records", "configuration_hash", "digest", "read_records", "write_whole"]
+__all__ = ["Record", "Records", "Run", "append_records", "configuration_hash", "digest", "read_records", "write_whole"]
 
 Record = dict[str, Any]
 
@@ -24,37 +24,53 @@ def digest(image: Tensor) -> str:
     return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
-class Run:
-    """A run that can be killed: a folder, and the records in its `records.jsonl`, found there or added.
-
-    A benchmark writes down the head of each record, all that it is named by, asks which heads are missing, and adds
-    these with their figures.
+class Records:
+    """Records by name. A benchmark writes down the head of each, all that it is named by, asks which are missing, and
+    adds these with their figures.
 
     Args:
-        folder: the caller makes it, before the first record.
         key: the fields that name a record, one of them a hash of all that its figures depend on besides the others:
-            so records of other numbers stay in the file and are passed over.
+            so records of other numbers are passed over.
     """
 
-    def __init__(self, folder: str | Path, key: Sequence[str]):
-        self.folder, self.key = Path(folder), key
-        self._records = {self._name(record): record for record in read_records(self.folder / "records.jsonl")}
+    def __init__(self, key: Sequence[str]):
+        self.key = key
+        self._records: dict[tuple[Any, ...], Record] = {}
 
-    def _name(self, head: Mapping[str, Any]) -> tuple[Any, ...]:
+    def name(self, head: Mapping[str, Any]) -> tuple[Any, ...]:
+        """What a record is named by."""
         return tuple(head.get(field) for field in self.key)
 
     def missing(self, heads: Iterable[Record]) -> list[Record]:
-        """Those of the heads, or whole records, that the run does not hold."""
-        return [head for head in heads if self._name(head) not in self._records]
+        """Those of the heads, or whole records, that are not there."""
+        return [head for head in heads if self.name(head) not in self._records]
 
     def add(self, records: Sequence[Record]) -> None:
-        """Append records to the file; a later one stands in place of an earlier one of its name."""
-        append_records(self.folder / "records.jsonl", records)
-        self._records |= {self._name(record): record for record in records}
+        """Keep records; a later one stands in place of an earlier one of its name."""
+        self._records |= {self.name(record): record for record in records}
 
     def records(self, heads: Iterable[Record]) -> list[Record]:
         """The records of these heads, none of which is missing."""
-        return [self._records[self._name(head)] for head in heads]
+        return [self._records[self.name(head)] for head in heads]
+
+
+class Run(Records):
+    """A run that can be killed: a folder, and the records in its `records.jsonl`, found there or added.
+
+    Args:
+        folder: the caller makes it, before the first record.
+        key: as in `Records`.
+    """
+
+    def __init__(self, folder: str | Path, key: Sequence[str]):
+        super().__init__(key)
+        self.folder = Path(folder)
+        super().add(read_records(self.folder / "records.jsonl"))
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Append records to the file."""
+        append_records(self.folder / "records.jsonl", records)
+        super().add(records)
 
 
 def read_records(path: Path) -> list[Record]:

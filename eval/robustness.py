@@ -13,23 +13,13 @@ import torch
 from torch import nn
 
 from dipdefense import Decision, Purifier
-from eval.attacked import CRAFTED_ON, RunConfig, check_run, craft, fingerprint, identify
+from eval.attacked import RunConfig
 from eval.datasets import ImageDataset
-from eval.records import Record, write_whole
-from eval.scoring import Defence, Made, Scoring
+from eval.records import Record, Run, write_whole
+from eval.scoring import KEY, Defence, Scoring
 from eval.summary import paired_differences, summarise
 
-__all__ = [
-    "CRAFTED_ON",
-    "RunConfig",
-    "begin",
-    "check_run",
-    "craft",
-    "evaluate_robustness",
-    "fingerprint",
-    "finish",
-    "identify",
-]
+__all__ = ["begin", "evaluate_robustness", "finish"]
 
 
 def evaluate_robustness(
@@ -90,11 +80,11 @@ def evaluate_robustness(
     return finish(run, Path(out), records)
 
 
-def begin(run: Scoring, out: Path) -> Made:
+def begin(run: Scoring, out: Path) -> Run:
     """Make the folder of a run and its `config.json`; the records that it holds already."""
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "config.json", json.dumps(run.description | {"hash": run.key}, indent=2) + "\n")
-    return Made(run.key, out / "records.jsonl")
+    return Run(out, KEY)
 
 
 def finish(run: Scoring, out: Path, records: list[Record]) -> pd.DataFrame:

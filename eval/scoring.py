@@ -1,11 +1,10 @@
 """One run bound together: its classifier, defences, images and numbers; the records of one batch of it."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +15,11 @@ from eval.attacked import CRAFTED_ON, RunConfig, check_logits, check_run, craft,
 from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.metrics import psnr, ssim
-from eval.records import Record, append_records, configuration_hash, read_records
+from eval.records import Record, Records, configuration_hash
 
-__all__ = ["Defence", "Made", "Scoring"]
+__all__ = ["KEY", "Defence", "Scoring"]
+
+KEY = ("config", "attack", "crafted_on", "defence", "index", "image")  # what names a record
 
 Defence = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> same
 Judge = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # images -> logits, and what the classifier saw in their place
@@ -76,10 +77,10 @@ class Scoring:
             count += max(0, min(stop, _images(self.config, crafted_on)) - first) * len(names)
         return count
 
-    def batch(self, start: int, made: "Made") -> Iterator[tuple[list[Record], bool]]:
+    def batch(self, start: int, run: Records) -> Iterator[tuple[list[Record], bool]]:
         """The records of each attack and defence on the batch that begins there, and whether any was missing.
 
-        Those that are missing are computed and added to `made`; the whole batch, since attacks draw for it at once.
+        Those that are missing are computed and added to the run; the whole batch, since attacks draw for it at once.
         """
         stop = start + self.config.batch_size
         clean = self.dataset.batch(self._order[start:stop].tolist())
@@ -87,7 +88,9 @@ class Scoring:
             positions = self._order[: _images(self.config, crafted_on)][start:stop]
             images, labels = clean[: len(positions)], self.dataset.labels[positions]
             rows = identify(images, labels, self.dataset.index[positions])
-            missing = [name for name in names if not made.holds(attack, crafted_on, name, rows)]
+            head = {"config": self.key, "attack": attack, "crafted_on": crafted_on}
+            heads = {name: [head | {"defence": name} | row for row in rows] for name in names}
+            missing = [name for name in names if run.missing(heads[name])]
             if missing:
                 images, labels = images.to(self.device), labels.to(self.device)
                 attacked = images
@@ -96,39 +99,8 @@ class Scoring:
             for name in names:
                 if name in missing:
                     scores = _score(self._judges[name], images, attacked, labels)
-                    head = {"attack": attack, "crafted_on": crafted_on, "defence": name}
-                    made.add(head | row | score for row, score in zip(rows, scores, strict=True))
-                yield made.these(attack, crafted_on, name, rows), name in missing
-
-
-class Made:
-    """The records of a run: those found in its file, and those added to it; without a file, in memory alone."""
-
-    def __init__(self, key: str, path: Path | None = None):
-        self.key, self._path = key, path
-        found = [] if path is None else read_records(path)
-        self._records = {_name(record): record for record in found if record.get("config") == key}
-
-    def holds(self, attack: str, crafted_on: str, defence: str, rows: list[Record]) -> bool:
-        """Are all these images scored?"""
-        return all((attack, crafted_on, defence, row["index"], row["image"]) in self._records for row in rows)
-
-    def these(self, attack: str, crafted_on: str, defence: str, rows: list[Record]) -> list[Record]:
-        """The records of these images."""
-        return [self._records[attack, crafted_on, defence, row["index"], row["image"]] for row in rows]
-
-    def add(self, records: Iterable[Record]) -> list[Record]:
-        """Keep the records that are not there yet; return what is kept of all of them."""
-        named = {_name(record): {"config": self.key} | record for record in records}
-        new = {name: record for name, record in named.items() if name not in self._records}
-        if self._path is not None:
-            append_records(self._path, new.values())
-        self._records |= new
-        return [self._records[name] for name in named]
-
-
-def _name(record: Record) -> tuple[str, str, str, int, str]:
-    return record["attack"], record["crafted_on"], record["defence"], record["index"], record["image"]
+                    run.add(run.missing(head | score for head, score in zip(heads[name], scores, strict=True)))
+                yield run.records(heads[name]), name in missing
 
 
 def _description(

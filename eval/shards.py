@@ -20,9 +20,9 @@ from eval.attacked import RunConfig
 from eval.baselines import BASELINES
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
-from eval.records import Record, configuration_hash
+from eval.records import Record, Records, configuration_hash
 from eval.robustness import begin, finish
-from eval.scoring import Made, Scoring
+from eval.scoring import KEY, Scoring
 
 __all__ = ["RunSpec", "evaluate_shards"]
 
@@ -120,18 +120,19 @@ class _BatchScorer:
         name = self.plan.name(shard)
         if self.folder.holds(name):  # its writer died between the last byte and the answer
             return
-        rows = self.run.batch(self.run.starts[shard], Made(self.run.key))
+        rows = self.run.batch(self.run.starts[shard], Records(KEY))
         lines = [json.dumps(record, allow_nan=False) + "\n" for records, _ in rows for record in records]
         self.folder.write(name, "".join(lines).encode())
 
 
-def _join(run: Scoring, plan: Plan, folder: Storage, shard: int, made: Made) -> list[Record]:
+def _join(run: Scoring, plan: Plan, folder: Storage, shard: int, made: Records) -> list[Record]:
     """The records of a shard, each once, as the run keeps them."""
-    name = plan.name(shard)
-    records = made.add([json.loads(line) for line in folder.read(name).splitlines()])
-    if len(records) != run.records(run.starts[shard]):
+    name, wanted = plan.name(shard), run.records(run.starts[shard])
+    records = [json.loads(line) for line in folder.read(name).splitlines()]
+    if not len({made.name(record) for record in records}) == len(records) == wanted:
         raise RuntimeError(
-            f"{folder.path}/{name}: must hold {run.records(run.starts[shard])} records, one for each image and row, "
-            f"holds {len(records)}: delete it and start again"
+            f"{folder.path}/{name}: must hold {wanted} records, one for each image and row, holds {len(records)}: "
+            "delete it and start again"
         )
-    return records
+    made.add(made.missing(records))
+    return made.records(records)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense import FitConfig, Progress, fit
+from eval.attacked import RunConfig, check_run, craft
 from eval.datasets import ImageDataset
 from eval.intervals import wilson
 from eval.metrics import psnr, ssim
-from eval.robustness import RunConfig, check_run, craft
 
 __all__ = ["accuracy_along_fit"]
 

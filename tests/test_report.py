@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from dipdefense import DefendedClassifier, FitConfig, Purifier
+from eval.attacked import RunConfig
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.defence import benchmark_defence
@@ -29,7 +30,7 @@ from eval.report.charts import COLOURS, Chart, Point, Series, draw
 from eval.report.curves import methods_against_eps, together
 from eval.report.detection import roc_charts
 from eval.report.runs import find_runs, records_of
-from eval.robustness import RunConfig, evaluate_robustness
+from eval.robustness import evaluate_robustness
 from eval.trajectory import accuracy_along_fit
 
 QUICK = FitConfig(

@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 
 from dipdefense import DefendedClassifier, FitConfig, Purifier
+from eval.attacked import RunConfig
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.frames import gallery_of_run
 from eval.report import write_report
-from eval.robustness import RunConfig, evaluate_robustness
+from eval.robustness import evaluate_robustness
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=24)

@@ -20,7 +20,7 @@ from dipdefense.scale import purify as purify_module
 from dipdefense.scale.plan import Plan
 from dipdefense.scale.sources import find_images
 from dipdefense.scale.storage import Storage
-from eval.robustness import RunConfig
+from eval.attacked import RunConfig
 from eval.shards import RunSpec, _BatchScorer, evaluate_shards
 
 TINY = FitConfig(

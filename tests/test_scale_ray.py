@@ -26,8 +26,9 @@ from dipdefense.scale.cluster import compute
 from dipdefense.scale.plan import Plan
 from dipdefense.scale.purify import _ShardPurifier
 from dipdefense.scale.storage import Storage
+from eval.attacked import RunConfig
 from eval.datasets import load_dataset
-from eval.robustness import RunConfig, evaluate_robustness
+from eval.robustness import evaluate_robustness
 from eval.shards import RunSpec, evaluate_shards
 
 pytestmark = [

@@ -77,7 +77,7 @@ def iterations(
     out: Annotated[Path | None, typer.Option(help="Folder for iterations.csv; none by default.")] = None,
 ) -> None:
     """Accuracy and PSNR along a fit, clean and under PGD: how the iterations of a default were chosen."""
-    from eval.robustness import RunConfig
+    from eval.attacked import RunConfig
     from eval.trajectory import accuracy_along_fit
 
     where = device_named(device)
@@ -184,9 +184,9 @@ def defence(
     out: RunFolder = Path("runs/defence"),
 ) -> None:
     """Accuracy and detection of defences over their strengths, on one set of adversarial images."""
+    from eval.attacked import RunConfig
     from eval.defence import benchmark_defence
     from eval.methods import Setting, build_methods
-    from eval.robustness import RunConfig
 
     where, radii = device_named(device), [number("eps", text) for text in names(eps)]
     if not radii:

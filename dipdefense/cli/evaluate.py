@@ -10,8 +10,12 @@ import typer
 
 from dipdefense.cli.options import (
     Address,
+    Attacks,
+    AttackSteps,
+    BatchSize,
     ClassifierSpec,
     ConfigFile,
+    Count,
     Cpus,
     DataPath,
     DatasetName,
@@ -19,7 +23,10 @@ from dipdefense.cli.options import (
     Engine,
     Eps,
     Gpus,
+    GradientName,
     Index,
+    Norm,
+    RunFolder,
     Seed,
     Weights,
     Workers,
@@ -48,24 +55,20 @@ def evaluate(
     data: DataPath = None,
     classifier: ClassifierSpec = "digits_cnn",
     weights: Weights = None,
-    attacks: Annotated[str, typer.Option(help="Comma-separated: fgsm, pgd, momentum_pgd, random_noise.")] = (
-        "fgsm,pgd,momentum_pgd"
-    ),
+    attacks: Attacks = "fgsm,pgd,momentum_pgd",
     filters: Annotated[str, typer.Option(help="Comma-separated cheap filters beside the defence.")] = "",
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    norm: Norm = "linf",
     eps: Eps = "8/255",
     alpha: Annotated[str | None, typer.Option(help="Step size; eps / 4 by default.")] = None,
-    steps: Annotated[int, typer.Option(help="Steps of PGD and momentum PGD.")] = 20,
+    steps: AttackSteps = 20,
     crafted_on: Annotated[str, typer.Option(help="bare, defended or both.")] = "bare",
-    gradient: Annotated[str, typer.Option(help="How an attack passes the fit: straight_through, unrolled or none.")] = (
-        "straight_through"
-    ),
-    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation.")] = 100,
+    gradient: GradientName = "straight_through",
+    n: Count = 100,
     n_defended: Annotated[int | None, typer.Option(help="How many are attacked through the defence; n by default.")] = (
         None
     ),
     index: Index = ":",
-    batch_size: Annotated[int, typer.Option(help="Images attacked and purified together.")] = 64,
+    batch_size: BatchSize = 64,
     seed: Seed = 0,
     device: Device = "cpu",
     config: ConfigFile = None,
@@ -100,7 +103,7 @@ def evaluate(
     workers: Workers = None,
     cpus: Cpus = 1,
     gpus: Gpus = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run goes on there.")] = Path("runs/evaluate"),
+    out: RunFolder = Path("runs/evaluate"),
 ) -> None:
     """Accuracy of a classifier, bare and defended, on clean and attacked images; with --adaptive, what is left of it.
 
@@ -111,8 +114,8 @@ def evaluate(
             rule = "be left out" if adaptive else "come"
             raise ValueError(f"--{name.replace('_', '-')} must {rule} with --adaptive, which has numbers of its own")
     cluster = cluster_of(context, engine, address, workers, cpus, gpus)
+    from eval.attacked import RunConfig
     from eval.classifiers import load_classifier
-    from eval.robustness import RunConfig
     from eval.shards import RunSpec
 
     where, radius, fit = device_named(device), number("eps", eps), fit_config(config)

@@ -12,6 +12,7 @@ from dipdefense.config import FitConfig
 from dipdefense.scale import Cluster
 
 __all__ = [
+    "Address",
     "Attacks",
     "AttackSteps",
     "BatchSize",
@@ -19,7 +20,6 @@ __all__ = [
     "ConfigFile",
     "Count",
     "CropTo",
-    "Address",
     "Cpus",
     "DataPath",
     "DatasetName",
@@ -76,17 +76,6 @@ GradientName = Annotated[
 ]
 
 
-def load(
-    dataset: str, data: Path | None, index: str, classifier: str, weights: Path | None, device: torch.device
-) -> tuple[Any, nn.Module]:
-    """The `eval.datasets.ImageDataset` that the options name, and the classifier, on the device."""
-    from eval.classifiers import load_classifier
-    from eval.datasets import load_dataset
-
-    images = load_dataset(dataset, data).between(*index_range(index))
-    return images, load_classifier(classifier, weights).to(device)
-
-
 Engine = Annotated[str, typer.Option("--engine", help="local, or ray: on the workers of a Ray cluster.")]
 Address = Annotated[
     str | None,
@@ -97,6 +86,17 @@ Workers = Annotated[
 ]
 Cpus = Annotated[int, typer.Option("--cpus", help="With --engine ray: CPUs of a worker, and its threads.")]
 Gpus = Annotated[int, typer.Option("--gpus", help="With --engine ray: GPUs of a worker; 0 computes on the CPU.")]
+
+
+def load(
+    dataset: str, data: Path | None, index: str, classifier: str, weights: Path | None, device: torch.device
+) -> tuple[Any, nn.Module]:
+    """The `eval.datasets.ImageDataset` that the options name, and the classifier, on the device."""
+    from eval.classifiers import load_classifier
+    from eval.datasets import load_dataset
+
+    images = load_dataset(dataset, data).between(*index_range(index))
+    return images, load_classifier(classifier, weights).to(device)
 
 
 def given(context: typer.Context, option: str) -> bool:
