@@ -39,9 +39,12 @@ def purify_files(
         One error for each image that could not be read, purified or written; it is left out.
 
     Raises:
-        ValueError: a batch size below 1, two sources share a target, a target has an unknown suffix.
+        ValueError: a batch size below 1, two sources share a target, a target has an unknown suffix, more or fewer
+            targets than sources.
         OSError: a target cannot be written. Both before anything is computed.
     """
+    if len(sources) != len(targets):
+        raise ValueError(f"targets must be as many as sources, got {len(targets)} for {len(sources)}")
     if len(set(targets)) < len(targets):
         twice = next(path for path in targets if targets.count(path) > 1)
         raise ValueError(f"{twice}: must be the target of one image, is that of several")

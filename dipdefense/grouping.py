@@ -93,7 +93,8 @@ def _together(
     iterations = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
     def watch(state: Progress) -> None:
-        iterations[state.index % len(images)] = state.iteration  # tiles: all images' first, then all images' second
+        image = state.index % len(images)  # tiles: all images' first, then all images' second
+        iterations.scatter_reduce_(0, image, torch.full_like(image, state.iteration), "amax")
         report(state.share)
 
     try:

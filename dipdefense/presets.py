@@ -32,6 +32,7 @@ TRUST = Trust(
 SMALL = 32  # pixels a side; TRUST was learnt on such images, and larger ones are cut into such tiles
 # Tiles of a photograph hold less than a small image, and are classified together: clean images need no Trust.
 LARGE = MeanSoftmax(iterations=(120, 140, 160), views=("mirror",))
+LARGE_FIT = replace(TRAJECTORY, iterations=160)
 TILE = 64  # pixels a side, of a purifier alone; these small networks are slow to arrive on larger images
 
 
@@ -48,5 +49,5 @@ def default_defence(shape: tuple[int, ...]) -> tuple[FitConfig, Decision, int]:
     if shape[-3] == 1:
         return default_config(shape), Last(), TILE
     if max(shape[-2:]) > SMALL:
-        return replace(TRAJECTORY, iterations=max(LARGE.looks(0))), LARGE, SMALL
+        return LARGE_FIT, LARGE, SMALL
     return TRAJECTORY, TRUST, SMALL

@@ -1,5 +1,6 @@
 """The defence: purify an image by an early-stopped fit, then classify it."""
 
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
@@ -38,7 +39,7 @@ class Purifier(nn.Module):
 
     Raises:
         TypeError: config is no FitConfig.
-        ValueError: unknown gradient, a tile that is no positive integer.
+        ValueError: unknown gradient, a seed that is negative or no integer, a tile that is no positive integer.
     """
 
     def __init__(
@@ -50,15 +51,19 @@ class Purifier(nn.Module):
         tile: int | None = None,
     ):
         super().__init__()
-        if config is not None and not isinstance(config, FitConfig):
-            raise TypeError(f"config must be a FitConfig or None, got {type(config).__name__}")
-        if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
-            raise ValueError(f"tile must be None or an integer of at least 1, got {tile!r}")
         self.config = config
         self.seed = seed
-        known_gradient(gradient)
         self.gradient = gradient
         self.tile = tile
+        self._check()
+
+    def _check(self) -> None:
+        if self.config is not None and not isinstance(self.config, FitConfig):
+            raise TypeError(f"config must be a FitConfig or None, got {type(self.config).__name__}")
+        for name, value, least in (("seed", self.seed, 0), ("tile", self.tile, 1)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be None or an integer of at least {least}, got {value!r}")
+        known_gradient(self.gradient)
 
     def fit(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> FitResult:
         """The whole result of the fit to images (B, C, H, W) in [0, 1], uncut; no gradient passes.
@@ -148,10 +153,18 @@ class Purifier(nn.Module):
         return torch.stack([join(frame, (H, W), tile, tile // 4) for frame in passed])
 
     def variant(self, **arguments: Any) -> Self:
-        """The same purifier, of the same class, with other values of some of its arguments."""
+        """The same purifier, of the same class, with other values of some of the arguments of `Purifier`.
+
+        Raises:
+            TypeError, ValueError: an argument that `Purifier` does not have, or a value that it refuses.
+        """
+        unknown = arguments.keys() - {"config", "seed", "gradient", "tile"}
+        if unknown:
+            raise TypeError(f"arguments must be among config, seed, gradient, tile, got {sorted(unknown)[0]!r}")
         twin = apart(self)
         for name, value in arguments.items():
             setattr(twin, name, value)
+        twin._check()
         return twin
 
     def extra_repr(self) -> str:
@@ -222,6 +235,8 @@ class DefendedClassifier(Wrapper):
         """What the decision sees, the decision, and the mean of all that was classified, (B, C, H, W)."""
         check_images(images)
         purifier, decision = self.plan(images)
+        if purifier.seed is None:  # drawn here, so that all that a derived class makes of it is of one draw
+            purifier = purifier.variant(seed=secrets.randbits(32))
         iterations = decision.looks(purifier.config_for(images).iterations)
         reconstructions, residual = self._reconstruct(purifier, images, decision, iterations)
         prepared = decision.prepare(self._classify, images, reconstructions)

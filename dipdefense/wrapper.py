@@ -14,7 +14,8 @@ Module = TypeVar("Module", bound=nn.Module)
 def apart(module: Module) -> Module:
     """A copy whose attributes can be set without changing the original's; it shares parameters and children."""
     twin = copy(module)
-    twin._modules = module._modules.copy()
+    # parameters, buffers, children and hooks stand in dicts that the copy would share
+    vars(twin).update({name: value.copy() for name, value in vars(module).items() if isinstance(value, dict)})
     return twin
 
 

@@ -77,6 +77,16 @@ class Scoring:
             count += max(0, min(stop, _images(self.config, crafted_on)) - first) * len(names)
         return count
 
+    def rows(self, start: int) -> set[tuple[str, str, str, int]]:
+        """Attack, `crafted_on`, defence and index of the records of the batch that begins there."""
+        stop = start + self.config.batch_size
+        return {
+            (attack, crafted_on, name, int(index))
+            for (attack, crafted_on), names in self._plan.items()
+            for index in self.dataset.index[self._order[: _images(self.config, crafted_on)][start:stop]]
+            for name in names
+        }
+
     def batch(self, start: int, run: Records) -> Iterator[tuple[list[Record], bool]]:
         """The records of each attack and defence on the batch that begins there, and whether any was missing.
 

@@ -85,10 +85,12 @@ def evaluate_shards(
     Raises:
         ImportError: ray is not installed.
         OSError: the folder cannot be written, no cluster answers.
-        ValueError: as `evaluate_robustness`, and where the cluster has no room.
+        ValueError: as `evaluate_robustness`, `out` is no path, and where the cluster has no room.
         RuntimeError: a worker failed, or a shard does not hold its records.
     """
     cluster, out = cluster or Cluster(), Path(out)
+    if out.parts and out.parts[0].endswith(":") and len(out.parts[0]) > 2:
+        raise ValueError(f"out must be a folder that all machines see under one path, got the address {str(out)!r}")
     run = Scoring(**spec.load(), recorded_device=cluster.device)
     plan, whole = Plan(spec.config.n, spec.config.batch_size, "jsonl"), configuration_hash(run.description)
     folder = Storage.at(str(out / "shards" / whole))
@@ -127,12 +129,18 @@ class _BatchScorer:
 
 def _join(run: Scoring, plan: Plan, folder: Storage, shard: int, made: Records) -> list[Record]:
     """The records of a shard, each once, as the run keeps them."""
-    name, wanted = plan.name(shard), run.records(run.starts[shard])
-    records = [json.loads(line) for line in folder.read(name).splitlines()]
-    if not len({made.name(record) for record in records}) == len(records) == wanted:
+    file, wanted = f"{folder.path}/{plan.name(shard)}", run.rows(run.starts[shard])
+    try:
+        records = [json.loads(line) for line in folder.read(plan.name(shard)).splitlines()]
+        held = [(r["attack"], r["crafted_on"], r["defence"], r["index"]) for r in records]
+    except FileNotFoundError as error:
+        raise RuntimeError(f"{file}: must be there, is missing: start again") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RuntimeError(f"{file}: must hold one record a line, {error}: delete it and start again") from error
+    if len(held) != len(wanted) or set(held) != wanted:
         raise RuntimeError(
-            f"{folder.path}/{name}: must hold {wanted} records, one for each image and row, holds {len(records)}: "
-            "delete it and start again"
+            f"{file}: must hold {len(wanted)} records, one for each image and row, holds {len(set(held) & wanted)} of "
+            f"them in {len(held)}: delete it and start again"
         )
     made.add(made.missing(records))
     return made.records(records)

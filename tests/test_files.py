@@ -48,6 +48,11 @@ def test_an_unreadable_file_is_returned_and_the_rest_written(tmp_path, sources):
     assert [path.exists() for path in targets] == [True, False, True, True, True]
 
 
+def test_every_source_needs_a_target(tmp_path, sources):
+    with pytest.raises(ValueError, match="targets must be as many as sources, got 2 for 5"):
+        purify_files(sources, [tmp_path / "a.png", tmp_path / "b.png"], Purifier(TINY))
+
+
 def test_an_interruption_keeps_what_is_finished(tmp_path, sources):
     targets = [tmp_path / f"{path.stem}.tif" for path in sources]
 

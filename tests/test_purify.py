@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import pickle
+import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -134,6 +136,45 @@ def test_a_variant_changes_seed_and_gradient_only():
     assert (other.purifier.config, other.purifier.tile) == (TINY, 12)
     same = defended.variant(seed=3, gradient="none")
     torch.testing.assert_close(same(images()), defended(images()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"sede": 3}, TypeError, "arguments must be among config, seed, gradient, tile, got 'sede'"),
+        ({"config": 3}, TypeError, "config must be a FitConfig or None, got int"),
+        ({"seed": -1}, ValueError, "seed must be None or an integer of at least 0, got -1"),
+        ({"tile": 0}, ValueError, "tile must be None or an integer of at least 1, got 0"),
+        ({"gradient": "magic"}, ValueError, "gradient must be one of .*, or a callable, got 'magic'"),
+    ],
+)
+def test_a_variant_is_checked_as_a_purifier_is(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Purifier(TINY).variant(**arguments)
+    if "sede" not in arguments:
+        with pytest.raises(error, match=message):
+            Purifier(**arguments)
+
+
+def test_a_variant_stands_apart():
+    purifier = Purifier(TINY)
+    purifier.register_buffer("mean", torch.zeros(1))
+    other = purifier.variant(seed=1)
+    other.mean = torch.ones(1)
+    other.register_forward_hook(lambda *call: None)
+    assert (purifier.mean.item(), len(purifier._forward_hooks), purifier.seed) == (0, 0, 0)
+
+
+class AnyStop(Purifier):
+    """Another number of iterations for every seed."""
+
+    def config_for(self, images):
+        return replace(self.config, iterations=3 + random.Random(self.seed).randrange(4))
+
+
+def test_a_defence_that_draws_its_numbers_draws_them_once_a_call():
+    x, defended = images(), DefendedClassifier(Linear(), AnyStop(TINY, seed=None), decision=MeanSoftmax())
+    assert len({defended(x).sum().item() for _ in range(8)}) > 1
 
 
 class Halved(Purifier):

@@ -212,7 +212,11 @@ class Query(Rung):
         defended, images, labels, eps, norm, seed, _ = asked
         attack, samples = GRADIENT_FREE[self.attack], 1 if defended.purifier.seed is not None else self.samples
         asked_for = Averaged(defended, samples) if samples > 1 else defended
-        return attack(asked_for, images, labels, eps=eps, norm=norm, queries=self.queries // samples, seed=seed)
+        try:
+            return attack(asked_for, images, labels, eps=eps, norm=norm, queries=self.queries // samples, seed=seed)
+        except ValueError as error:
+            taken = f"{self.queries} queries, {samples} of the defence for each of the attack"
+            raise ValueError(f"{error} ({taken})") from error
 
 
 @dataclass(frozen=True, kw_only=True)
