@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 from functools import partial
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -258,6 +259,10 @@ def test_another_run_is_refused(tmp_path, folder, monkeypatch):
         purify_shards(str(folder), out, Purifier(TINY), shard_size=2)
     with pytest.raises(ValueError, match=r"OUTPUT must lie outside INPUT, .*in/out is inside .*in"):
         purify_shards(str(folder), str(folder / "out"), Purifier(TINY))
+    (tmp_path / "link").symlink_to(folder)
+    for target in (tmp_path / "link" / "out", tmp_path / "out" / ".." / "in" / "out"):
+        with pytest.raises(ValueError, match="OUTPUT must lie outside INPUT"):
+            purify_shards(str(folder), str(target), Purifier(TINY))
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "part-00000-of-00003.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match=r"OUTPUT must be empty, or the folder of this run, holds part-00000"):
@@ -286,16 +291,45 @@ def test_shards_that_are_wrong_or_missing_are_named(tmp_path, folder, monkeypatc
     first.write_bytes(content[:100])
     with pytest.raises(RuntimeError, match=r"part-00000-of-00003\.parquet: must be a shard of this run"):
         run()
+    first.write_bytes(content)
+    with monkeypatch.context() as outage:
+        outage.setattr(Storage, "open", lambda *_: (_ for _ in ()).throw(TimeoutError("no route")))
+        outage.setattr(Storage, "read", lambda self, name: Path(self.path, name).read_bytes())
+        with pytest.raises(RuntimeError, match=r"part-0000\d-of-00003\.parquet: cannot be read at present, no route"):
+            run()
     first.unlink()
     monkeypatch.setattr(purify_module, "compute", lambda *_: iter(()))
     with pytest.raises(RuntimeError, match=r"1 of 3 shards are missing, such as part-00000-of-00003\.parquet"):
         run()
 
 
+def test_two_runs_that_begin_in_one_folder_are_not_mixed(tmp_path, folder, monkeypatch):
+    """The shard of the other is there after this one's plan was kept."""
+    work_here(monkeypatch)
+    run = partial(purify_shards, str(folder), shard_size=2)
+    run(str(tmp_path / "other"), Purifier(TINY, seed=1))
+    name = "part-00002-of-00003.parquet"
+
+    def other_writes(done, total):
+        if done == 2:
+            (tmp_path / "out" / name).write_bytes((tmp_path / "other" / name).read_bytes())
+
+    with pytest.raises(RuntimeError, match=rf"{name}: must be a shard of this run, was made with other settings"):
+        run(str(tmp_path / "out"), Purifier(TINY), progress=other_writes)
+
+
+def test_another_class_of_purifier_is_another_run(tmp_path, folder, monkeypatch):
+    work_here(monkeypatch)
+    run = partial(purify_shards, str(folder), str(tmp_path / "out"), shard_size=2)
+    run(Purifier(TINY))
+    with pytest.raises(ValueError, match=r"its purifier is 'dipdefense\.purify\.Purifier', got '.*Mine'"):
+        run(type("Mine", (Purifier,), {})(TINY))
+
+
 def test_machines_must_agree(tmp_path):
     plan, store = Plan(1, 1), Storage.at(str(tmp_path))
     with pytest.raises(RuntimeError, match=r"versions must be the same on all machines, {'torch': '0'}, got"):
-        purify_module._ShardPurifier(plan, store, Purifier(TINY), "cpu", {"torch": "0"})
+        purify_module._ShardPurifier(plan, store, Purifier(TINY), "cpu", {"torch": "0"}, "")
 
 
 @pytest.mark.parametrize(

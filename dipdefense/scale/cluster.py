@@ -27,7 +27,9 @@ class Cluster:
         ValueError: a number out of range, an address that is none.
     """
 
-    address: str | None = None  # HOST:PORT of a cluster, or auto on one of its nodes; None starts one on this machine
+    # HOST:PORT of a cluster, or auto on one of its nodes; None starts one on this machine. Where the caller is
+    # connected already, that connection is used, whatever stands here.
+    address: str | None = None
     workers: int | None = None  # as many as there is room for if None
     cpus: int = 1  # of each worker, which computes in as many threads
     gpus: int = 0  # of each worker; 0 computes on the CPU
@@ -72,7 +74,6 @@ def compute(cluster: Cluster, build: Callable[[], Work], items: Iterable[tuple[i
         import ray.data
         from ray.data import ActorPoolStrategy
 
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say is raised
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Ray's about its own settings
             shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -88,11 +89,16 @@ def compute(cluster: Cluster, build: Callable[[], Work], items: Iterable[tuple[i
         shards.context.execution_no_progress_timeout_s = -1  # a shard may take more than its half an hour
         shards.context.max_consecutive_actor_init_deaths = 3  # a worker may die while it starts, too
         shards.context.raise_original_map_exception = True
+        logger = logging.getLogger("ray.data")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)  # what it has to say is raised
         try:
             for batch in shards.iter_batches(batch_size=None, prefetch_batches=0):
                 yield from batch["shard"].tolist()
-        except ray.exceptions.RayTaskError as error:
+        except ray.exceptions.RayError as error:
             raise RuntimeError(f"a worker failed: {_reason(error)}; start again, finished shards stay") from error
+        finally:
+            logger.setLevel(level)
 
 
 class _Worker:
@@ -116,7 +122,7 @@ def _connected(address: str | None) -> Iterator[None]:
     needs_ray()
     import ray
 
-    if ray.is_initialized() and address is None:
+    if ray.is_initialized():
         yield
         return
     if address not in (None, "auto"):
@@ -187,6 +193,7 @@ def _workers(cluster: Cluster, shards: int) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """What the work raised, without the lines that Ray adds."""
-    cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
+    """What the work raised, without the lines that Ray adds; where Ray itself failed, the last line, which says why."""
+    cause = getattr(error, "cause", None)
+    lines = str(cause or error).strip().splitlines() or [""]
+    return f"{type(cause or error).__name__}: {lines[0 if cause else -1].strip()}"

@@ -1,5 +1,6 @@
 """Folders, local or in object storage, by one set of calls."""
 
+import os
 import secrets
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -56,8 +57,11 @@ class Storage:
         return Storage(self.files, self.path.rstrip("/").rpartition("/")[0] or "/")
 
     def inside(self, other: "Storage") -> bool:
-        """Is this the other place, or below it?"""
-        return self.files == other.files and f"{self.path}/".startswith(f"{other.path.rstrip('/')}/")
+        """Is this the other place, or below it? Of local paths, where they lead is compared."""
+        from pyarrow.fs import LocalFileSystem
+
+        resolve = os.path.realpath if isinstance(self.files, LocalFileSystem) else str
+        return self.files == other.files and f"{resolve(self.path)}/".startswith(f"{resolve(other.path).rstrip('/')}/")
 
     def is_folder(self) -> bool:
         """Is this a folder?
@@ -83,7 +87,7 @@ class Storage:
         found = self.files.get_file_info(FileSelector(self.path, recursive=True, allow_not_found=True))
         start = len(self.path.rstrip("/")) + 1
         sizes = {info.path[start:]: info.size for info in found if info.is_file}
-        return {name: sizes[name] for name in sorted(sizes) if not any(part[0] == "." for part in name.split("/"))}
+        return {name: sizes[name] for name in sorted(sizes) if not any(part.startswith(".") for part in name.split("/"))}
 
     def open(self, name: str) -> IO[bytes]:
         """A file of this folder, to be read at any place."""
