@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import socket
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from dipdefense.cli import app
 from dipdefense.files import purify_files
 from dipdefense.images import encode_png, read_image, write_image
 from dipdefense.scale import Cluster, purify_shards
+from dipdefense.scale import cluster as cluster_module
 from dipdefense.scale import purify as purify_module
 from dipdefense.scale.plan import Plan
 from dipdefense.scale.sources import find_images
@@ -103,13 +105,73 @@ def test_rows_of_parquet_are_the_same_however_they_are_cut(tmp_path, images, as_
         assert all(torch.equal(joined[key], whole[key]) for key in whole)
 
 
+def overwrite_pages(path, group):
+    """Nothing of a row group's pages can be parsed; the footer stays."""
+    chunk = pq.read_metadata(path).row_group(group).column(0)
+    start = chunk.data_page_offset if chunk.dictionary_page_offset is None else chunk.dictionary_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+
+
 def test_planning_reads_footers_alone(tmp_path, images):
-    write_table(tmp_path / "in" / "0.parquet", images)
-    content = (tmp_path / "in" / "0.parquet").read_bytes()
-    before = find_images(str(tmp_path / "in"), "picture").digest()
-    first = content.index(b"\x89PNG")
-    (tmp_path / "in" / "0.parquet").write_bytes(content[:first] + b"XXXX" + content[first + 4 :])
-    assert find_images(str(tmp_path / "in"), "picture").digest() == before
+    """No page can be parsed, yet the plan is the same; another cut into row groups is another."""
+    path = tmp_path / "in" / "0.parquet"
+    write_table(path, images)
+    before = find_images(str(path), "picture").digest()
+    for group in range(3):
+        overwrite_pages(path, group)
+    with pytest.raises((OSError, ValueError)):
+        pq.read_table(path, columns=["picture"])
+    assert find_images(str(path), "picture").digest() == before
+    write_table(path, images, group=3)
+    assert find_images(str(path), "picture").digest() != before
+
+
+def test_a_damaged_page_is_the_fault_of_its_rows(tmp_path, images):
+    path = tmp_path / "in" / "0.parquet"
+    write_table(path, images)
+    source = find_images(str(path), "picture")
+    overwrite_pages(path, 1)
+    read = dict(source.images())
+    assert list(read) == list(source.keys())
+    for row in (0, 1, 4):
+        assert (read[f"0.parquet:{row}"]() - images[row]).abs().max() <= 0.5 / 255 + 1e-6
+    for row in (2, 3):
+        with pytest.raises(ValueError, match=rf"0\.parquet:{row}: must be a row that can be read"):
+            read[f"0.parquet:{row}"]()
+    write_table(path, images[:3])
+    with pytest.raises(ValueError, match=r"0\.parquet:3: must be a row that can be read, the file has fewer rows"):
+        dict(source.images())["0.parquet:3"]()
+    path.unlink()
+    with pytest.raises(ValueError, match=r"0\.parquet:0: must be a row that can be read, .*No such file"):
+        dict(source.images())["0.parquet:0"]()
+
+
+@pytest.mark.parametrize("reads", [None, 0, 1])
+def test_an_outage_is_no_fault_of_a_row(tmp_path, images, monkeypatch, reads):
+    """While the file is opened, its footer is read, or a page is."""
+    path = tmp_path / "in" / "0.parquet"
+    write_table(path, images)
+    source = find_images(str(path), "picture")
+
+    class Away(io.BytesIO):
+        left = reads
+
+        def read(self, size=-1):
+            if not self.left:
+                raise TimeoutError("no route")
+            self.left -= 1
+            return super().read(size)
+
+    def away(*_):
+        if reads is None:
+            raise TimeoutError("no route")
+        return Away(path.read_bytes())
+
+    monkeypatch.setattr(Storage, "open", away)
+    with pytest.raises(RuntimeError, match=r"0\.parquet: cannot be read at present: no route"):
+        list(source.images())
 
 
 def test_a_null_image_is_named(tmp_path, images):
@@ -351,6 +413,14 @@ def test_an_address_without_a_cluster_is_refused_at_once(tmp_path, folder):
     arguments = ["purify", str(folder), str(tmp_path / "out"), "--engine", "ray", "--address", "127.0.0.1:9"]
     with pytest.raises(ConnectionError, match=r"address must be that of a running Ray cluster, got 127\.0\.0\.1:9"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_a_port_that_is_not_rays_is_refused(monkeypatch):
+    monkeypatch.setattr(cluster_module, "ANSWER_S", 4)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=f"running Ray cluster, got {address}: no answer within 4 s; start"):
+            list(cluster_module.compute(Cluster(address=address), partial(print), [(0, None)]))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from dipdefense.cli import app
 from dipdefense.files import purify_files
 from dipdefense.images import read_image, write_image
 from dipdefense.scale import Cluster, purify_shards
-from dipdefense.scale.cluster import compute
+from dipdefense.scale.cluster import _check_reachable, compute
 from dipdefense.scale.plan import Plan
 from dipdefense.scale.purify import _ShardPurifier
 from dipdefense.scale.storage import Storage
@@ -204,11 +204,18 @@ def test_what_ray_raises_is_told(address):
 
 def test_a_connection_that_is_there_is_used(address, tmp_path):
     """Whatever the address; and what Ray logs is as before."""
-    logger = logging.getLogger("ray.data")
+    import ray.data  # sets a level
+
+    logger = logging.getLogger(ray.data.__name__)
     before = logger.level
-    assert list(compute(Cluster(address="127.0.0.1:9", workers=1), _nothing, [(0, None), (1, None)])) == [0, 1]
+    assert list(compute(Cluster(address="127.0.0.1:9", workers=1), partial(partial, print), [(0, None), (1, None)])) == [0, 1]
     assert logger.level == before != logging.CRITICAL
 
 
-def _nothing():
-    return lambda shard, sent: None
+def test_a_cluster_with_a_token_is_told(address, monkeypatch):
+    """As after `ray start --head` where a token lies."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    _check_reachable(address)
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    with pytest.raises(ConnectionError, match=r"refuses it: set RAY_AUTH_MODE=token, or give --address auto"):
+        _check_reachable(address)

@@ -5,6 +5,8 @@ import logging
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ import torch
 from dipdefense.scale.storage import needs_ray
 
 __all__ = ["Cluster", "Work", "compute"]
+
+ANSWER_S = 20  # within which a cluster answers; a Python with Ray is started for it
 
 Work = Callable[[int, Any], None]  # shard, what was sent with it; the result is a file
 
@@ -159,14 +163,27 @@ def _silence() -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for minutes, and then end the process."""
+    """Ray itself would try for minutes, and then end the process; so another process asks first."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
+        ask = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
+        subprocess.run([sys.executable, "-c", ask, address], capture_output=True, check=True, timeout=ANSWER_S)
+        return
     except OSError as error:
+        reason = str(error)
+    except subprocess.TimeoutExpired:
+        reason = f"no answer within {ANSWER_S} s"
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.decode(errors="replace").strip().splitlines() or ["no answer"])[-1]
+    if "InvalidAuthToken" in reason:
         raise ConnectionError(
-            f"address must be that of a running Ray cluster, got {address}: {error}; start one with ray start --head"
-        ) from error
+            f"address must be that of a cluster whose token this process gives, {address} refuses it: set "
+            "RAY_AUTH_MODE=token, or give --address auto on a node of the cluster; ~/.ray/auth_token must be the same"
+        )
+    raise ConnectionError(
+        f"address must be that of a running Ray cluster, got {address}: {reason}; start one with ray start --head"
+    )
 
 
 def _workers(cluster: Cluster, shards: int) -> int:
