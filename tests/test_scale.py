@@ -6,6 +6,7 @@ import pickle
 import socket
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock, call
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -212,8 +213,8 @@ def test_an_outage_is_no_fault_of_an_image(folder, monkeypatch):
         dict(source.images())["1.png"]()
 
 
-def test_objects_are_written_under_their_names():
-    """An object store has no rename; pyarrow's own file system in memory stands for one."""
+def test_a_file_system_by_uri():
+    """Pyarrow's own in memory: files are written beside their names and moved."""
     store = Storage.at("mock:///bucket/run")
     store.write("a.bin", b"one")
     store.write("a.bin", b"two")
@@ -221,6 +222,16 @@ def test_objects_are_written_under_their_names():
     assert (store.read("a.bin"), store.sizes(), store.holds("b.bin")) == (b"two", {"a.bin": 3, "sub.bin": 5}, False)
     assert store.inside(store.parent())
     assert not store.parent().inside(store)
+
+
+@pytest.mark.parametrize(("kind", "moves"), [("s3", 0), ("gcs", 0), ("abfs", 0), ("hdfs", 1), ("local", 1)])
+def test_only_objects_are_written_under_their_names(kind, moves):
+    files = Mock(type_name=kind)
+    files.open_output_stream.return_value = io.BytesIO()
+    Storage(files, "bucket/run").write("a.bin", b"one")
+    (written,), _ = files.open_output_stream.call_args
+    assert (written == "bucket/run/a.bin") == (not moves)
+    assert files.move.call_args_list == [call(written, "bucket/run/a.bin")] * moves
 
 
 def test_local_files_appear_whole(tmp_path):

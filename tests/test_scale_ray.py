@@ -198,7 +198,7 @@ class Unreadable:
 
 
 def test_what_ray_raises_is_told(address):
-    with pytest.raises(RuntimeError, match="a worker failed: .*not_on_this_node"):
+    with pytest.raises(RuntimeError, match=r"a worker failed: .*not_on_this_node"):
         list(compute(ONE, partial(print, Unreadable()), [(0, None)]))
 
 
@@ -208,7 +208,9 @@ def test_a_connection_that_is_there_is_used(address, tmp_path):
 
     logger = logging.getLogger(ray.data.__name__)
     before = logger.level
-    assert list(compute(Cluster(address="127.0.0.1:9", workers=1), partial(partial, print), [(0, None), (1, None)])) == [0, 1]
+    assert list(
+        compute(Cluster(address="127.0.0.1:9", workers=1), partial(partial, print), [(0, None), (1, None)])
+    ) == [0, 1]
     assert logger.level == before != logging.CRITICAL
 
 

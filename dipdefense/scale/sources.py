@@ -124,7 +124,7 @@ class Rows:
         """See `Source`; file names, column, and where rows lie in row groups."""
         return _digest((self.column, *self.pieces))
 
-    def _contents(self) -> Iterator[bytes | None | Exception]:
+    def _contents(self) -> Iterator[bytes | Exception | None]:
         """Of each row, or what is wrong with it: a file's fault is that of all its rows that are not read yet."""
         import pyarrow as pa
 
@@ -248,7 +248,7 @@ def _bytes(value: Any) -> bytes | None:
     return value.get("bytes") if isinstance(value, dict) else value
 
 
-def _decode(content: bytes | None | Exception, key: str) -> Tensor:
+def _decode(content: bytes | Exception | None, key: str) -> Tensor:
     if isinstance(content, Exception):
         raise ValueError(f"{key}: must be a row that can be read, {content}") from content
     if content is None:
