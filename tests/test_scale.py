@@ -3,7 +3,10 @@
 import io
 import json
 import pickle
+import socket
 from functools import partial
+from pathlib import Path
+from unittest.mock import Mock, call
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +19,7 @@ from dipdefense.cli import app
 from dipdefense.files import purify_files
 from dipdefense.images import encode_png, read_image, write_image
 from dipdefense.scale import Cluster, purify_shards
+from dipdefense.scale import cluster as cluster_module
 from dipdefense.scale import purify as purify_module
 from dipdefense.scale.plan import Plan
 from dipdefense.scale.sources import find_images
@@ -102,13 +106,73 @@ def test_rows_of_parquet_are_the_same_however_they_are_cut(tmp_path, images, as_
         assert all(torch.equal(joined[key], whole[key]) for key in whole)
 
 
+def overwrite_pages(path, group):
+    """Nothing of a row group's pages can be parsed; the footer stays."""
+    chunk = pq.read_metadata(path).row_group(group).column(0)
+    start = chunk.data_page_offset if chunk.dictionary_page_offset is None else chunk.dictionary_page_offset
+    content = bytearray(path.read_bytes())
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+
+
 def test_planning_reads_footers_alone(tmp_path, images):
-    write_table(tmp_path / "in" / "0.parquet", images)
-    content = (tmp_path / "in" / "0.parquet").read_bytes()
-    before = find_images(str(tmp_path / "in"), "picture").digest()
-    first = content.index(b"\x89PNG")
-    (tmp_path / "in" / "0.parquet").write_bytes(content[:first] + b"XXXX" + content[first + 4 :])
-    assert find_images(str(tmp_path / "in"), "picture").digest() == before
+    """No page can be parsed, yet the plan is the same; another cut into row groups is another."""
+    path = tmp_path / "in" / "0.parquet"
+    write_table(path, images)
+    before = find_images(str(path), "picture").digest()
+    for group in range(3):
+        overwrite_pages(path, group)
+    with pytest.raises((OSError, ValueError)):
+        pq.read_table(path, columns=["picture"])
+    assert find_images(str(path), "picture").digest() == before
+    write_table(path, images, group=3)
+    assert find_images(str(path), "picture").digest() != before
+
+
+def test_a_damaged_page_is_the_fault_of_its_rows(tmp_path, images):
+    path = tmp_path / "in" / "0.parquet"
+    write_table(path, images)
+    source = find_images(str(path), "picture")
+    overwrite_pages(path, 1)
+    read = dict(source.images())
+    assert list(read) == list(source.keys())
+    for row in (0, 1, 4):
+        assert (read[f"0.parquet:{row}"]() - images[row]).abs().max() <= 0.5 / 255 + 1e-6
+    for row in (2, 3):
+        with pytest.raises(ValueError, match=rf"0\.parquet:{row}: must be a row that can be read"):
+            read[f"0.parquet:{row}"]()
+    write_table(path, images[:3])
+    with pytest.raises(ValueError, match=r"0\.parquet:3: must be a row that can be read, the file has fewer rows"):
+        dict(source.images())["0.parquet:3"]()
+    path.unlink()
+    with pytest.raises(ValueError, match=r"0\.parquet:0: must be a row that can be read, .*No such file"):
+        dict(source.images())["0.parquet:0"]()
+
+
+@pytest.mark.parametrize("reads", [None, 0, 1])
+def test_an_outage_is_no_fault_of_a_row(tmp_path, images, monkeypatch, reads):
+    """While the file is opened, its footer is read, or a page is."""
+    path = tmp_path / "in" / "0.parquet"
+    write_table(path, images)
+    source = find_images(str(path), "picture")
+
+    class Away(io.BytesIO):
+        left = reads
+
+        def read(self, size=-1):
+            if not self.left:
+                raise TimeoutError("no route")
+            self.left -= 1
+            return super().read(size)
+
+    def away(*_):
+        if reads is None:
+            raise TimeoutError("no route")
+        return Away(path.read_bytes())
+
+    monkeypatch.setattr(Storage, "open", away)
+    with pytest.raises(RuntimeError, match=r"0\.parquet: cannot be read at present: no route"):
+        list(source.images())
 
 
 def test_a_null_image_is_named(tmp_path, images):
@@ -149,8 +213,8 @@ def test_an_outage_is_no_fault_of_an_image(folder, monkeypatch):
         dict(source.images())["1.png"]()
 
 
-def test_objects_are_written_under_their_names():
-    """An object store has no rename; pyarrow's own file system in memory stands for one."""
+def test_a_file_system_by_uri():
+    """Pyarrow's own in memory: files are written beside their names and moved."""
     store = Storage.at("mock:///bucket/run")
     store.write("a.bin", b"one")
     store.write("a.bin", b"two")
@@ -158,6 +222,16 @@ def test_objects_are_written_under_their_names():
     assert (store.read("a.bin"), store.sizes(), store.holds("b.bin")) == (b"two", {"a.bin": 3, "sub.bin": 5}, False)
     assert store.inside(store.parent())
     assert not store.parent().inside(store)
+
+
+@pytest.mark.parametrize(("kind", "moves"), [("s3", 0), ("gcs", 0), ("abfs", 0), ("hdfs", 1), ("local", 1)])
+def test_only_objects_are_written_under_their_names(kind, moves):
+    files = Mock(type_name=kind)
+    files.open_output_stream.return_value = io.BytesIO()
+    Storage(files, "bucket/run").write("a.bin", b"one")
+    (written,), _ = files.open_output_stream.call_args
+    assert (written == "bucket/run/a.bin") == (not moves)
+    assert files.move.call_args_list == [call(written, "bucket/run/a.bin")] * moves
 
 
 def test_local_files_appear_whole(tmp_path):
@@ -258,6 +332,10 @@ def test_another_run_is_refused(tmp_path, folder, monkeypatch):
         purify_shards(str(folder), out, Purifier(TINY), shard_size=2)
     with pytest.raises(ValueError, match=r"OUTPUT must lie outside INPUT, .*in/out is inside .*in"):
         purify_shards(str(folder), str(folder / "out"), Purifier(TINY))
+    (tmp_path / "link").symlink_to(folder)
+    for target in (tmp_path / "link" / "out", tmp_path / "out" / ".." / "in" / "out"):
+        with pytest.raises(ValueError, match="OUTPUT must lie outside INPUT"):
+            purify_shards(str(folder), str(target), Purifier(TINY))
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "part-00000-of-00003.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match=r"OUTPUT must be empty, or the folder of this run, holds part-00000"):
@@ -286,16 +364,45 @@ def test_shards_that_are_wrong_or_missing_are_named(tmp_path, folder, monkeypatc
     first.write_bytes(content[:100])
     with pytest.raises(RuntimeError, match=r"part-00000-of-00003\.parquet: must be a shard of this run"):
         run()
+    first.write_bytes(content)
+    with monkeypatch.context() as outage:
+        outage.setattr(Storage, "open", lambda *_: (_ for _ in ()).throw(TimeoutError("no route")))
+        outage.setattr(Storage, "read", lambda self, name: Path(self.path, name).read_bytes())
+        with pytest.raises(RuntimeError, match=r"part-0000\d-of-00003\.parquet: cannot be read at present, no route"):
+            run()
     first.unlink()
     monkeypatch.setattr(purify_module, "compute", lambda *_: iter(()))
     with pytest.raises(RuntimeError, match=r"1 of 3 shards are missing, such as part-00000-of-00003\.parquet"):
         run()
 
 
+def test_two_runs_that_begin_in_one_folder_are_not_mixed(tmp_path, folder, monkeypatch):
+    """The shard of the other is there after this one's plan was kept."""
+    work_here(monkeypatch)
+    run = partial(purify_shards, str(folder), shard_size=2)
+    run(str(tmp_path / "other"), Purifier(TINY, seed=1))
+    name = "part-00002-of-00003.parquet"
+
+    def other_writes(done, total):
+        if done == 2:
+            (tmp_path / "out" / name).write_bytes((tmp_path / "other" / name).read_bytes())
+
+    with pytest.raises(RuntimeError, match=rf"{name}: must be a shard of this run, was made with other settings"):
+        run(str(tmp_path / "out"), Purifier(TINY), progress=other_writes)
+
+
+def test_another_class_of_purifier_is_another_run(tmp_path, folder, monkeypatch):
+    work_here(monkeypatch)
+    run = partial(purify_shards, str(folder), str(tmp_path / "out"), shard_size=2)
+    run(Purifier(TINY))
+    with pytest.raises(ValueError, match=r"its purifier is 'dipdefense\.purify\.Purifier', got '.*Mine'"):
+        run(type("Mine", (Purifier,), {})(TINY))
+
+
 def test_machines_must_agree(tmp_path):
     plan, store = Plan(1, 1), Storage.at(str(tmp_path))
     with pytest.raises(RuntimeError, match=r"versions must be the same on all machines, {'torch': '0'}, got"):
-        purify_module._ShardPurifier(plan, store, Purifier(TINY), "cpu", {"torch": "0"})
+        purify_module._ShardPurifier(plan, store, Purifier(TINY), "cpu", {"torch": "0"}, "")
 
 
 @pytest.mark.parametrize(
@@ -317,6 +424,14 @@ def test_an_address_without_a_cluster_is_refused_at_once(tmp_path, folder):
     arguments = ["purify", str(folder), str(tmp_path / "out"), "--engine", "ray", "--address", "127.0.0.1:9"]
     with pytest.raises(ConnectionError, match=r"address must be that of a running Ray cluster, got 127\.0\.0\.1:9"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_a_port_that_is_not_rays_is_refused(monkeypatch):
+    monkeypatch.setattr(cluster_module, "ANSWER_S", 4)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match=f"running Ray cluster, got {address}: no answer within 4 s; start"):
+            list(cluster_module.compute(Cluster(address=address), partial(print), [(0, None)]))
 
 
 @pytest.mark.parametrize(

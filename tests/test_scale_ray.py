@@ -1,6 +1,7 @@
 """The engine ray on a real local cluster of two CPUs: agreement, a worker that is killed, a driver that is stopped."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -22,7 +23,7 @@ from dipdefense.cli import app
 from dipdefense.files import purify_files
 from dipdefense.images import read_image, write_image
 from dipdefense.scale import Cluster, purify_shards
-from dipdefense.scale.cluster import compute
+from dipdefense.scale.cluster import _check_reachable, compute
 from dipdefense.scale.plan import Plan
 from dipdefense.scale.purify import _ShardPurifier
 from dipdefense.scale.storage import Storage
@@ -184,6 +185,39 @@ def test_more_than_the_cluster_has_is_refused_at_once(address, tmp_path, folder)
 
 def test_what_a_worker_raises_is_told(address, tmp_path):
     """Here of a machine with another torch than the driver's; on two workers at once."""
-    build = partial(_ShardPurifier, Plan(2, 1), Storage.at(str(tmp_path)), Purifier(), "cpu", {"torch": "0"})
+    build = partial(_ShardPurifier, Plan(2, 1), Storage.at(str(tmp_path)), Purifier(), "cpu", {"torch": "0"}, "")
     with pytest.raises(RuntimeError, match=r"a worker failed: RuntimeError: versions must be the same .*; start again"):
         list(compute(Cluster(), build, [(0, None), (1, None)]))
+
+
+class Unreadable:
+    """Cannot be unpickled: as where a node lacks dipdefense."""
+
+    def __reduce__(self):
+        return __import__, ("not_on_this_node",)
+
+
+def test_what_ray_raises_is_told(address):
+    with pytest.raises(RuntimeError, match=r"a worker failed: .*not_on_this_node"):
+        list(compute(ONE, partial(print, Unreadable()), [(0, None)]))
+
+
+def test_a_connection_that_is_there_is_used(address, tmp_path):
+    """Whatever the address; and what Ray logs is as before."""
+    import ray.data  # sets a level
+
+    logger = logging.getLogger(ray.data.__name__)
+    before = logger.level
+    assert list(
+        compute(Cluster(address="127.0.0.1:9", workers=1), partial(partial, print), [(0, None), (1, None)])
+    ) == [0, 1]
+    assert logger.level == before != logging.CRITICAL
+
+
+def test_a_cluster_with_a_token_is_told(address, monkeypatch):
+    """As after `ray start --head` where a token lies."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    _check_reachable(address)
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    with pytest.raises(ConnectionError, match=r"refuses it: set RAY_AUTH_MODE=token, or give --address auto"):
+        _check_reachable(address)

@@ -5,6 +5,8 @@ import logging
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ import torch
 from dipdefense.scale.storage import needs_ray
 
 __all__ = ["Cluster", "Work", "compute"]
+
+ANSWER_S = 20  # within which a cluster answers; a Python with Ray is started for it
 
 Work = Callable[[int, Any], None]  # shard, what was sent with it; the result is a file
 
@@ -27,7 +31,9 @@ class Cluster:
         ValueError: a number out of range, an address that is none.
     """
 
-    address: str | None = None  # HOST:PORT of a cluster, or auto on one of its nodes; None starts one on this machine
+    # HOST:PORT of a cluster, or auto on one of its nodes; None starts one on this machine. Where the caller is
+    # connected already, that connection is used, whatever stands here.
+    address: str | None = None
     workers: int | None = None  # as many as there is room for if None
     cpus: int = 1  # of each worker, which computes in as many threads
     gpus: int = 0  # of each worker; 0 computes on the CPU
@@ -72,7 +78,6 @@ def compute(cluster: Cluster, build: Callable[[], Work], items: Iterable[tuple[i
         import ray.data
         from ray.data import ActorPoolStrategy
 
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say is raised
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Ray's about its own settings
             shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -88,11 +93,16 @@ def compute(cluster: Cluster, build: Callable[[], Work], items: Iterable[tuple[i
         shards.context.execution_no_progress_timeout_s = -1  # a shard may take more than its half an hour
         shards.context.max_consecutive_actor_init_deaths = 3  # a worker may die while it starts, too
         shards.context.raise_original_map_exception = True
+        logger = logging.getLogger("ray.data")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)  # what it has to say is raised
         try:
             for batch in shards.iter_batches(batch_size=None, prefetch_batches=0):
                 yield from batch["shard"].tolist()
-        except ray.exceptions.RayTaskError as error:
+        except ray.exceptions.RayError as error:
             raise RuntimeError(f"a worker failed: {_reason(error)}; start again, finished shards stay") from error
+        finally:
+            logger.setLevel(level)
 
 
 class _Worker:
@@ -116,7 +126,7 @@ def _connected(address: str | None) -> Iterator[None]:
     needs_ray()
     import ray
 
-    if ray.is_initialized() and address is None:
+    if ray.is_initialized():
         yield
         return
     if address not in (None, "auto"):
@@ -153,14 +163,27 @@ def _silence() -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for minutes, and then end the process."""
+    """Ray itself would try for minutes, and then end the process; so another process asks first."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
+        ask = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
+        subprocess.run([sys.executable, "-c", ask, address], capture_output=True, check=True, timeout=ANSWER_S)
+        return
     except OSError as error:
+        reason = str(error)
+    except subprocess.TimeoutExpired:
+        reason = f"no answer within {ANSWER_S} s"
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.decode(errors="replace").strip().splitlines() or ["no answer"])[-1]
+    if "InvalidAuthToken" in reason:
         raise ConnectionError(
-            f"address must be that of a running Ray cluster, got {address}: {error}; start one with ray start --head"
-        ) from error
+            f"address must be that of a cluster whose token this process gives, {address} refuses it: set "
+            "RAY_AUTH_MODE=token, or give --address auto on a node of the cluster; ~/.ray/auth_token must be the same"
+        )
+    raise ConnectionError(
+        f"address must be that of a running Ray cluster, got {address}: {reason}; start one with ray start --head"
+    )
 
 
 def _workers(cluster: Cluster, shards: int) -> int:
@@ -187,6 +210,7 @@ def _workers(cluster: Cluster, shards: int) -> int:
 
 
 def _reason(error: BaseException) -> str:
-    """What the work raised, without the lines that Ray adds."""
-    cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
+    """What the work raised, without the lines that Ray adds; where Ray itself failed, the last line, which says why."""
+    cause = getattr(error, "cause", None)
+    lines = str(cause or error).strip().splitlines() or [""]
+    return f"{type(cause or error).__name__}: {lines[0 if cause else -1].strip()}"

@@ -1,5 +1,6 @@
 """What a run is cut into, before anything is computed: shards of fixed size and name, the same at every start."""
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -46,18 +47,22 @@ class Plan:
         found = folder.sizes()
         return [shard for shard in range(len(self)) if self.name(shard) not in found]
 
-    def settle(self, folder: Storage, settings: dict[str, Any]) -> None:
+    def settle(self, folder: Storage, settings: dict[str, Any]) -> str:
         """Keep the run's settings, plain values, in its folder; or find there that they are the same.
+
+        Returns:
+            Their hash, which marks the shards: two runs that begin in one empty folder at once both pass here.
 
         Raises:
             ValueError: the folder belongs to another run (the message says what differs), or holds other files.
         """
         settings = json.loads(json.dumps(settings | {"images": self.images, "shard_size": self.shard_size}))
+        mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         found = folder.sizes()
         shards = found.keys() - {FILE}
         if not shards:  # nothing was made yet, perhaps since the settings were wrong
             folder.write(FILE, json.dumps(settings, indent=2).encode() + b"\n")
-            return
+            return mark
         if FILE not in found:
             raise ValueError(f"{folder.path}: OUTPUT must be empty, or the folder of this run, holds {min(shards)}")
         before = json.loads(folder.read(FILE))
@@ -68,3 +73,4 @@ class Plan:
                 f"{folder.path}: settings must be those of the run in this folder, its {name} is "
                 f"{before.get(name)!r}, got {settings.get(name)!r}: take another folder"
             )
+        return mark

@@ -69,24 +69,25 @@ def purify_shards(
     settings: dict[str, Any] = {
         "source": f"{origin.files.type_name}:{origin.path}",
         "digest": images.digest(),
+        "purifier": f"{type(purifier).__module__}.{type(purifier).__qualname__}",
         "fit": None if purifier.config is None else asdict(purifier.config),
         "seed": purifier.seed,
         "tile": purifier.tile,
         "device": cluster.device,
         "versions": _versions(),
     }
-    plan.settle(folder, settings)
+    run = plan.settle(folder, settings)
     missing = plan.missing(folder)
     done = len(images) - sum(stop - start for start, stop in map(plan.span, missing))
     items = ((shard, images.part(*plan.span(shard))) for shard in missing)
-    build = partial(_ShardPurifier, plan, folder, purifier, cluster.device, settings["versions"])
+    build = partial(_ShardPurifier, plan, folder, purifier, cluster.device, settings["versions"], run)
     for shard in compute(cluster, build, items):
         start, stop = plan.span(shard)
         done += stop - start
         if progress is not None:
             progress(done, len(images))
     folder.sweep()
-    return list(_check(plan, folder, images)), len(images)
+    return list(_check(plan, folder, images, run)), len(images)
 
 
 def _versions() -> dict[str, str]:
@@ -94,12 +95,15 @@ def _versions() -> dict[str, str]:
 
 
 class _ShardPurifier:
-    """The work of a worker: a shard's images in, its file out."""
+    """The work of a worker: a shard's images in, its file out, marked as one of this run."""
 
-    def __init__(self, plan: Plan, folder: Storage, purifier: Purifier, device: str, versions: dict[str, str]):
+    def __init__(
+        self, plan: Plan, folder: Storage, purifier: Purifier, device: str, versions: dict[str, str], run: str
+    ):
         if versions != _versions():
             raise RuntimeError(f"versions must be the same on all machines, {versions}, got {_versions()}")
         self.plan, self.folder, self.purifier, self.device = plan, folder, purifier, device
+        self.run = run
 
     def __call__(self, shard: int, images: Source) -> None:
         name = self.plan.name(shard)
@@ -109,6 +113,7 @@ class _ShardPurifier:
         for key, result in purify_each(images.images(), self.purifier, batch_size=len(images), device=self.device):
             records[key] = _record(key, result)
         made = {
+            "run": self.run,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "seconds": round(time.perf_counter() - wall, 3),
@@ -135,7 +140,7 @@ def _parquet(records: list[dict[str, Any]], made: dict[str, Any]) -> bytes:
     return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
 
 
-def _check(plan: Plan, folder: Storage, images: Source) -> Iterator[Failure]:
+def _check(plan: Plan, folder: Storage, images: Source, run: str) -> Iterator[Failure]:
     """Every shard is there and holds its images, each once and in order; what could not be purified."""
     missing = plan.missing(folder)
     if missing:
@@ -143,11 +148,11 @@ def _check(plan: Plan, folder: Storage, images: Source) -> Iterator[Failure]:
             f"{len(missing)} of {len(plan)} shards are missing, such as {plan.name(missing[0])}: start again"
         )
     with ThreadPoolExecutor(16) as pool:
-        for found in pool.map(partial(_check_shard, plan, folder, images), range(len(plan))):
+        for found in pool.map(partial(_check_shard, plan, folder, images, run), range(len(plan))):
             yield from found
 
 
-def _check_shard(plan: Plan, folder: Storage, images: Source, shard: int) -> list[Failure]:
+def _check_shard(plan: Plan, folder: Storage, images: Source, run: str, shard: int) -> list[Failure]:
     import pyarrow as pa
     from pyarrow.parquet import read_table
 
@@ -155,8 +160,12 @@ def _check_shard(plan: Plan, folder: Storage, images: Source, shard: int) -> lis
     try:
         with folder.open(name) as file:
             table = read_table(file, columns=["key", "error"])
-    except (OSError, pa.ArrowInvalid) as error:
+    except pa.ArrowInvalid as error:
         raise RuntimeError(f"{name}: must be a shard of this run, {error}: delete it and start again") from error
+    except OSError as error:
+        raise RuntimeError(f"{name}: cannot be read at present, {error}: start again") from error
+    if (table.schema.metadata or {}).get(b"run") != run.encode():
+        raise RuntimeError(f"{name}: must be a shard of this run, was made with other settings: take another folder")
     planned, keys = list(images.part(*plan.span(shard)).keys()), table["key"].to_pylist()
     if keys != planned:
         raise RuntimeError(

@@ -4,9 +4,10 @@ import hashlib
 import io
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import accumulate
+from itertools import accumulate, repeat
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -65,11 +66,10 @@ class Files:
 
     def _image(self, name: str) -> Tensor:
         try:
-            content = self.folder.read(name)
-        except ITS_OWN as error:
-            raise OSError(f"{name}: {error}") from error
+            with _outage(name):
+                content = self.folder.read(name)
         except OSError as error:
-            raise RuntimeError(f"{name}: cannot be read at present: {error}") from error
+            raise OSError(f"{name}: {error}") from error
         return decode_image(io.BytesIO(content), name)
 
 
@@ -124,20 +124,65 @@ class Rows:
         """See `Source`; file names, column, and where rows lie in row groups."""
         return _digest((self.column, *self.pieces))
 
-    def _contents(self) -> Iterator[bytes | None]:
-        from pyarrow.parquet import ParquetFile
+    def _contents(self) -> Iterator[bytes | Exception | None]:
+        """Of each row, or what is wrong with it: a file's fault is that of all its rows that are not read yet."""
+        import pyarrow as pa
 
         for piece in self.pieces:
-            with self.folder.open(piece.file) as file:
-                table = ParquetFile(file, buffer_size=2**20)  # else a whole column chunk is read at once
-                row = 0
-                for batch in table.iter_batches(64, row_groups=[piece.group], columns=[self.column]):
-                    if row + len(batch) > piece.start:
-                        wanted = batch.slice(max(piece.start - row, 0), piece.stop - max(piece.start, row))
-                        yield from map(_bytes, wanted.column(0).to_pylist())
-                    row += len(batch)
-                    if row >= piece.stop:
-                        break
+            left, fault = piece.stop - piece.start, ValueError("the file has fewer rows than when it was listed")
+            try:
+                for content in self._piece(piece):
+                    yield content
+                    left -= 1
+            except (OSError, ValueError, pa.ArrowException) as error:
+                fault = ValueError(str(error))
+            yield from repeat(fault, left)
+
+    def _piece(self, piece: Piece) -> Iterator[bytes | None]:
+        import pyarrow as pa
+        from pyarrow.parquet import ParquetFile
+
+        with _outage(piece.file):
+            opened = self.folder.open(piece.file)
+        with opened, pa.PythonFile(_Watched(opened, piece.file), mode="r") as file:
+            table = ParquetFile(file, buffer_size=2**20)  # else a whole column chunk is read at once
+            row = 0
+            for batch in table.iter_batches(64, row_groups=[piece.group], columns=[self.column]):
+                if row + len(batch) > piece.start:
+                    wanted = batch.slice(max(piece.start - row, 0), piece.stop - max(piece.start, row))
+                    yield from map(_bytes, wanted.column(0).to_pylist())
+                row += len(batch)
+                if row >= piece.stop:
+                    break
+
+
+class _Watched:
+    """A file of which reading ends the run in an outage; pyarrow raises OSError for damaged content, too."""
+
+    def __init__(self, file: Any, name: str):
+        self.file, self.name = file, name
+
+    def read(self, size: int = -1) -> bytes:
+        with _outage(self.name):
+            return self.file.read(size)  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+@contextmanager
+def _outage(name: str) -> Iterator[None]:
+    """Of what reading a file raises, let pass its own faults.
+
+    Raises:
+        RuntimeError: it cannot be read at present.
+    """
+    try:
+        yield
+    except ITS_OWN:
+        raise
+    except OSError as error:
+        raise RuntimeError(f"{name}: cannot be read at present: {error}") from error
 
 
 def find_images(where: str, column: str = "image") -> Source:
@@ -203,7 +248,9 @@ def _bytes(value: Any) -> bytes | None:
     return value.get("bytes") if isinstance(value, dict) else value
 
 
-def _decode(content: bytes | None, key: str) -> Tensor:
+def _decode(content: bytes | Exception | None, key: str) -> Tensor:
+    if isinstance(content, Exception):
+        raise ValueError(f"{key}: must be a row that can be read, {content}") from content
     if content is None:
         raise ValueError(f"{key}: must be the bytes of an image, got null")
     return decode_image(io.BytesIO(content), key)

@@ -1,5 +1,6 @@
 """Folders, local or in object storage, by one set of calls."""
 
+import os
 import secrets
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import IO, Any
 
 __all__ = ["Storage", "needs_ray"]
+
+OBJECT_STORES = ("s3", "gcs", "abfs")  # pyarrow's names
 
 
 def needs_ray() -> None:
@@ -56,8 +59,11 @@ class Storage:
         return Storage(self.files, self.path.rstrip("/").rpartition("/")[0] or "/")
 
     def inside(self, other: "Storage") -> bool:
-        """Is this the other place, or below it?"""
-        return self.files == other.files and f"{self.path}/".startswith(f"{other.path.rstrip('/')}/")
+        """Is this the other place, or below it? Of local paths, where they lead is compared."""
+        from pyarrow.fs import LocalFileSystem
+
+        resolve = os.path.realpath if isinstance(self.files, LocalFileSystem) else str
+        return self.files == other.files and f"{resolve(self.path)}/".startswith(f"{resolve(other.path).rstrip('/')}/")
 
     def is_folder(self) -> bool:
         """Is this a folder?
@@ -83,7 +89,9 @@ class Storage:
         found = self.files.get_file_info(FileSelector(self.path, recursive=True, allow_not_found=True))
         start = len(self.path.rstrip("/")) + 1
         sizes = {info.path[start:]: info.size for info in found if info.is_file}
-        return {name: sizes[name] for name in sorted(sizes) if not any(part[0] == "." for part in name.split("/"))}
+        return {
+            name: sizes[name] for name in sorted(sizes) if not any(part.startswith(".") for part in name.split("/"))
+        }
 
     def open(self, name: str) -> IO[bytes]:
         """A file of this folder, to be read at any place."""
@@ -97,17 +105,15 @@ class Storage:
     def write(self, name: str, content: bytes) -> None:
         """Write a file of this folder, which is made if missing. Under its name it is never seen half-written.
 
-        A local file is moved to its name; an object appears when it is complete.
+        It is moved to its name; but an object, which has no move, appears when it is complete.
         """
-        from pyarrow.fs import LocalFileSystem
-
-        local = isinstance(self.files, LocalFileSystem)
+        moved = self.files.type_name not in OBJECT_STORES
         path = f"{self.path}/{name}"
-        written = f"{self.path}/.{name}.{secrets.token_hex(8)}.part" if local else path
+        written = f"{self.path}/.{name}.{secrets.token_hex(8)}.part" if moved else path
         self.files.create_dir(self.path, recursive=True)
         with self.files.open_output_stream(written) as file:
             file.write(content)
-        if local:
+        if moved:
             self.files.move(written, path)
 
     def sweep(self) -> None:
