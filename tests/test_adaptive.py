@@ -313,8 +313,8 @@ def test_bad_numbers_are_refused():
         Oblivious(attack="cw")
     with pytest.raises(ValueError, match=r"attack must be one of .*square.*, got 'pgd'"):
         Query(attack="pgd")
-    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
-        Query(samples=0)
+    with pytest.raises(ValueError, match="averaged must be at least 1, got 0"):
+        Query(averaged=0)
     with pytest.raises(ValueError, match=r"queries must be .*, got 2 \(11 queries, 4 of the defence for each"):
         Query(queries=11)(defend(Linear(), TINY, seed=None), images(), torch.tensor([0, 1, 2]), eps=0.1)
     defended, x, labels = defend(Linear(), TINY), images(), torch.tensor([0, 1, 2])

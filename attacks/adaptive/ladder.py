@@ -193,14 +193,14 @@ class Query(Rung):
 
     attack: str = "square"  # a key of GRADIENT_FREE
     queries: int = 5000  # of the defence, an image
-    samples: int = 4  # of a defence that draws, spent on each answer; else one is all
+    averaged: int = 4  # answers of a defence that draws, for each query of the attack; one of any other
     cost: ClassVar[str] = "queries"
 
     def __post_init__(self) -> None:
         if self.attack not in GRADIENT_FREE:
             raise ValueError(f"attack must be one of {', '.join(GRADIENT_FREE)}, got {self.attack!r}")
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, got {self.samples}")
+        if self.averaged < 1:
+            raise ValueError(f"averaged must be at least 1, got {self.averaged}")
 
     @property
     def calls(self) -> int:
@@ -210,7 +210,7 @@ class Query(Rung):
     def make(self, asked: Asked) -> Tensor:
         """See `Rung`."""
         defended, images, labels, eps, norm, seed, _ = asked
-        attack, samples = GRADIENT_FREE[self.attack], 1 if defended.purifier.seed is not None else self.samples
+        attack, samples = GRADIENT_FREE[self.attack], 1 if defended.purifier.seed is not None else self.averaged
         asked_for = Averaged(defended, samples) if samples > 1 else defended
         try:
             return attack(asked_for, images, labels, eps=eps, norm=norm, queries=self.queries // samples, seed=seed)
