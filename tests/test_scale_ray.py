@@ -190,16 +190,22 @@ def test_what_a_worker_raises_is_told(address, tmp_path):
         list(compute(Cluster(), build, [(0, None), (1, None)]))
 
 
-class Unreadable:
-    """Cannot be unpickled: as where a node lacks dipdefense."""
-
-    def __reduce__(self):
-        return __import__, ("not_on_this_node",)
-
-
 def test_what_ray_raises_is_told(address):
-    with pytest.raises(RuntimeError, match=r"a worker failed: .*not_on_this_node"):
-        list(compute(ONE, partial(print, Unreadable()), [(0, None)]))
+    """Here since what the worker raised cannot be unpickled."""
+    import ray
+
+    class UnreadableError(Exception):
+        def __reduce__(self):
+            return __import__, ("not_on_this_node",)
+
+    def work(shard, sent):
+        raise UnreadableError
+
+    with pytest.raises(RuntimeError, match=r"a worker failed: \w+: .*; start again, finished shards stay") as caught:
+        list(compute(ONE, partial(partial, work), [(0, None)]))
+    assert isinstance(caught.value.__cause__, ray.exceptions.RayError)
+    assert not isinstance(caught.value.__cause__, ray.exceptions.RayTaskError)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_connection_that_is_there_is_used(address, tmp_path):
