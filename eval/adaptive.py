@@ -20,7 +20,7 @@ from attacks.adaptive import COSTS, LADDER, Climb, Query, Rung
 from dipdefense import DefendedClassifier
 from dipdefense.problem import pose
 from dipdefense.unroll import unroll_bytes
-from eval.attacked import RunConfig, check_run, fingerprint, identify
+from eval.attacked import RunConfig, check_run, describe_purifier, fingerprint, identify
 from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.peak import peak_bytes
@@ -263,10 +263,7 @@ def _description(
         "classifier": classifier_name or type(defended.classifier).__name__,
         "weights": fingerprint(defended.classifier),
         "source": None if source is None else fingerprint(source),
-        "purifier": f"{type(purifier).__module__}.{type(purifier).__qualname__}",
-        "fit": asdict(purifier.config_for(example)),
-        "defence_seed": purifier.seed,
-        "tile": purifier.tile_for(example),
+        **describe_purifier(purifier, example),
         "decision": repr(decision),
         "ladder": {name: repr(config.rung(name)) for name in config.rungs},
         "device": str(device),

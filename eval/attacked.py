@@ -1,20 +1,31 @@
-"""What a run attacks and with which numbers: its configuration, its checks, its adversarial examples."""
+"""What a run attacks and with which numbers: its configuration, what names it, its checks, its adversarial examples."""
 
 import hashlib
 import inspect
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attacks import ATTACKS, CONTROLS
+from dipdefense import Purifier
 from eval.datasets import ImageDataset
 from eval.records import Record
 
-__all__ = ["CRAFTED_ON", "RunConfig", "check_logits", "check_run", "craft", "fingerprint", "identify"]
+__all__ = [
+    "CRAFTED_ON",
+    "RunConfig",
+    "check_logits",
+    "check_run",
+    "craft",
+    "describe_purifier",
+    "fingerprint",
+    "identify",
+]
 
 CRAFTED_ON = {"bare": ("bare",), "defended": ("defended",), "both": ("bare", "defended")}
 
@@ -103,6 +114,16 @@ def identify(images: Tensor, labels: Tensor, index: Tensor) -> list[Record]:
         {"index": i, "image": hashlib.sha256(image.numpy().tobytes() + bytes([label % 256])).hexdigest()[:16]}
         for image, label, i in zip(images, labels.tolist(), index.tolist(), strict=True)
     ]
+
+
+def describe_purifier(purifier: Purifier, images: Tensor) -> dict[str, Any]:
+    """All that the fits to images of this shape, (B, C, H, W), depend on, in plain values."""
+    return {
+        "purifier": f"{type(purifier).__module__}.{type(purifier).__qualname__}",
+        "fit": asdict(purifier.config_for(images)),
+        "fit_seed": purifier.seed,
+        "tile": purifier.tile_for(images),
+    }
 
 
 def fingerprint(net: nn.Module) -> str:

@@ -72,11 +72,12 @@ def evaluate_robustness(
     )
     made = begin(run, Path(out))
     records: list[Record] = []
+    total = sum(len(run.rows(start)) for start in run.starts)
     for start in run.starts:
         for rows, fresh in run.batch(start, made):
             records += rows
             if fresh and progress is not None:
-                progress(len(records), run.records())
+                progress(len(records), total)
     return finish(run, Path(out), records)
 
 

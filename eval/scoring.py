@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense import Decision, DefendedClassifier, Purifier
-from eval.attacked import CRAFTED_ON, RunConfig, check_logits, check_run, craft, fingerprint, identify
+from eval.attacked import (
+    CRAFTED_ON,
+    RunConfig,
+    check_logits,
+    check_run,
+    craft,
+    describe_purifier,
+    fingerprint,
+    identify,
+)
 from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.metrics import psnr, ssim
@@ -60,22 +69,13 @@ class Scoring:
         name = classifier_name or type(classifier).__name__
         self.description = _description(defended, name, dataset, self.config, filters, recorded_device or device)
         self.key = configuration_hash({k: v for k, v in self.description.items() if k not in ("attacks", "crafted_on")})
-        generator = torch.Generator().manual_seed(self.config.seed)
-        self._order = torch.randperm(len(dataset), generator=generator)[: self.config.n]
+        self._order = dataset.first(self.config.n, self.config.seed)
         self._plan = _plan(self.config, list(self._judges))
 
     @property
     def starts(self) -> range:
         """Where each batch begins, in the order of the run."""
         return range(0, self.config.n, self.config.batch_size)
-
-    def records(self, start: int | None = None) -> int:
-        """How many records the run has; or the batch that begins there."""
-        first, stop = (0, self.config.n) if start is None else (start, start + self.config.batch_size)
-        count = 0
-        for (_, crafted_on), names in self._plan.items():
-            count += max(0, min(stop, _images(self.config, crafted_on)) - first) * len(names)
-        return count
 
     def rows(self, start: int) -> set[tuple[str, str, str, int]]:
         """Attack, `crafted_on`, defence and index of the records of the batch that begins there."""
@@ -128,10 +128,7 @@ def _description(
         "dataset": dataset.name,
         "classifier": classifier_name,
         "weights": fingerprint(defended.classifier),
-        "purifier": f"{type(purifier).__module__}.{type(purifier).__qualname__}",
-        "fit": asdict(purifier.config_for(example)),
-        "fit_seed": purifier.seed,
-        "tile": purifier.tile_for(example),
+        **describe_purifier(purifier, example),
         "decision": repr(decision),
         "gradient": defended.gradient,
         "filters": {name: _describe(function) for name, function in filters.items()},

@@ -96,12 +96,13 @@ def evaluate_shards(
     folder = Storage.at(str(out / "shards" / whole))
     made = begin(run, out)
     missing = plan.missing(folder)
-    done = run.records() - sum(run.records(run.starts[shard]) for shard in missing)
+    held = [len(run.rows(start)) for start in run.starts]
+    done = sum(held) - sum(held[shard] for shard in missing)
     build = partial(_BatchScorer, spec, Path.cwd(), plan, folder, cluster.device, whole)
     for shard in compute(cluster, build, ((shard, None) for shard in missing)):
-        done += run.records(run.starts[shard])
+        done += held[shard]
         if progress is not None:
-            progress(done, run.records())
+            progress(done, sum(held))
     folder.sweep()
     records = [record for shard in range(len(plan)) for record in _join(run, plan, folder, shard, made)]
     return finish(run, out, records)

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dipdefense import Decision, DefendedClassifier, Purifier
 from dipdefense.looks import VIEWS, Looks, contradiction, log_mean_softmax
+from eval.attacked import describe_purifier
 from eval.clock import clock
 
 __all__ = ["Defended", "Filtered", "Method", "NoiseLevel", "OneFit", "Setting", "Verdict", "viewed"]
@@ -145,7 +146,7 @@ class OneFit:
     def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
         """See `Method.describe`."""
         decision = self.decisions[setting]
-        return {**_describe_fit(self.purifier, images), "decision": repr(decision)}
+        return {**describe_purifier(self.purifier, images), "decision": repr(decision)}
 
     def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
         """See `Method`."""
@@ -208,7 +209,7 @@ class Defended:
     def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
         """See `Method.describe`."""
         purifier, decision = self.defended.plan(images)
-        return {**_describe_fit(purifier, images), "decision": repr(decision)}
+        return {**describe_purifier(purifier, images), "decision": repr(decision)}
 
     def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
         """See `Method`."""
@@ -216,11 +217,3 @@ class Defended:
         judgement = self.defended.judge(images)
         seconds = clock(images.device) - start
         return {self.settings[0]: Verdict(judgement.logits, judgement.scores, seconds)}
-
-
-def _describe_fit(purifier: Purifier, images: Tensor) -> dict[str, Any]:
-    return {
-        "fit": asdict(purifier.config_for(images)),
-        "fit_seed": purifier.seed,
-        "tile": purifier.tile_for(images),
-    }

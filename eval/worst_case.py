@@ -49,7 +49,7 @@ def tabulate(
     limit = frame.loc[frame["rung"] == "clean", "score"].quantile(1 - FALSE_ALARMS)
     frame["flagged"] = frame["score"] > limit
     rows = []
-    for query in ("single",) if description["defence_seed"] is not None else WAYS:
+    for query in ("single",) if description["fit_seed"] is not None else WAYS:
         frame["correct"] = [bool(WAYS[query](right)) for right in frame["right"]]
         for name, group in frame.groupby("rung", sort=False):
             rows.append(

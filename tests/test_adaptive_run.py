@@ -57,7 +57,7 @@ def test_the_table_counts_as_it_says():
     records = [record("clean", i, yes, 0.1 * i) for i in range(4)]
     records += [record("bpda", 0, yes, 0.9), record("bpda", 1, most, 0.9), record("bpda", 2, no, 0.0)]
     records += [record("square", 0, no, 0.9), record("square", 1, yes, 0.0)]
-    table = tabulate(records, {"defence_seed": None}).set_index(["query", "rung"])
+    table = tabulate(records, {"fit_seed": None}).set_index(["query", "rung"])
     assert table.loc[("single", "bpda"), "accuracy"] == pytest.approx(1 / 3)
     assert table.loc[("majority", "bpda"), "accuracy"] == pytest.approx(2 / 3)
     assert table.loc[("worst", "bpda"), "accuracy"] == pytest.approx(1 / 3)

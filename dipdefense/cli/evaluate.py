@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +34,7 @@ from dipdefense.cli.options import (
     fit_config,
     given,
     index_range,
+    load,
     names,
     number,
 )
@@ -119,23 +119,14 @@ def evaluate(
     from eval.shards import RunSpec
 
     where, radius, fit = device_named(device), number("eps", eps), fit_config(config)
-    spec = partial(
-        RunSpec,
-        classifier=classifier,
-        weights=weights,
-        dataset=dataset,
-        data=data,
-        index=index_range(index),
-        fit=fit,
-    )
     if adaptive:
         if cluster is not None:
             raise ValueError("--engine must be local with --adaptive, got ray")
         climb = _climb(rungs, images, queries, radius, norm, seed, batch_size, budget, source is not None)
-        loaded = spec(config=RunConfig()).load(where)
+        pictures, net = load(dataset, data, index, classifier, weights, where)
         climb(
-            DefendedClassifier(loaded["classifier"], Purifier(fit, seed=None if fresh else seed)),
-            loaded["dataset"],
+            DefendedClassifier(net, Purifier(fit, seed=None if fresh else seed)),
+            pictures,
             out=out,
             source=None if source is None else load_classifier(source, source_weights).to(where),
             classifier_name=classifier,
@@ -156,7 +147,18 @@ def evaluate(
     )
     if not 0 <= gallery <= n:
         raise ValueError(f"gallery must lie between 0 and the {n} images of the run, got {gallery}")
-    _score(spec(config=numbers, gradient=gradient, filters=tuple(names(filters))), cluster, where, gallery, out)
+    spec = RunSpec(
+        classifier=classifier,
+        weights=weights,
+        dataset=dataset,
+        data=data,
+        index=index_range(index),
+        config=numbers,
+        fit=fit,
+        gradient=gradient,
+        filters=tuple(names(filters)),
+    )
+    _score(spec, cluster, where, gallery, out)
 
 
 def _score(spec: Any, cluster: Cluster | None, where: Any, gallery: int, out: Path) -> None:
