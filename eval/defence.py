@@ -21,9 +21,9 @@ from eval.attacked import RunConfig, check_run, craft, fingerprint, identify
 from eval.curves import save_curves, save_rocs
 from eval.datasets import ImageDataset
 from eval.intervals import paired_bootstrap, wilson
-from eval.methods import Method, Setting, Verdict
 from eval.records import Record, Run, configuration_hash, write_whole
 from eval.roc import detection_table
+from eval.verdicts import Method, Setting, Verdict
 
 __all__ = ["accuracy_table", "benchmark_defence", "paired_table"]
 
@@ -49,7 +49,7 @@ def benchmark_defence(
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), in eval mode, on `device`.
         dataset: labelled images.
-        methods: what is compared, see `eval.methods`.
+        methods: what is compared, see `eval.verdicts.Method`.
         config: attacks, images and seed; `RunConfig()` if None.
         out: folder of the run, made if missing.
         eps: radii of the attacks; that of `config` alone if None.

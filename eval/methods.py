@@ -8,21 +8,9 @@ from torch import nn
 
 from dipdefense import CrossBoundary, Decision, DefendedClassifier, FitConfig, MeanSoftmax, Purifier, Trust
 from eval.baselines import BASELINES
-from eval.verdicts import Defended, Filtered, Method, NoiseLevel, OneFit, Setting, Verdict, viewed
+from eval.verdicts import Defended, Filtered, Method, NoiseLevel, OneFit, Setting, viewed
 
-__all__ = [
-    "FILTERS",
-    "FITS",
-    "METHODS",
-    "Defended",
-    "Filtered",
-    "Method",
-    "NoiseLevel",
-    "OneFit",
-    "Setting",
-    "Verdict",
-    "build_methods",
-]
+__all__ = ["FILTERS", "FITS", "METHODS", "build_methods"]
 
 # name: (keyword of its strength, strengths from weak to strong); `bare` apart
 FILTERS: dict[str, tuple[str, tuple[float, ...]]] = {

@@ -15,8 +15,9 @@ from eval.classifiers import load_classifier
 from eval.curves import save_curves, save_rocs
 from eval.datasets import load_dataset
 from eval.defence import accuracy_table, benchmark_defence, paired_table
-from eval.methods import Setting, Verdict, build_methods
+from eval.methods import build_methods
 from eval.roc import detection_table
+from eval.verdicts import Setting, Verdict
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=20)
 RUN = RunConfig(attacks=("fgsm", "pgd"), steps=3, n=10, batch_size=4)

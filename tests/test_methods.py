@@ -9,7 +9,8 @@ from dipdefense.looks import contradiction
 from eval.baselines import BASELINES, jpeg
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
-from eval.methods import FILTERS, METHODS, VIEWED, Filtered, OneFit, Setting, build_methods
+from eval.methods import FILTERS, METHODS, VIEWED, build_methods
+from eval.verdicts import Filtered, OneFit, Setting
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=30)
 VIEWS = ("identity", "mirror")

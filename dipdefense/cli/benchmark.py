@@ -186,7 +186,8 @@ def defence(
     """Accuracy and detection of defences over their strengths, on one set of adversarial images."""
     from eval.attacked import RunConfig
     from eval.defence import benchmark_defence
-    from eval.methods import Setting, build_methods
+    from eval.methods import build_methods
+    from eval.verdicts import Setting
 
     where, radii = device_named(device), [number("eps", text) for text in names(eps)]
     if not radii:
