@@ -68,6 +68,8 @@ class Batch:
         runs = lengths.tolist()
 
         def split(tensors: Iterable[Tensor]) -> list[Tensor]:
+            if len(runs) == 1:  # nobody ever returned
+                return list(tensors)
             return [part for tensor in tensors for part in torch.split_with_sizes(tensor, runs)]
 
         theta, first, second = zip(*(state.unbind() for state in self.adam.values()), strict=True)

@@ -2,20 +2,41 @@
 
 A *stacked* parameter has a leading dimension B: layer i of the stack works on image i. Feature maps come in
 *parts* that count as concatenated along their channels; conv(cat(a, b)) = conv(a) + conv(b), so no part is copied
-to stand beside another. docs/performance.md says what each choice is worth.
+to stand beside another. A part may be `Doubled`: nearest upsampling that is never carried out.
+docs/performance.md says what each choice is worth.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PADDINGS", "UPSAMPLINGS", "Conv", "Norm", "reflect", "upsample"]
+__all__ = ["PADDINGS", "UPSAMPLINGS", "Conv", "Doubled", "Norm", "Part", "reflect", "upsample"]
 
 PADDINGS: dict[str, Literal["reflect", "zeros"]] = {"reflection": "reflect", "zero": "zeros"}
 UPSAMPLINGS = ("bilinear", "nearest")
 BROAD = 64  # input pixels a side from which torch's own bilinear upsampling beats a matrix product
+FOLDED = 14 * 14  # pixels from which a convolution of their doubling is cheaper by phases than carried out
+# Row t of a 3x3 kernel meets rows of small pixels: in odd rows of the doubling w0 and w1 the one above, w2 the one
+# below; in even rows w0 the one above, w1 and w2 the one below.
+ROWS = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])  # [t, phase, row]
+PHASES = torch.einsum("yar,xbc->yxabrc", ROWS, ROWS).reshape(9, 16)  # 3x3 kernel -> 2x2 phases of 2x2 pixels
+
+
+@dataclass(frozen=True)
+class Doubled:
+    """A map (B, C, 2 H, 2 W) by nearest upsampling, kept as the map that it is made of."""
+
+    small: Tensor  # (B, C, H, W)
+
+    def whole(self) -> Tensor:
+        """The map itself, (B, C, 2 H, 2 W)."""
+        return F.interpolate(self.small, scale_factor=2)
+
+
+Part = Tensor | Doubled
 
 
 class Conv(nn.Conv2d):
@@ -28,33 +49,54 @@ class Conv(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, padding: str = "reflection"):
         super().__init__(inputs, outputs, kernel, stride, kernel // 2, padding_mode=PADDINGS[padding])
 
-    def forward(self, *parts: Tensor) -> Tensor:
+    def forward(self, *parts: Part) -> Tensor:
         """Parts (B, I_1, H, W) .. (B, I_n, H, W) with I channels in all -> (B, O, H / stride, W / stride)."""
         assert self.bias is not None
         if self.weight.dim() == 4:
-            return super().forward(torch.cat(parts, 1) if len(parts) > 1 else parts[0])
-        weights = torch.split(self.weight, [part.shape[1] for part in parts], dim=2)
+            whole = [_whole(part) for part in parts]
+            return super().forward(torch.cat(whole, 1) if len(whole) > 1 else whole[0])
+        weights = torch.split(self.weight, [_stored(part).shape[1] for part in parts], dim=2)
         y = self._stacked(parts[0], weights[0], self.bias)
         for part, weight in zip(parts[1:], weights[1:], strict=True):
             y = y + self._stacked(part, weight, None)
         return y
 
-    def _stacked(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """One call for the whole stack; x is (B, I, H, W), or (1, I, H, W) shared by all."""
-        B, outputs, inputs = weight.shape[:3]
+    def _stacked(self, part: Part, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """One call for the whole stack; the part is (B, I, H, W), or (1, I, H, W) shared by all."""
+        if isinstance(part, Doubled) and self._folds(part.small):
+            return self._doubled(part.small, weight, bias)
+        x = _whole(part)
+        B, outputs = weight.shape[:2]
         if len(x) == B > 1 and self.kernel_size == self.stride == (1, 1):  # a matrix product for each image
             pixels, matrix = x.flatten(2), weight.flatten(2)  # (B, I, H*W), (B, O, I)
             y = matrix @ pixels if bias is None else torch.baddbmm(bias[..., None], matrix, pixels)
             return y.view(B, outputs, *x.shape[2:])
-        if len(x) > 1 and inputs > 3 and inputs % 8:  # up to five times slower than the next multiple of 16
-            more = -inputs % 16
-            x, weight = F.pad(x, (0, 0, 0, 0, 0, more)), F.pad(weight, (0, 0, 0, 0, 0, more))
+        x, weight = _rounded(x, weight)
         padding = self.kernel_size[0] // 2
         if padding and self.padding_mode == "reflect":
             x, padding = reflect(x, padding), 0
         bias = bias if bias is None else bias.flatten()
         groups, x = len(x), x.reshape(1, -1, *x.shape[2:])  # (1, B*I, H, W)
         y = F.conv2d(x, weight.flatten(0, 1), bias, self.stride, padding, groups=groups)
+        return y.view(B, outputs, *y.shape[2:])
+
+    def _folds(self, small: Tensor) -> bool:
+        return self.kernel_size == (3, 3) and self.stride == (1, 1) and small.shape[2:].numel() >= FOLDED
+
+    def _doubled(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same for the doubling of x, by 16 products a pixel of x instead of 36.
+
+        Of 3x3 pixels of a doubling several are equal, so their weights are added up beforehand. What lies between small
+        rows r - 1 and r gives rows 2 r - 1 and 2 r; reflecting a doubling by one pixel repeats its border.
+        """
+        B, outputs, inputs = weight.shape[:3]
+        kernels = weight.reshape(-1, 9) @ PHASES.to(weight)
+        weight = kernels.view(B, outputs, inputs, 4, 2, 2).transpose(2, 3).reshape(B, 4 * outputs, inputs, 2, 2)
+        bias = bias if bias is None else bias.flatten().repeat_interleave(4)
+        x, weight = _rounded(x, weight)
+        x = F.pad(x, (1, 1, 1, 1), "replicate" if self.padding_mode == "reflect" else "constant")
+        y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1), bias, groups=len(x))
+        y = F.pixel_shuffle(y, 2)[..., 1:-1, 1:-1]
         return y.view(B, outputs, *y.shape[2:])
 
 
@@ -72,8 +114,10 @@ class Norm(nn.Module):
         self.slope = slope
         self.sharpness = sharpness
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Part) -> Part:
         """(B, C, H, W) -> same; weight and bias are (C,) or stacked (B, C)."""
+        if isinstance(x, Doubled):  # it has the mean and variance of the map that it is made of
+            return Doubled(self(x.small))
         weight, bias = (p.expand(x.shape[:2]).reshape(-1) for p in (self.weight, self.bias))
         flat = x.reshape(1, -1, *x.shape[2:])  # (1, B*C, H, W): every channel of every image is a group
         y = F.group_norm(flat, flat.shape[1], weight, bias)
@@ -84,10 +128,27 @@ class Norm(nn.Module):
         return y.view(x.shape)
 
 
-def upsample(x: Tensor, mode: str) -> Tensor:
+def _stored(part: Part) -> Tensor:
+    return part.small if isinstance(part, Doubled) else part
+
+
+def _whole(part: Part) -> Tensor:
+    return part.whole() if isinstance(part, Doubled) else part
+
+
+def _rounded(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Zero channels for grouped kernels, up to five times slower without: x (B, I, H, W), weight (B, O, I, k, k)."""
+    inputs = x.shape[1]
+    if len(x) == 1 or inputs <= 3 or inputs % 8 == 0:
+        return x, weight
+    more = (0, 0, 0, 0, 0, -inputs % 8)
+    return F.pad(x, more), F.pad(weight, more)
+
+
+def upsample(x: Tensor, mode: str) -> Part:
     """Twice the size: (B, C, H, W) -> (B, C, 2 H, 2 W); `mode` is one of UPSAMPLINGS."""
     if mode == "nearest":
-        return F.interpolate(x, scale_factor=2)
+        return Doubled(x)
     if max(x.shape[2:]) > BROAD:
         return F.interpolate(x, scale_factor=2, mode="bilinear")
     rows, columns = (_doubling(side, x) for side in x.shape[2:])

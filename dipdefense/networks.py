@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from dipdefense.layers import PADDINGS, UPSAMPLINGS, Conv, Norm, upsample
+from dipdefense.layers import PADDINGS, UPSAMPLINGS, Conv, Norm, Part, upsample
 
 __all__ = ["ARCHITECTURES", "Autoencoder", "SkipNet", "UNet"]
 
@@ -42,7 +42,7 @@ class Block(nn.Module):
         self.pool = nn.Identity() if pool is None else pool()
         self.norm = Norm(outputs, slope=0.2, sharpness=sharpness)
 
-    def forward(self, *parts: Tensor) -> Tensor:
+    def forward(self, *parts: Part) -> Tensor:
         """Parts (B, I_1, H, W) .. (B, I_n, H, W) -> (B, O, H, W), or half of H and W."""
         y: Tensor = self.norm(self.pool(self.conv(*parts)))
         return y
@@ -51,11 +51,13 @@ class Block(nn.Module):
 class Blocks(nn.Sequential):
     """Blocks one after another; the first takes the parts."""
 
-    def forward(self, *parts: Tensor) -> Tensor:
+    def forward(self, *parts: Part) -> Tensor:
         """Parts (B, I_1, H, W) .. (B, I_n, H, W) -> (B, O, H', W')."""
-        for block in self:
-            parts = (block(*parts),)
-        return parts[0]
+        first, *rest = self
+        x: Tensor = first(*parts)
+        for block in rest:
+            x = block(x)
+        return x
 
 
 class Norms(nn.ModuleList):
@@ -64,7 +66,7 @@ class Norms(nn.ModuleList):
     def __init__(self, parts: Sequence[int]):
         super().__init__(Norm(channels) for channels in parts)
 
-    def forward(self, *parts: Tensor) -> list[Tensor]:
+    def forward(self, *parts: Part) -> list[Part]:
         """Parts (B, I_1, H, W) .. (B, I_n, H, W) -> the same, normalised."""
         return [norm(part) for norm, part in zip(self, parts, strict=True)]
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from dipdefense import FitConfig, default_config, fit
@@ -43,7 +44,7 @@ class Point:
     iterations: int  # timed, after as many to warm up
 
 
-WIDE = FitConfig(architecture_options={"channels": [16, 32, 64, 128, 128], "skip_channels": 4})
+WIDE = {"channels": [16, 32, 64, 128, 128], "skip_channels": 4}
 POINTS = (
     Point(
         name="small grey",
@@ -59,7 +60,20 @@ POINTS = (
         batches=(1, 16, 64, 128),
         iterations=20,
     ),
-    Point(name="large", config=WIDE, shape=(3, 224, 224), batches=(1, 4, 8), iterations=5),
+    Point(
+        name="large",
+        config=FitConfig(architecture_options=WIDE | {"upsampling": "nearest"}),
+        shape=(3, 224, 224),
+        batches=(1, 4, 8),
+        iterations=5,
+    ),
+    Point(
+        name="large bilinear",
+        config=FitConfig(architecture_options=WIDE),
+        shape=(3, 224, 224),
+        batches=(1, 4, 8),
+        iterations=5,
+    ),
 )
 
 
@@ -79,8 +93,10 @@ def benchmark_speed(
     Returns:
         One row per point, precision (of the engine) and batch: `point, size, precision, batch, iterations`; `loop,
         compiled_loop, engine` (image-steps per second), `ratio` (engine / loop) and `ratio_compiled`, NaN if not
-        `compiled` or if torch finds no compiler; `gflop` (of an image-step, convolutions alone), `gflops` (achieved
-        per second), `matmul_gflops` (a product of large square matrices in that precision) and `share` of it;
+        `compiled` or if torch finds no compiler; `gflop` (of an image-step, convolutions alone, as the network is
+        written and the loop carries it out) and `gflop_engine` (what is left of them in the engine, zero channels not
+        counted); `gflops` (what the engine achieves of the latter per second), `matmul_gflops` (a product of large
+        square matrices in that precision) and `share` of it;
         `peak_gb` (memory that the engine's call adds, in GiB); `psnr_db` (the engine's first reconstruction after
         `iterations`, beside the eager loop's; equal in float64, while in float32 Adam magnifies the rounding
         of gradients near zero, and 30 dB are what rounding alone explains).
@@ -112,7 +128,7 @@ def _rows(
     seconds = seconds_per_step(calls, point.iterations, repeats, device)
     rates = {(name, B): B / seconds[name, B] for name, B in calls}
     eager, other = rates["loop", 1], rates.get(("compiled loop", 1), math.nan)
-    flop = _flop(point)
+    written, flop = _flop(point, stacked=False), _flop(point, stacked=True)
     for precision, B in engines:
         rate = rates[precision, B]
         yield {
@@ -126,7 +142,8 @@ def _rows(
             "engine": rate,
             "ratio": rate / eager,
             "ratio_compiled": rate / other,
-            "gflop": flop / 1e9,
+            "gflop": written / 1e9,
+            "gflop_engine": flop / 1e9,
             "gflops": rate * flop / 1e9,
             "matmul_gflops": matmul[precision] / 1e9,
             "share": rate * flop / matmul[precision],
@@ -221,13 +238,14 @@ def seconds_per_step(
     return seconds
 
 
-def _flop(point: Point) -> float:
-    """Floating-point operations of the convolutions in one step of one network, forward and backward."""
+def _flop(point: Point, *, stacked: bool) -> float:
+    """Floating-point operations of the convolutions in one step of one network, alone or as a stack of one."""
     with torch.device("meta"):  # counts, and computes nothing
         net = build_network(point.config, point.shape[0])
         z = torch.empty(1, point.config.input_channels, *point.shape[1:])
+    theta = {name: parameter[None] if stacked else parameter for name, parameter in net.named_parameters()}
     with FlopCounterMode(display=False) as counter:
-        torch.autograd.backward(net(z).square().mean())
+        torch.autograd.backward(functional_call(net, theta, (z,)).square().mean())
     counts = counter.get_flop_counts()["Global"]
     aten = torch.ops.aten
     return float(sum(counts[operator] for operator in (aten.convolution, aten.convolution_backward)))

@@ -18,9 +18,9 @@ from dipdefense import default_config, fit
 from dipdefense.problem import pose
 
 CONFIG = default_config((3, 32, 32))
-CALLS = 1620  # aten calls of a step of four networks: 1554.4 with torch 2.15
-FLOPS = 124e6  # operations of a step for one image of four: 120,111,104
-BYTES = 9.6e6  # of one image in a fit: 9,162,828
+CALLS = 1300  # aten calls of a step of four networks: 1249.4 with torch 2.15
+FLOPS = 97e6  # operations of a step for one image of four: 93,913,088
+BYTES = 9.2e6  # of one image in a fit: 8,843,340
 
 
 class Calls(TorchDispatchMode):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dipdefense.layers import BROAD, PADDINGS, UPSAMPLINGS, Conv, Norm, reflect, upsample
+from dipdefense.layers import BROAD, FOLDED, PADDINGS, UPSAMPLINGS, Conv, Doubled, Norm, reflect, upsample
 from dipdefense.networks import ARCHITECTURES
 
 PAD = {"reflection": "reflect", "zero": "constant"}  # our names -> those of F.pad
@@ -117,7 +117,50 @@ def test_a_new_norm_is_instance_norm():
 )
 def test_upsampling_is_that_of_torch_at_every_size(mode, size):
     x = rand(2, 3, *size)
-    assert_same(upsample(x, mode), F.interpolate(x, scale_factor=2, mode=mode), x)
+    y = upsample(x, mode)
+    assert isinstance(y, Doubled) == (mode == "nearest")
+    assert_same(y.whole() if isinstance(y, Doubled) else y, F.interpolate(x, scale_factor=2, mode=mode), x)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("inputs", [1, 8, 12])
+@pytest.mark.parametrize("size", [(14, 14), (2, 98), (13, 15), (4, 4)])  # the first two are folded
+@pytest.mark.parametrize(("networks", "rows"), [(1, 1), (3, 3), (3, 1)])
+def test_a_conv_of_a_doubling_is_that_of_the_map_itself(kernel, stride, padding, inputs, size, networks, rows):
+    """Alone, and beside a part with three channels and the bias."""
+    conv = Conv(inputs, 2, kernel, stride, padding)
+    bias, x = rand(networks, 2), rand(rows, inputs, *size, seed=1)
+    weight = rand(networks, 2, inputs, kernel, kernel, seed=2)
+    assert conv._folds(x) == (kernel == 3 and stride == 1 and size[0] * size[1] >= FOLDED)
+    whole = F.interpolate(x, scale_factor=2)
+    assert_same(stacked(conv, weight, bias, Doubled(x)), stacked(conv, weight, bias, whole), x, weight, bias)
+    other = rand(rows, 3, *whole.shape[2:], seed=3)
+    both = rand(networks, 2, 3 + inputs, kernel, kernel, seed=4)
+    assert_same(
+        stacked(conv, both, bias, other, Doubled(x)), stacked(conv, both, bias, other, whole), x, other, both, bias
+    )
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_a_conv_of_a_doubling_differentiates_twice(padding):
+    conv, x, weight = Conv(1, 1, 3, 1, padding), rand(1, 1, 14, 14), rand(1, 1, 1, 3, 3, seed=1)
+    direction = rand(1, 1, 28, 28, seed=2).detach()
+
+    def total(x: Tensor, weight: Tensor) -> Tensor:
+        return (direction * stacked(conv, weight, torch.zeros(1, 1).double(), Doubled(x)).square()).sum()
+
+    assert torch.autograd.gradcheck(total, (x, weight))
+    assert torch.autograd.gradgradcheck(total, (x, weight), fast_mode=True)
+
+
+def test_the_norm_of_a_doubling_is_that_of_the_map_itself():
+    x = rand(2, 3, 4, 5)
+    norm = Norm(3, slope=0.2).double()
+    normed = norm(Doubled(x))
+    assert isinstance(normed, Doubled)
+    assert_same(normed.whole(), norm(F.interpolate(x, scale_factor=2)), x, norm.weight, norm.bias)
 
 
 @REFLECTIONS

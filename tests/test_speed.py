@@ -9,7 +9,7 @@ import torch
 from dipdefense import FitConfig, fit
 from eval import speed
 from eval.metrics import psnr
-from eval.speed import Point, _peak_bytes, benchmark_speed, plain_loop, seconds_per_step
+from eval.speed import Point, _flop, _peak_bytes, benchmark_speed, plain_loop, seconds_per_step
 
 POINT = Point(
     name="tiny",
@@ -32,7 +32,7 @@ def test_one_row_a_precision_and_batch_and_the_flops_by_hand():
     table = benchmark_speed([POINT], repeats=2, compiled=False)
     identity = ["point", "size", "precision", "batch", "iterations"]
     rates = ["loop", "compiled_loop", "engine", "ratio", "ratio_compiled"]
-    counted = ["gflop", "gflops", "matmul_gflops", "share", "peak_gb", "psnr_db"]
+    counted = ["gflop", "gflop_engine", "gflops", "matmul_gflops", "share", "peak_gb", "psnr_db"]
     assert table.columns.tolist() == identity + rates + counted
     rows = table[identity].to_numpy().tolist()
     assert rows == [["tiny", "1x8x8", precision, B, 10] for precision in ("full", "bfloat16") for B in (1, 3)]
@@ -40,6 +40,7 @@ def test_one_row_a_precision_and_batch_and_the_flops_by_hand():
     encoder, decoder, output = 2 * 9 * 2 * 4 * 16, 2 * 9 * 4 * 4 * 64, 2 * 4 * 64
     # backward: weights and inputs, but for the encoder's input, which needs no gradient; upsampling counts nothing
     assert table["gflop"].to_numpy() * 1e9 == pytest.approx([2 * encoder + 3 * decoder + 3 * output] * 4)
+    assert table["gflop_engine"].tolist() == table["gflop"].tolist()  # bilinear upsampling saves none
     assert (table[["loop", "engine", "matmul_gflops"]] > 0).all(axis=None)
     assert table["peak_gb"].tolist() == [1, 3, 1, 3]
     assert table["ratio"].tolist() == pytest.approx((table["engine"] / table["loop"]).tolist())
@@ -48,6 +49,17 @@ def test_one_row_a_precision_and_batch_and_the_flops_by_hand():
     full, low = (table[table["precision"] == name]["psnr_db"] for name in ("full", "bfloat16"))
     assert full.min() > 60
     assert 15 < low.min() <= low.max() < full.min()
+
+
+def test_the_flops_that_nearest_upsampling_saves_by_hand():
+    """Encoder 3x3 2->4 to 16x16, decoder 3x3 4->4 and output 1x1 4->1 on 32x32; 16 of 36 products a small pixel."""
+    options = {"channels": [4], "upsampling": "nearest"}
+    config = FitConfig(architecture="autoencoder", architecture_options=options, input_channels=2)
+    nearest = Point(name="nearest", config=config, shape=(1, 32, 32), batches=(2,), iterations=2)
+    encoder, decoder, output = 2 * 9 * 2 * 4 * 256, 2 * 9 * 4 * 4 * 1024, 2 * 4 * 1024
+    assert _flop(nearest, stacked=False) == 2 * encoder + 3 * decoder + 3 * output
+    phases = 2 * 4 * 4 * 16 * 17 * 17  # of what lies between the small rows and columns, borders too
+    assert _flop(nearest, stacked=True) == 2 * encoder + 3 * phases + 3 * output
 
 
 def test_without_a_compiler_there_is_a_warning_and_no_rate(caplog):
