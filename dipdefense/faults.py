@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense.input_range import RANGES, accuracies, divergences, variations
+from dipdefense.looks import REFUSALS, see
+from dipdefense.presets import default_defence
 
 __all__ = ["NUMBERS", "REFUSALS", "Fault", "faults", "first_line"]
 
-# What a model raises that is given images of a size, a number or a dtype that it was not built for.
-REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 NUMBERS = (1, 2, 4, 8, 16, 32, 64)  # sizes of a batch that a model may have been built for
 PLAIN = next(iter(RANGES))  # images in [0, 1]
 
@@ -21,7 +21,7 @@ PLAIN = next(iter(RANGES))  # images in [0, 1]
 class Fault:
     """Something to change."""
 
-    name: str  # input, batch, output, softmax, sigmoid, training, random, gradient or range
+    name: str  # input, batch, output, softmax, sigmoid, training, random, gradient, range or size
     certain: bool  # False: a heuristic, which can be wrong
     message: str
 
@@ -68,6 +68,16 @@ def faults(
         yield from _one_by_one(net, images, output)
     yield from _blind(net, images)
     yield from _range(net, images, examples)
+    yield from _size(net, images)
+
+
+def _size(net: nn.Module, images: Tensor) -> Iterator[Fault]:
+    """Views of the default decision that it does not take."""
+    for view in default_defence(tuple(images.shape[1:]))[1].views:
+        try:
+            see(net, images, view)
+        except ValueError as error:
+            yield Fault("size", False, str(error))
 
 
 def _refusal(net: nn.Module, images: Tensor, error: BaseException) -> Fault:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
@@ -15,17 +16,30 @@ __all__ = [
     "check_views",
     "contradiction",
     "log_mean_softmax",
+    "see",
     "spread",
 ]
 
 Classify = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> logits (B, K)
 
-# An attack on the bare classifier is made for the image as it is, so a mirrored reconstruction keeps less of it.
-# For classes that do not mind mirroring: not for digits or text.
+STEP = 16  # pixels: sides that classifiers halve four times without a remainder
+
+
+def shrink(images: Tensor) -> Tensor:
+    """(B, C, H, W) -> four fifths of H and W, rounded to multiples of 16 pixels; up to 32 pixels nothing changes."""
+    size = [min(side, max(STEP, round(0.8 * side / STEP) * STEP)) for side in images.shape[2:]]
+    return images if size == list(images.shape[2:]) else F.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+# An attack on the bare classifier is made for the image as it is, so a mirrored or smaller reconstruction keeps less
+# of it. The mirror is for classes that do not mind it, not for digits or text; the smaller image for classifiers of
+# images of any size.
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda images: images,
     "mirror": lambda images: images.flip(3),
+    "small_mirror": lambda images: shrink(images.flip(3)),
 }
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of a size that a model is not for
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,27 @@ class Looks:
 
     bare: Tensor  # (B, K) logits of the input itself
     along: Tensor  # (S, B, K) logits of its reconstructions, over restarts, iterations and views
-    residual: Mapping[int, Tensor]  # iteration -> (B,) mean squared difference of reconstruction and input
+    residual: Mapping[int, Tensor]  # iteration -> (B, H, W) squared difference of reconstruction and input, mean of C
+
+
+def see(classify: Classify, images: Tensor, view: str) -> Tensor:
+    """Logits (B, K) of one of `VIEWS` of images (B, C, H, W).
+
+    Raises:
+        ValueError: the classifier refuses the size of the view.
+    """
+    seen = VIEWS[view](images)
+    try:
+        return classify(seen)
+    except REFUSALS as error:
+        if seen.shape == images.shape:
+            raise
+        h, w = seen.shape[2:]
+        raise ValueError(
+            f"classifier must take images of {h}x{w}, which the view {view!r} shows it, got {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''}: name a decision with other views, such as "
+            "dataclasses.replace(default_defence(shape)[1], views=('mirror',)) with the fit and tile beside it"
+        ) from error
 
 
 def log_mean_softmax(logits: Tensor) -> Tensor:

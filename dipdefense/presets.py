@@ -30,8 +30,13 @@ TRUST = Trust(
     threshold=0.1,
 )
 SMALL = 32  # pixels a side; TRUST was learnt on such images, and larger ones are cut into such tiles
-# Tiles of a photograph hold less than a small image, and are classified together: clean images need no Trust.
-LARGE = MeanSoftmax(iterations=(120, 140, 160), views=("mirror",))
+# So much of a photograph comes back, tile by tile, that clean images need no Trust. What a perturbation does to it
+# depends on its size in pixels even more than on its direction.
+LARGE = MeanSoftmax(
+    iterations=(100, 120, 140),
+    views=("small_mirror",),
+    suspicion=Suspicion(iterations=(60, 160), bias=14.6, doubt=0.49, early=-2.54, late=4.07, quiet=0.02),
+)
 LARGE_FIT = replace(TRAJECTORY, iterations=160)
 TILE = 64  # pixels a side, of a purifier alone; these small networks are slow to arrive on larger images
 

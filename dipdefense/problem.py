@@ -63,8 +63,6 @@ class Problem:
     def generate(self, theta: Mapping[str, Tensor], z: Tensor) -> Tensor:
         """f_theta(z): parameters (B, ...), z (1 or B, C_in, H', W') -> (B, C, H, W)."""
         low = {name: parameter.to(self.precision) for name, parameter in theta.items()}
-        if all(len(parameter) == 1 for parameter in low.values()):  # one network needs no stack: fewer, larger calls
-            low = {name: parameter[0] for name, parameter in low.items()}
         return self.network(low, z.to(self.precision))[self.crop].to(z.dtype)
 
     def operator(self, index: Tensor) -> Callable[[Tensor], Tensor]:

@@ -14,7 +14,7 @@ from dipdefense.decisions import DECISIONS, Decision, Last
 from dipdefense.fit import FitResult, Progress, fit
 from dipdefense.gradients import GRADIENTS, Fitted, Gradient, known_gradient, purification
 from dipdefense.images import check_images
-from dipdefense.looks import VIEWS, Looks
+from dipdefense.looks import Looks, see
 from dipdefense.presets import TILE, default_config, default_defence
 from dipdefense.tiles import cut, join
 from dipdefense.wrapper import Wrapper, apart
@@ -240,7 +240,7 @@ class DefendedClassifier(Wrapper):
         iterations = decision.looks(purifier.config_for(images).iterations)
         reconstructions, residual = self._reconstruct(purifier, images, decision, iterations)
         prepared = decision.prepare(self._classify, images, reconstructions)
-        along = [self._classify(VIEWS[view](look)) for look in prepared for view in decision.views]
+        along = [see(self._classify, look, view) for look in prepared for view in decision.views]
         looks = Looks(self._classify(images), torch.stack(along), residual)
         return looks, decision, prepared.detach().mean(0)
 
@@ -271,7 +271,7 @@ class DefendedClassifier(Wrapper):
         seen = sorted({*iterations, *decision.residuals})
         restarts = range(decision.restarts)
         frames = torch.stack([purifier.frames(images, seen, gradient=self.gradient, restart=r) for r in restarts])
-        residual = (frames - images).square().flatten(3).mean((0, 3))  # (T, B); frames (restarts, T, B, C, H, W)
+        residual = (frames - images).square().mean((0, 3))  # (T, B, H, W); frames (restarts, T, B, C, H, W)
         if known_gradient(self.gradient) is GRADIENTS["straight_through"]:
             residual = residual.detach()  # it does not change with the images, and the sign of a rounding is a step
         chosen = [seen.index(iteration) for iteration in iterations]

@@ -11,7 +11,7 @@ from skimage import restoration
 from torch import Tensor, nn
 
 from dipdefense import Decision, DefendedClassifier, Purifier
-from dipdefense.looks import VIEWS, Looks, contradiction, log_mean_softmax
+from dipdefense.looks import Looks, contradiction, log_mean_softmax, see
 from eval.attacked import describe_purifier
 from eval.clock import clock
 
@@ -90,7 +90,7 @@ class Filtered:
             filtering = clock(images.device) - start
             for views in self.views:
                 start = clock(images.device)
-                along = torch.stack([self.classifier(VIEWS[view](filtered)) for view in views])
+                along = torch.stack([see(self.classifier, filtered, view) for view in views])
                 logits, scores = log_mean_softmax(along), contradiction(bare, along)
                 seconds = glance + filtering + clock(images.device) - start
                 verdicts[Setting(viewed(self.name, views), strength)] = Verdict(logits, scores, seconds)
@@ -162,10 +162,10 @@ class OneFit:
         @cache
         def look(restart: int, iteration: int, view: str) -> tuple[Tensor, float]:
             start = clock(images.device)
-            logits = self.classifier(VIEWS[view](fits[restart][iterations.index(iteration)]))
+            logits = see(self.classifier, fits[restart][iterations.index(iteration)], view)
             return logits, clock(images.device) - start
 
-        residual = [(frames - images).square().flatten(2).mean(2) for frames in fits]  # (T, B) of each restart
+        residual = [(frames - images).square().mean(2) for frames in fits]  # (T, B, H, W) of each restart
         start = clock(images.device)
         bare, verdicts = self.classifier(images), {}
         glance = clock(images.device) - start
@@ -178,7 +178,7 @@ class OneFit:
                 seen = [look(r, i, v) for r in range(decision.restarts) for i in looks[setting] for v in decision.views]
                 start = clock(images.device)  # of a look that other settings share, the seconds of the first count
             else:
-                seen = [(self.classifier(VIEWS[v](image)), 0.0) for image in prepared for v in decision.views]
+                seen = [(see(self.classifier, image, v), 0.0) for image in prepared for v in decision.views]
             left = torch.stack(residual[: decision.restarts]).mean(0)
             what = Looks(
                 bare,

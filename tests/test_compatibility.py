@@ -221,7 +221,7 @@ def test_bytes_look_alike_to_what_expects_them():
 def test_random_weights_can_raise_a_false_doubt():
     """Documented: an untrained AlexNet looks like one that expects bytes."""
     torch.manual_seed(0)
-    assert names(alexnet(weights=None).eval(), (3, 64, 64)) == ["range"]
+    assert names(alexnet(weights=None).eval(), (3, 96, 96)) == ["range"]
 
 
 def test_a_batch_norm_that_never_trained_says_nothing():
@@ -329,3 +329,12 @@ def test_labels_tell_a_missing_normalisation(data):
     assert names(net, None, **examples) == []
     fault = only(net[1], None, **examples)
     assert fault.certain
+
+
+def test_a_classifier_of_one_size_refuses_a_view_of_the_default():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 48 * 48, 10)).eval()
+    (fault,) = (fault for fault in check_classifier(net, (3, 48, 48)).faults if fault.name == "size")
+    assert not fault.certain
+    assert "images of 32x32, which the view 'small_mirror' shows it" in fault.message
+    anything = nn.Sequential(nn.AdaptiveAvgPool2d(1), net[0], nn.Linear(3, 10)).eval()
+    assert "size" not in [fault.name for fault in check_classifier(anything, (3, 48, 48)).faults]

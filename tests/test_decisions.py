@@ -8,7 +8,9 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from dipdefense import (
     DECISIONS,
@@ -23,7 +25,7 @@ from dipdefense import (
     default_defence,
     defend,
 )
-from dipdefense.looks import VIEWS, Looks, contradiction, log_mean_softmax
+from dipdefense.looks import VIEWS, Looks, contradiction, log_mean_softmax, see
 
 TINY = FitConfig(
     architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=24, ema=0.5
@@ -166,18 +168,61 @@ def test_views():
     row = torch.arange(4.0).expand(1, 1, 4, 4)
     assert torch.equal(VIEWS["identity"](row), row)
     assert VIEWS["mirror"](row)[0, 0, 0].tolist() == [3, 2, 1, 0]
+    assert torch.equal(VIEWS["small_mirror"](row), row.flip(3))  # as small as it gets
+
+
+@pytest.mark.parametrize(
+    ("size", "smaller"), [((224, 224), (176, 176)), ((64, 300), (48, 240)), ((32, 32), (32, 32)), ((33, 17), (32, 16))]
+)
+def test_the_small_mirror_has_four_fifths_of_the_size_in_whole_sixteens(size, smaller):
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    seen = VIEWS["small_mirror"](images)
+    assert seen.shape == (2, 3, *smaller)
+    mirrored = [to_pil_image(image.flip(2)) for image in images]
+    wanted = [pil_to_tensor(image.resize(smaller[::-1], Image.Resampling.BILINEAR)) / 255 for image in mirrored]
+    torch.testing.assert_close(seen, torch.stack(wanted), rtol=0, atol=2 / 255)  # Pillow works in whole values
+
+
+def test_a_classifier_of_one_size_is_told_which_view_it_refuses():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 48 * 48, 2))
+    assert see(net, torch.rand(1, 3, 48, 48), "mirror").shape == (1, 2)
+    with pytest.raises(ValueError, match=r"images of 32x32, which the view 'small_mirror' shows.*views=\('mirror',\)"):
+        see(net, torch.rand(1, 3, 48, 48), "small_mirror")
+    with pytest.raises(RuntimeError):  # its own, where the view is not at fault
+        see(net, torch.rand(1, 3, 8, 8), "small_mirror")
+    with pytest.raises(ValueError, match="small_mirror"):
+        defend(net).detect(torch.rand(1, 3, 48, 48))
 
 
 def test_suspicion_by_hand():
     bare, along = torch.tensor([[2.0, 0.0]]), torch.tensor([[[0.0, 0.0]], [[math.log(3), 0.0]]])
-    residual = {3: torch.tensor([0.02]), 9: torch.tensor([0.005])}
+    residual = {3: torch.tensor([[[0.01, 0.03]]]), 9: torch.tensor([[[0.005, 0.005]]])}
     doubt = -math.log((0.5 + 0.75) / 2 + 1e-3)
     z = 1.5 + 0.5 * doubt - 2 * math.log(0.02) + 3 * math.log(0.005)
     suspicion = Suspicion(iterations=(3, 9), bias=1.5, doubt=0.5, early=-2, late=3)
     found = suspicion(Looks(bare, along, residual))
     torch.testing.assert_close(found, torch.tensor([1 / (1 + math.exp(-z))]))
-    perfect = {3: torch.zeros(1), 9: torch.zeros(1)}
+    perfect = {3: torch.zeros(1, 1, 2), 9: torch.zeros(1, 1, 2)}
     assert suspicion(Looks(bare, along, perfect)).isfinite().all()
+
+
+def test_a_quiet_suspicion_looks_at_the_quietest_blocks():
+    """Of 5x5 blocks of 4x4 pixels with residuals 1, 2, .., 25 the second is at eight hundredths; the border is over."""
+    blocks = torch.arange(25.0)[torch.randperm(25, generator=torch.Generator().manual_seed(0))].view(1, 5, 5) + 1
+    residual = blocks.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    residual = torch.nn.functional.pad(residual, (0, 3, 0, 2))
+    suspicion = Suspicion(iterations=(3, 9), bias=0.0, doubt=0.0, early=0.0, late=1.0, quiet=0.08)
+    found = suspicion(Looks(torch.zeros(1, 2), torch.zeros(1, 1, 2), {3: residual, 9: residual}))
+    torch.testing.assert_close(found, torch.tensor([2.0]).log().sigmoid())
+    everything = dataclasses.replace(suspicion, quiet=1.0)
+    found = everything(Looks(torch.zeros(1, 2), torch.zeros(1, 1, 2), {3: residual, 9: residual}))
+    torch.testing.assert_close(found, torch.tensor([25.0]).log().sigmoid())
+
+
+@pytest.mark.parametrize("quiet", [0, 1.1, -0.1, math.nan, "low"])
+def test_a_quantile_outside_of_its_range_is_refused(quiet):
+    with pytest.raises(ValueError, match="quiet must be"):
+        Suspicion(iterations=(3, 9), bias=0.0, doubt=0.0, early=0.0, late=1.0, quiet=quiet)
 
 
 def test_the_residual_is_that_of_the_reconstructions_over_the_restarts():
@@ -191,7 +236,7 @@ def test_the_residual_is_that_of_the_reconstructions_over_the_restarts():
     decision = Spy(LOOKS, restarts=2, suspicion=SUSPICION)
     defend(Linear(), TINY, seed=3, decision=decision).detect(images())
     frames = torch.stack([Purifier(TINY, seed=seed).trajectory(images(), (8, 20)) for seed in (3, 4)])
-    wanted = (frames - images()).square().mean((0, 3, 4, 5))
+    wanted = (frames - images()).square().mean((0, 3))
     for row, iteration in zip(wanted, (8, 20), strict=True):
         torch.testing.assert_close(seen[0][iteration], row)
 
