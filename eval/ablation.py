@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dipdefense import FitConfig, Progress, fit, masked_mse
+from dipdefense.config import configuration_hash
 from dipdefense.images import check_images
 from dipdefense.inputs import INPUTS
 from dipdefense.losses import Loss
@@ -23,7 +24,7 @@ from dipdefense.problem import Degrade
 from eval.denoising import SMALL
 from eval.metrics import psnr, ssim
 from eval.noise import gaussian, generator_of
-from eval.records import Record, Run, configuration_hash, digest, write_whole
+from eval.records import Record, Run, digest, write_whole
 from eval.scores import mean_interval
 
 __all__ = ["FIXED", "OWN", "Task", "benchmark_ablation", "build_tasks", "variants"]

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from attacks.adaptive import COSTS, LADDER, Climb, Query, Rung
 from dipdefense import DefendedClassifier
+from dipdefense.config import configuration_hash
 from dipdefense.problem import pose
 from dipdefense.unroll import unroll_bytes
 from eval.attacked import RunConfig, check_run, describe_purifier, fingerprint, identify
 from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.peak import peak_bytes
-from eval.records import Record, Run, configuration_hash, write_whole
+from eval.records import Record, Run, write_whole
 from eval.worst_case import QUERIES, tabulate
 
 __all__ = ["AdaptiveConfig", "evaluate_adaptive"]

@@ -118,9 +118,10 @@ def identify(images: Tensor, labels: Tensor, index: Tensor) -> list[Record]:
 
 def describe_purifier(purifier: Purifier, images: Tensor) -> dict[str, Any]:
     """All that the fits to images of this shape, (B, C, H, W), depend on, in plain values."""
+    drawn = purifier if purifier.seed is not None else purifier.variant(seed=0)  # numbers drawn from a seed: one draw
     return {
         "purifier": f"{type(purifier).__module__}.{type(purifier).__qualname__}",
-        "fit": asdict(purifier.config_for(images)),
+        "fit": asdict(drawn.config_for(images)),
         "fit_seed": purifier.seed,
         "tile": purifier.tile_for(images),
     }

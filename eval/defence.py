@@ -17,11 +17,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from dipdefense.config import configuration_hash
 from eval.attacked import RunConfig, check_run, craft, fingerprint, identify
 from eval.curves import save_curves, save_rocs
 from eval.datasets import ImageDataset
 from eval.intervals import paired_bootstrap, wilson
-from eval.records import Record, Run, configuration_hash, write_whole
+from eval.records import Record, Run, write_whole
 from eval.roc import detection_table
 from eval.verdicts import Method, Setting, Verdict
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dipdefense.config import configuration_hash
 from dipdefense.images import read_image, write_image
-from eval.records import Record, configuration_hash
+from eval.records import Record
 from eval.sheet import save_sheet
 
 __all__ = ["KEY", "SHOWN", "keep_picture", "save_denoised"]

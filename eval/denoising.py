@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from dipdefense import FitConfig
+from dipdefense.config import configuration_hash
 from dipdefense.images import check_images
 from eval.candidates import CANDIDATES, fit_candidates
 from eval.clock import clock
@@ -28,7 +29,7 @@ from eval.denoised import KEY, SHOWN, keep_picture
 from eval.denoisers import DENOISERS, estimated_sigma
 from eval.metrics import psnr, ssim
 from eval.noise import NOISES, generator_of
-from eval.records import Record, Run, configuration_hash, digest
+from eval.records import Record, Run, digest
 from eval.scores import write_scores
 
 __all__ = ["METHODS", "SMALL", "benchmark_denoising"]

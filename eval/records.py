@@ -9,14 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Record", "Records", "Run", "append_records", "configuration_hash", "digest", "read_records", "write_whole"]
+__all__ = ["Record", "Records", "Run", "append_records", "digest", "read_records", "write_whole"]
 
 Record = dict[str, Any]
-
-
-def configuration_hash(configuration: dict[str, Any]) -> str:
-    """Sixteen hex digits that name a configuration of plain values, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def digest(image: Tensor) -> str:

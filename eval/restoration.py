@@ -20,9 +20,10 @@ from torch import Tensor
 
 import dipdefense
 from dipdefense import FitConfig
+from dipdefense.config import configuration_hash
 from dipdefense.images import read_image, write_image
 from dipdefense.tasks import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
-from eval.records import Record, Run, configuration_hash, write_whole
+from eval.records import Record, Run, write_whole
 from eval.restored import FIGURES, score_restored
 from eval.scenes import SCENES, Scene, by_pillow
 from eval.sheet import save_sheet

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense import Decision, DefendedClassifier, Purifier
+from dipdefense.config import configuration_hash
 from eval.attacked import (
     CRAFTED_ON,
     RunConfig,
@@ -24,7 +25,7 @@ from eval.attacked import (
 from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.metrics import psnr, ssim
-from eval.records import Record, Records, configuration_hash
+from eval.records import Record, Records
 
 __all__ = ["KEY", "Defence", "Scoring"]
 

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from dipdefense import FitConfig, Purifier
+from dipdefense.config import configuration_hash
 from dipdefense.scale import Cluster
 from dipdefense.scale.cluster import compute
 from dipdefense.scale.plan import Plan
@@ -20,7 +21,7 @@ from eval.attacked import RunConfig
 from eval.baselines import BASELINES
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
-from eval.records import Record, Records, configuration_hash
+from eval.records import Record, Records
 from eval.robustness import begin, finish
 from eval.scoring import KEY, Scoring
 

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from dipdefense import STOPPING_RULES, FitConfig, fit
+from dipdefense.config import configuration_hash
 from dipdefense.images import check_images
 from dipdefense.stopping import StoppingRule
 from eval.intervals import paired_bootstrap
 from eval.metrics import psnr
 from eval.noise import LEVELS, NOISES, generator_of
-from eval.records import Record, Run, configuration_hash, digest, write_whole
+from eval.records import Record, Run, digest, write_whole
 from eval.watch import Watch, build, plain_name
 
 __all__ = ["benchmark_stopping", "summarise_stopping"]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from eval.records import Run, append_records, configuration_hash, read_records, write_whole
+from dipdefense.config import configuration_hash
+from eval.records import Run, append_records, read_records, write_whole
 
 
 def test_round_trip_and_torn_last_line(tmp_path):

@@ -4,14 +4,17 @@ import copy
 import dataclasses
 import json
 import math
+import secrets
 from functools import partial
 
 import pandas as pd
 import pytest
+import torch
 from torch import nn
 
 from dipdefense import FitConfig, Purifier
 from eval import RunConfig, evaluate_robustness
+from eval.attacked import describe_purifier
 from eval.baselines import gaussian_blur
 from eval.classifiers import Normalize, load_classifier
 from eval.datasets import load_dataset
@@ -224,3 +227,16 @@ def test_bad_runs_are_refused(tmp_path, classifier, digits):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         run(classifier, digits, tmp_path / "file" / "below")
+
+
+def test_a_purifier_that_draws_its_numbers_is_described_alike_at_every_start():
+    class Drawing(Purifier):
+        def config_for(self, images):
+            seed = secrets.randbits(32) if self.seed is None else self.seed
+            return dataclasses.replace(QUICK, iterations=2 + seed % 1000)
+
+    images = torch.zeros(1, 1, 8, 8)
+    first, again = (describe_purifier(Drawing(seed=None), images) for _ in range(2))
+    assert first == again
+    assert first["fit_seed"] is None
+    assert describe_purifier(Drawing(seed=5), images)["fit"]["iterations"] == 7

@@ -1,11 +1,11 @@
 """What a run is cut into, before anything is computed: shards of fixed size and name, the same at every start."""
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
+from dipdefense.config import configuration_hash
 from dipdefense.scale.storage import Storage
 
 __all__ = ["Plan"]
@@ -57,7 +57,7 @@ class Plan:
             ValueError: the folder belongs to another run (the message says what differs), or holds other files.
         """
         settings = json.loads(json.dumps(settings | {"images": self.images, "shard_size": self.shard_size}))
-        mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        mark = configuration_hash(settings)
         found = folder.sizes()
         shards = found.keys() - {FILE}
         if not shards:  # nothing was made yet, perhaps since the settings were wrong
