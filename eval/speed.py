@@ -45,40 +45,31 @@ class Point:
 
 
 WIDE = {"channels": [16, 32, 64, 128, 128], "skip_channels": 4}
-POINTS = (
-    Point(
-        name="small grey",
-        config=default_config((1, 32, 32)),
-        shape=(1, 32, 32),
-        batches=(1, 16, 64, 128),
-        iterations=20,
-    ),
-    Point(
-        name="small colour",
-        config=default_config((3, 32, 32)),
-        shape=(3, 32, 32),
-        batches=(1, 16, 64, 128),
-        iterations=20,
-    ),
-    Point(
-        name="large",
-        config=FitConfig(architecture_options=WIDE | {"upsampling": "nearest"}),
-        shape=(3, 224, 224),
-        batches=(1, 4, 8),
-        iterations=5,
-    ),
-    Point(
-        name="large bilinear",
-        config=FitConfig(architecture_options=WIDE),
-        shape=(3, 224, 224),
-        batches=(1, 4, 8),
-        iterations=5,
-    ),
-)
+
+
+def _points(small: Sequence[int], large: Sequence[int]) -> tuple[Point, ...]:
+    """The defaults of small images, and five scales over large ones, at these batch sizes."""
+    nearest, bilinear = (
+        FitConfig(architecture_options=WIDE | {"upsampling": mode}) for mode in ("nearest", "bilinear")
+    )
+    grey, colour, photo = (1, 32, 32), (3, 32, 32), (3, 224, 224)
+    return (
+        Point(name="small grey", config=default_config(grey), shape=grey, batches=small, iterations=20),
+        Point(name="small colour", config=default_config(colour), shape=colour, batches=small, iterations=20),
+        Point(name="large", config=nearest, shape=photo, batches=large, iterations=5),
+        Point(name="large bilinear", config=bilinear, shape=photo, batches=large, iterations=5),
+    )
+
+
+PUBLISHED = Point(name="published", config=FitConfig(), shape=(3, 512, 512), batches=(1,), iterations=20)
+POINTS = {  # by the type of the device
+    "cpu": _points(small=(1, 16, 64, 128), large=(1, 4, 8)),
+    "cuda": (*_points(small=(1, 64, 512), large=(1, 8, 64)), PUBLISHED),
+}
 
 
 def benchmark_speed(
-    points: Sequence[Point] = POINTS,
+    points: Sequence[Point] | None = None,
     *,
     device: str | torch.device = "cpu",
     repeats: int = 3,
@@ -87,11 +78,12 @@ def benchmark_speed(
     """Time the engine and two plain loops in turn, on random images, `repeats` times.
 
     The loops fit one network after the other in float32 (see `plain_loop`), so that their rate does not depend on
-    the number of images. On the CPU the memory is measured in processes of their own: a script must call this below
-    `if __name__ == "__main__"`.
+    the number of images. Without points, `POINTS` has those of the device. On the CPU the memory is measured in
+    processes of their own: a script must call this below `if __name__ == "__main__"`. On CUDA the engine is timed
+    compiled, too (on the CPU that is known to be slower).
 
     Returns:
-        One row per point, precision (of the engine) and batch: `point, size, precision, batch, iterations`; `loop,
+        One row per point, engine and batch: `point, size, precision, compiled, batch, iterations`; `loop,
         compiled_loop, engine` (image-steps per second), `ratio` (engine / loop) and `ratio_compiled`, NaN if not
         `compiled` or if torch finds no compiler; `gflop` (of an image-step, convolutions alone, as the network is
         written and the loop carries it out) and `gflop_engine` (what is left of them in the engine, zero channels not
@@ -109,6 +101,7 @@ def benchmark_speed(
         raise ValueError(f"device must be cpu or cuda, got {device}")
     precisions = [name for name in PRECISIONS if name != "tf32" or device.type == "cuda"]
     matmul = {precision: _matmul_flops(device, precision) for precision in precisions}
+    points = POINTS[device.type] if points is None else points
     return pd.DataFrame(row for point in points for row in _rows(point, device, matmul, repeats, compiled))
 
 
@@ -119,22 +112,27 @@ def _rows(
     images = _images(point.shape, max(point.batches)).to(device)
     loop = plain_loop(images[0], point.config)
     reference = loop(point.iterations)
-    configs = {precision: dataclasses.replace(point.config, precision=precision) for precision in matmul}
-    engines = {(p, B): partial(_engine, images[:B], config) for p, config in configs.items() for B in point.batches}
+    configs = {
+        (precision, whole): dataclasses.replace(point.config, precision=precision, compile=whole)
+        for precision in matmul
+        for whole in ((False, True) if device.type == "cuda" and compiled else (False,))
+    }
+    engines = {(*k, B): partial(_engine, images[:B], config) for k, config in configs.items() for B in point.batches}
     quality = {name: psnr(call(point.iterations)[:1], reference).item() for name, call in engines.items()}
-    calls: dict[tuple[str, int], Callable[[int], object]] = {("loop", 1): loop, **engines}
+    calls: dict[tuple[str, bool, int], Callable[[int], object]] = {("loop", False, 1): loop, **engines}
     if compiled and (faster := _compiled_loop(images[0], point)):
-        calls["compiled loop", 1] = faster
+        calls["loop", True, 1] = faster
     seconds = seconds_per_step(calls, point.iterations, repeats, device)
-    rates = {(name, B): B / seconds[name, B] for name, B in calls}
-    eager, other = rates["loop", 1], rates.get(("compiled loop", 1), math.nan)
+    rates = {name: name[-1] / taken for name, taken in seconds.items()}
+    eager, other = rates["loop", False, 1], rates.get(("loop", True, 1), math.nan)
     written, flop = _flop(point, stacked=False), _flop(point, stacked=True)
-    for precision, B in engines:
-        rate = rates[precision, B]
+    for precision, whole, B in engines:
+        rate = rates[precision, whole, B]
         yield {
             "point": point.name,
             "size": "x".join(map(str, point.shape)),
             "precision": precision,
+            "compiled": whole,
             "batch": B,
             "iterations": point.iterations,
             "loop": eager,
@@ -147,8 +145,8 @@ def _rows(
             "gflops": rate * flop / 1e9,
             "matmul_gflops": matmul[precision] / 1e9,
             "share": rate * flop / matmul[precision],
-            "peak_gb": _peak_bytes(images[:B], configs[precision]) / 2**30,
-            "psnr_db": quality[precision, B],
+            "peak_gb": _peak_bytes(images[:B], configs[precision, whole]) / 2**30,
+            "psnr_db": quality[precision, whole, B],
         }
 
 

@@ -30,12 +30,12 @@ def quick(monkeypatch):
 
 def test_one_row_a_precision_and_batch_and_the_flops_by_hand():
     table = benchmark_speed([POINT], repeats=2, compiled=False)
-    identity = ["point", "size", "precision", "batch", "iterations"]
+    identity = ["point", "size", "precision", "compiled", "batch", "iterations"]
     rates = ["loop", "compiled_loop", "engine", "ratio", "ratio_compiled"]
     counted = ["gflop", "gflop_engine", "gflops", "matmul_gflops", "share", "peak_gb", "psnr_db"]
     assert table.columns.tolist() == identity + rates + counted
     rows = table[identity].to_numpy().tolist()
-    assert rows == [["tiny", "1x8x8", precision, B, 10] for precision in ("full", "bfloat16") for B in (1, 3)]
+    assert rows == [["tiny", "1x8x8", precision, False, B, 10] for precision in ("full", "bfloat16") for B in (1, 3)]
     # 2 FLOP a multiply-add: encoder 3x3 2->4 on 4x4, decoder 3x3 4->4 and output 1x1 4->1 on 8x8
     encoder, decoder, output = 2 * 9 * 2 * 4 * 16, 2 * 9 * 4 * 4 * 64, 2 * 4 * 64
     # backward: weights and inputs, but for the encoder's input, which needs no gradient; upsampling counts nothing
