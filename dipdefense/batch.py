@@ -68,7 +68,7 @@ class Batch:
         runs = lengths.tolist()
 
         def split(tensors: Iterable[Tensor]) -> list[Tensor]:
-            if len(runs) == 1:  # nobody ever returned
+            if len(runs) == 1:  # all stand at one step count
                 return list(tensors)
             return [part for tensor in tensors for part in torch.split_with_sizes(tensor, runs)]
 

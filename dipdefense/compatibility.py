@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dipdefense.faults import NUMBERS, REFUSALS, Fault, faults, first_line
+from dipdefense.faults import NUMBERS, Fault, faults
 from dipdefense.images import check_images
 from dipdefense.input_range import natural_images
+from dipdefense.refusals import REFUSALS, first_line
 
 __all__ = ["Compatibility", "check_classifier"]
 

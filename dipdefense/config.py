@@ -1,8 +1,6 @@
 """The numbers of one fit."""
 
-import hashlib
 import inspect
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ from dipdefense.networks import ARCHITECTURES
 from dipdefense.pixels import Pixels
 from dipdefense.stopping import STOPPING_RULES, StoppingRule
 
-__all__ = ["GENERATORS", "PRECISIONS", "FitConfig", "build_network", "build_rule", "configuration_hash"]
+__all__ = ["GENERATORS", "PRECISIONS", "FitConfig", "build_network", "build_rule"]
 
 GENERATORS: dict[str, type[nn.Module]] = {**ARCHITECTURES, "pixels": Pixels}
 PRECISIONS = ("full", "tf32", "bfloat16")  # full: that of the images, and on CUDA without TF32
@@ -113,8 +111,3 @@ def _check_options(name: str, make: type, options: Mapping[str, Any]) -> None:
     for option in options:
         if option not in known:
             raise ValueError(f"{name} must be given options among {', '.join(known) or '(none)'}, got {option!r}")
-
-
-def configuration_hash(configuration: Mapping[str, Any]) -> str:
-    """Sixteen hex digits that name a configuration of plain values, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()[:16]

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense.input_range import RANGES, accuracies, divergences, variations
-from dipdefense.looks import REFUSALS, see
+from dipdefense.looks import see
 from dipdefense.presets import default_defence
+from dipdefense.refusals import REFUSALS, first_line
 
-__all__ = ["NUMBERS", "REFUSALS", "Fault", "faults", "first_line"]
+__all__ = ["NUMBERS", "Fault", "faults"]
 
 NUMBERS = (1, 2, 4, 8, 16, 32, 64)  # sizes of a batch that a model may have been built for
 PLAIN = next(iter(RANGES))  # images in [0, 1]
@@ -240,8 +241,3 @@ def _misread(certain: bool, evidence: str) -> Fault:
         certain,
         f"classifier {verb} expect images in [0, 1], but {evidence}: make its scaling or normalisation the first layer",
     )
-
-
-def first_line(error: BaseException | None) -> str:
-    """Kind and first line of an error."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -19,10 +19,6 @@ PADDINGS: dict[str, Literal["reflect", "zeros"]] = {"reflection": "reflect", "ze
 UPSAMPLINGS = ("bilinear", "nearest")
 BROAD = 64  # input pixels a side from which torch's own bilinear upsampling beats a matrix product
 FOLDED = 14 * 14  # pixels from which a convolution of their doubling is cheaper by phases than carried out
-# Row t of a 3x3 kernel meets rows of small pixels: in odd rows of the doubling w0 and w1 the one above, w2 the one
-# below; in even rows w0 the one above, w1 and w2 the one below.
-ROWS = torch.tensor([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])  # [t, phase, row]
-PHASES = torch.einsum("yar,xbc->yxabrc", ROWS, ROWS).reshape(9, 16)  # 3x3 kernel -> 2x2 phases of 2x2 pixels
 
 
 @dataclass(frozen=True)
@@ -89,12 +85,11 @@ class Conv(nn.Conv2d):
         Of 3x3 pixels of a doubling several are equal, so their weights are added up beforehand. What lies between small
         rows r - 1 and r gives rows 2 r - 1 and 2 r; reflecting a doubling by one pixel repeats its border.
         """
-        B, outputs, inputs = weight.shape[:3]
-        kernels = weight.reshape(-1, 9) @ PHASES.to(weight)
-        weight = kernels.view(B, outputs, inputs, 4, 2, 2).transpose(2, 3).reshape(B, 4 * outputs, inputs, 2, 2)
+        B, outputs = weight.shape[:2]
+        weight = torch.stack([phase for rows in _halve(weight, -2) for phase in _halve(rows, -1)], 2).flatten(1, 2)
         bias = bias if bias is None else bias.flatten().repeat_interleave(4)
         x, weight = _rounded(x, weight)
-        x = F.pad(x, (1, 1, 1, 1), "replicate" if self.padding_mode == "reflect" else "constant")
+        x = _repeat(x) if self.padding_mode == "reflect" else F.pad(x, (1, 1, 1, 1))
         y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1), bias, groups=len(x))
         y = F.pixel_shuffle(y, 2)[..., 1:-1, 1:-1]
         return y.view(B, outputs, *y.shape[2:])
@@ -145,6 +140,12 @@ def _rounded(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return F.pad(x, more), F.pad(weight, more)
 
 
+def _halve(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The two weights that are left of three along dim, at odd and at even places of a doubling."""
+    first, middle, last = weight.unbind(dim)
+    return torch.stack([first + middle, last], dim), torch.stack([first, middle + last], dim)
+
+
 def upsample(x: Tensor, mode: str) -> Part:
     """Twice the size: (B, C, H, W) -> (B, C, 2 H, 2 W); `mode` is one of UPSAMPLINGS."""
     if mode == "nearest":
@@ -159,6 +160,12 @@ def _doubling(side: int, like: Tensor) -> Tensor:
     """Linear interpolation to twice the length, as a matrix (2 n, n)."""
     eye = torch.eye(side, dtype=like.dtype, device=like.device)
     return F.interpolate(eye[None], scale_factor=2, mode="linear")[0].T
+
+
+def _repeat(x: Tensor) -> Tensor:
+    """Continue images by one pixel equal to their border: (B, C, H, W) -> (B, C, H + 2, W + 2)."""
+    padded: Tensor = _Repeat.apply(x)
+    return padded
 
 
 def reflect(x: Tensor, width: int) -> Tensor:
@@ -185,3 +192,21 @@ class _Reflect(torch.autograd.Function):
         y[..., p + 1 : 2 * p + 1] += y[..., :p].flip(-1)
         y[..., -2 * p - 1 : -p - 1] += y[..., -p:].flip(-1)
         return y[..., p:-p], None
+
+
+class _Repeat(torch.autograd.Function):
+    """Replication padding with such a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return F.pad(x, (1, 1, 1, 1), "replicate")
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """What lies beyond the border goes to it."""
+        y = gradient[..., 1:-1, :].clone()
+        y[..., 0, :] += gradient[..., 0, :]
+        y[..., -1, :] += gradient[..., -1, :]
+        y[..., 1] += y[..., 0]
+        y[..., -2] += y[..., -1]
+        return y[..., 1:-1]

@@ -4,8 +4,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dipdefense.refusals import REFUSALS, first_line
 
 __all__ = [
     "VIEWS",
@@ -26,9 +29,12 @@ STEP = 16  # pixels: sides that classifiers halve four times without a remainder
 
 
 def shrink(images: Tensor) -> Tensor:
-    """(B, C, H, W) -> four fifths of H and W, rounded to multiples of 16 pixels; up to 32 pixels nothing changes."""
-    size = [min(side, max(STEP, round(0.8 * side / STEP) * STEP)) for side in images.shape[2:]]
-    return images if size == list(images.shape[2:]) else F.interpolate(images, size, mode="bilinear", antialias=True)
+    """(B, C, H, W) -> each side above 32 pixels at four fifths, rounded to a multiple of 16."""
+    size = [side if side <= 2 * STEP else round(0.8 * side / STEP) * STEP for side in images.shape[2:]]
+    if size == list(images.shape[2:]):
+        return images
+    small = F.interpolate(images, size, mode="bilinear", antialias=True)
+    return small + (small.clamp(0, 1) - small).detach()  # rounding leaves [0, 1], where a clamp would cut the gradient
 
 
 # An attack on the bare classifier is made for the image as it is, so a mirrored or smaller reconstruction keeps less
@@ -39,7 +45,6 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "mirror": lambda images: images.flip(3),
     "small_mirror": lambda images: shrink(images.flip(3)),
 }
-REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of a size that a model is not for
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,15 @@ def see(classify: Classify, images: Tensor, view: str) -> Tensor:
     seen = VIEWS[view](images)
     try:
         return classify(seen)
+    except torch.OutOfMemoryError:
+        raise
     except REFUSALS as error:
         if seen.shape == images.shape:
             raise
-        h, w = seen.shape[2:]
         raise ValueError(
-            f"classifier must take images of {h}x{w}, which the view {view!r} shows it, got {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}: name a decision with other views, such as "
-            "dataclasses.replace(default_defence(shape)[1], views=('mirror',)) with the fit and tile beside it"
+            f"classifier must take images of {seen.shape[2]}x{seen.shape[3]}, which the view {view!r} shows it, "
+            f"got {first_line(error)}: let its first layer resize, or name a decision without that view, as "
+            "docs/wrap.md shows"
         ) from error
 
 

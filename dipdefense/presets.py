@@ -30,8 +30,8 @@ TRUST = Trust(
     threshold=0.1,
 )
 SMALL = 32  # pixels a side; TRUST was learnt on such images, and larger ones are cut into such tiles
-# So much of a photograph comes back, tile by tile, that clean images need no Trust. What a perturbation does to it
-# depends on its size in pixels even more than on its direction.
+# So much of a photograph comes back, tile by tile, that clean images need no Trust. A perturbation is made for one
+# size: shown smaller, a reconstruction keeps even less of it than shown mirrored.
 LARGE = MeanSoftmax(
     iterations=(100, 120, 140),
     views=("small_mirror",),

@@ -14,7 +14,7 @@ from dipdefense.decisions import DECISIONS, Decision, Last
 from dipdefense.fit import FitResult, Progress, fit
 from dipdefense.gradients import GRADIENTS, Fitted, Gradient, known_gradient, purification
 from dipdefense.images import check_images
-from dipdefense.looks import Looks, see
+from dipdefense.looks import VIEWS, Looks, see
 from dipdefense.presets import TILE, default_config, default_defence
 from dipdefense.tiles import cut, join
 from dipdefense.wrapper import Wrapper, apart
@@ -237,11 +237,13 @@ class DefendedClassifier(Wrapper):
         purifier, decision = self.plan(images)
         if purifier.seed is None:  # drawn here, so that all that a derived class makes of it is of one draw
             purifier = purifier.variant(seed=secrets.randbits(32))
+        bare = self._classify(images)  # before the fit: what is wrong with the classifier is said at once
+        self._check_views(images, decision, bare)
         iterations = decision.looks(purifier.config_for(images).iterations)
         reconstructions, residual = self._reconstruct(purifier, images, decision, iterations)
         prepared = decision.prepare(self._classify, images, reconstructions)
         along = [see(self._classify, look, view) for look in prepared for view in decision.views]
-        looks = Looks(self._classify(images), torch.stack(along), residual)
+        looks = Looks(bare, torch.stack(along), residual)
         return looks, decision, prepared.detach().mean(0)
 
     def variant(self, *, seed: int | None, gradient: str | Gradient) -> Self:
@@ -277,6 +279,18 @@ class DefendedClassifier(Wrapper):
         chosen = [seen.index(iteration) for iteration in iterations]
         return frames[:, chosen].flatten(0, 1), {i: residual[seen.index(i)] for i in decision.residuals}
 
+    @torch.no_grad()
+    def _check_views(self, images: Tensor, decision: Decision, bare: Tensor) -> None:
+        """Refuse a classifier that does not take the size of a view, or has other classes there."""
+        for view in decision.views:
+            if VIEWS[view](images[:1]).shape != images[:1].shape:
+                classes = see(self._classify, images[:1], view).shape[1]
+                if classes != bare.shape[1]:
+                    raise ValueError(
+                        f"classifier must have {bare.shape[1]} classes for images of every size, got {classes} for the "
+                        f"view {view!r}: pool to a fixed size before its last layer"
+                    )
+
     def _classify(self, images: Tensor) -> Tensor:
         logits = self.classifier(images)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
@@ -302,7 +316,10 @@ def defend(
     their shape (C, H, W). A fault raises ValueError, a doubt warns.
     """
     if check is not False:
-        check_classifier(classifier, None if check is True else check).report()
+        found = check_classifier(classifier, None if check is True else check)
+        if config is not None or decision is not None:  # the views of the default are not asked for
+            found = replace(found, faults=tuple(fault for fault in found.faults if fault.name != "size"))
+        found.report()
     return DefendedClassifier(classifier, Purifier(config, seed=seed), gradient=gradient, decision=decision)
 
 

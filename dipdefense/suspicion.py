@@ -24,8 +24,8 @@ class Suspicion:
     c is -log of the mean probability that the looks along the fit give to the bare prediction, r_t the mean squared
     difference of input and reconstruction at iteration t. The residual of a natural image keeps falling along a fit;
     a perturbation is noise to the generator, and what it adds to the residual stays. With `quiet`, r_t is that
-    quantile of the means over blocks of 4x4 pixels: the quietest part of a photograph, where texture does not hide
-    a perturbation.
+    quantile of the means over whole blocks of 4x4 pixels: the quietest part of a photograph, where texture does not
+    hide a perturbation.
 
     The numbers hold for one fit (network, iterations, images) and are learnt on images that no figure comes from; a
     clean image with noise as strong as a perturbation looks just as suspicious. Where the purification counts as the
@@ -68,5 +68,5 @@ class Suspicion:
         """(B, H, W) -> (B,)."""
         if self.quiet is None:
             return residual.flatten(1).mean(1)
-        blocks = F.avg_pool2d(residual[:, None], BLOCK).flatten(1)
+        blocks = F.avg_pool2d(residual[:, None], [min(BLOCK, side) for side in residual.shape[1:]]).flatten(1)
         return blocks.kthvalue(math.ceil(self.quiet * blocks.shape[1]), dim=1).values

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dipdefense import FitConfig, Progress, fit, masked_mse
-from dipdefense.config import configuration_hash
+from dipdefense.digest import configuration_hash
 from dipdefense.images import check_images
 from dipdefense.inputs import INPUTS
 from dipdefense.losses import Loss

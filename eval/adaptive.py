@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from attacks.adaptive import COSTS, LADDER, Climb, Query, Rung
 from dipdefense import DefendedClassifier
-from dipdefense.config import configuration_hash
+from dipdefense.digest import configuration_hash
 from dipdefense.problem import pose
 from dipdefense.unroll import unroll_bytes
 from eval.attacked import RunConfig, check_run, describe_purifier, fingerprint, identify

@@ -123,7 +123,7 @@ def describe_purifier(purifier: Purifier, images: Tensor) -> dict[str, Any]:
         "purifier": f"{type(purifier).__module__}.{type(purifier).__qualname__}",
         "fit": asdict(drawn.config_for(images)),
         "fit_seed": purifier.seed,
-        "tile": purifier.tile_for(images),
+        "tile": drawn.tile_for(images),
     }
 
 

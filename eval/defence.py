@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from dipdefense.config import configuration_hash
+from dipdefense.digest import configuration_hash
 from eval.attacked import RunConfig, check_run, craft, fingerprint, identify
 from eval.curves import save_curves, save_rocs
 from eval.datasets import ImageDataset

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dipdefense.config import configuration_hash
+from dipdefense.digest import configuration_hash
 from dipdefense.images import read_image, write_image
 from eval.records import Record
 from eval.sheet import save_sheet

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from dipdefense import FitConfig
-from dipdefense.config import configuration_hash
+from dipdefense.digest import configuration_hash
 from dipdefense.images import check_images
 from eval.candidates import CANDIDATES, fit_candidates
 from eval.clock import clock

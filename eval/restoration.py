@@ -20,7 +20,7 @@ from torch import Tensor
 
 import dipdefense
 from dipdefense import FitConfig
-from dipdefense.config import configuration_hash
+from dipdefense.digest import configuration_hash
 from dipdefense.images import read_image, write_image
 from dipdefense.tasks import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
 from eval.records import Record, Run, write_whole

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense import Decision, DefendedClassifier, Purifier
-from dipdefense.config import configuration_hash
+from dipdefense.digest import configuration_hash
 from eval.attacked import (
     CRAFTED_ON,
     RunConfig,

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from dipdefense import FitConfig, Purifier
-from dipdefense.config import configuration_hash
+from dipdefense.digest import configuration_hash
 from dipdefense.scale import Cluster
 from dipdefense.scale.cluster import compute
 from dipdefense.scale.plan import Plan

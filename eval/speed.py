@@ -30,6 +30,7 @@ __all__ = ["POINTS", "Point", "benchmark_speed", "plain_loop", "seconds_per_step
 logger = logging.getLogger(__name__)
 Name = TypeVar("Name")
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}  # of matrices whose product keeps the device busy
+VARIANTS = 64  # of one network that torch compiles, before it falls back to eager
 MEMORY_ITERATIONS = 3  # the memory of a fit does not grow after the first
 
 
@@ -102,25 +103,28 @@ def benchmark_speed(
     precisions = [name for name in PRECISIONS if name != "tf32" or device.type == "cuda"]
     matmul = {precision: _matmul_flops(device, precision) for precision in precisions}
     points = POINTS[device.type] if points is None else points
-    return pd.DataFrame(row for point in points for row in _rows(point, device, matmul, repeats, compiled))
+    with torch._dynamo.config.patch(recompile_limit=VARIANTS):
+        return pd.DataFrame(row for point in points for row in _rows(point, device, matmul, repeats, compiled))
 
 
 def _rows(
     point: Point, device: torch.device, matmul: Mapping[str, float], repeats: int, compiled: bool
 ) -> Iterator[dict[str, Any]]:
     """The rows of a point; `matmul` holds the FLOP/s of a matrix product in each precision."""
+    torch.compiler.reset()
     images = _images(point.shape, max(point.batches)).to(device)
     loop = plain_loop(images[0], point.config)
+    faster = _compiled_loop(images[0], point) if compiled else None
     reference = loop(point.iterations)
     configs = {
         (precision, whole): dataclasses.replace(point.config, precision=precision, compile=whole)
         for precision in matmul
-        for whole in ((False, True) if device.type == "cuda" and compiled else (False,))
+        for whole in ((False, True) if device.type == "cuda" and faster else (False,))
     }
     engines = {(*k, B): partial(_engine, images[:B], config) for k, config in configs.items() for B in point.batches}
     quality = {name: psnr(call(point.iterations)[:1], reference).item() for name, call in engines.items()}
     calls: dict[tuple[str, bool, int], Callable[[int], object]] = {("loop", False, 1): loop, **engines}
-    if compiled and (faster := _compiled_loop(images[0], point)):
+    if faster:
         calls["loop", True, 1] = faster
     seconds = seconds_per_step(calls, point.iterations, repeats, device)
     rates = {name: name[-1] / taken for name, taken in seconds.items()}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dipdefense import STOPPING_RULES, FitConfig, fit
-from dipdefense.config import configuration_hash
+from dipdefense.digest import configuration_hash
 from dipdefense.images import check_images
 from dipdefense.stopping import StoppingRule
 from eval.intervals import paired_bootstrap

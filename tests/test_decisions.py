@@ -37,6 +37,7 @@ EXAMPLES = [
     MeanSoftmax(LOOKS, restarts=2, views=("identity", "mirror")),
     Trust(LOOKS, threshold=0.3, width=0.1),
     Trust(LOOKS, suspicion=SUSPICION),
+    MeanSoftmax(LOOKS, views=("small_mirror",), suspicion=dataclasses.replace(SUSPICION, quiet=0.1)),
     CrossBoundary(LOOKS, alpha=0.1, bisections=3),
 ]
 
@@ -172,9 +173,16 @@ def test_views():
 
 
 @pytest.mark.parametrize(
-    ("size", "smaller"), [((224, 224), (176, 176)), ((64, 300), (48, 240)), ((32, 32), (32, 32)), ((33, 17), (32, 16))]
+    ("size", "smaller"),
+    [
+        ((224, 224), (176, 176)),
+        ((64, 300), (48, 240)),
+        ((32, 32), (32, 32)),
+        ((28, 20), (28, 20)),
+        ((48, 17), (32, 17)),
+    ],
 )
-def test_the_small_mirror_has_four_fifths_of_the_size_in_whole_sixteens(size, smaller):
+def test_the_small_mirror_has_four_fifths_of_a_long_side_in_whole_sixteens(size, smaller):
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
     seen = VIEWS["small_mirror"](images)
     assert seen.shape == (2, 3, *smaller)
@@ -186,12 +194,54 @@ def test_the_small_mirror_has_four_fifths_of_the_size_in_whole_sixteens(size, sm
 def test_a_classifier_of_one_size_is_told_which_view_it_refuses():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 48 * 48, 2))
     assert see(net, torch.rand(1, 3, 48, 48), "mirror").shape == (1, 2)
-    with pytest.raises(ValueError, match=r"images of 32x32, which the view 'small_mirror' shows.*views=\('mirror',\)"):
+    with pytest.raises(ValueError, match=r"images of 32x32, which the view 'small_mirror' shows.*first layer resize"):
         see(net, torch.rand(1, 3, 48, 48), "small_mirror")
     with pytest.raises(RuntimeError):  # its own, where the view is not at fault
         see(net, torch.rand(1, 3, 8, 8), "small_mirror")
     with pytest.raises(ValueError, match="small_mirror"):
         defend(net).detect(torch.rand(1, 3, 48, 48))
+
+
+class Broken(nn.Module):
+    """A classifier that raises, or returns, what it is told; if asked, for images up to 32 pixels a side alone."""
+
+    def __init__(self, result, small_only):
+        super().__init__()
+        self.result, self.small_only = result, small_only
+
+    def forward(self, images):
+        if self.small_only and images.shape[-1] > 32:
+            return images.mean(2)[:, :, 0].repeat(1, 2)
+        if isinstance(self.result, Exception):
+            raise self.result
+        return self.result.expand(len(images), -1)
+
+
+@pytest.mark.parametrize(
+    ("result", "small_only", "error", "message"),
+    [
+        (RuntimeError("one channel"), False, RuntimeError, "^one channel$"),
+        (torch.full((1, 6), math.nan), False, ValueError, "^classifier must return finite logits"),
+        (torch.OutOfMemoryError("full"), True, torch.OutOfMemoryError, "^full$"),
+        (torch.full((1, 6), math.nan), True, ValueError, "'small_mirror' shows it, got ValueError: .* finite logits"),
+        (torch.zeros(1, 5), True, ValueError, "must have 6 classes for images of every size, got 5"),
+    ],
+)
+def test_what_is_wrong_with_a_classifier_is_said_before_the_fit(result, small_only, error, message, monkeypatch):
+    monkeypatch.setattr("dipdefense.purify.fit", None)
+    monkeypatch.setattr("dipdefense.purify._watch", None)
+    with pytest.raises(error, match=message):
+        defend(Broken(result, small_only))(torch.rand(1, 3, 48, 48))
+
+
+def test_a_small_mirror_stays_between_0_and_1_and_passes_every_gradient():
+    white = torch.ones(1, 3, 224, 224, requires_grad=True)
+    seen = VIEWS["small_mirror"](white)
+    assert seen.max() == 1
+    assert VIEWS["small_mirror"](0 * white).min() == 0
+    (gradient,) = torch.autograd.grad(seen.sum(), white)
+    torch.testing.assert_close(gradient.mean(), torch.tensor(176.0**2 / 224**2), rtol=1e-5, atol=0)
+    assert (gradient > 0).all()
 
 
 def test_suspicion_by_hand():
@@ -217,6 +267,13 @@ def test_a_quiet_suspicion_looks_at_the_quietest_blocks():
     everything = dataclasses.replace(suspicion, quiet=1.0)
     found = everything(Looks(torch.zeros(1, 2), torch.zeros(1, 1, 2), {3: residual, 9: residual}))
     torch.testing.assert_close(found, torch.tensor([25.0]).log().sigmoid())
+
+
+def test_an_image_narrower_than_a_block_is_a_block():
+    suspicion = Suspicion(iterations=(3, 9), bias=0.0, doubt=0.0, early=0.0, late=1.0, quiet=0.5)
+    residual = torch.full((1, 3, 40), 2.0)
+    found = suspicion(Looks(torch.zeros(1, 2), torch.zeros(1, 1, 2), {3: residual, 9: residual}))
+    torch.testing.assert_close(found, torch.tensor([2.0]).log().sigmoid())
 
 
 @pytest.mark.parametrize("quiet", [0, 1.1, -0.1, math.nan, "low"])

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from dipdefense import STOPPING_RULES, FitConfig, defend, fit
+from dipdefense import STOPPING_RULES, FitConfig, default_config, defend, fit
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 
@@ -22,6 +22,12 @@ def test_a_fit_agrees_with_the_cpu():
     error = (there.reconstruction.cpu() - here.reconstruction).square().mean().item()
     assert -10 * math.log10(max(error, 1e-30)) > 60
     assert there.reconstruction.is_cuda
+
+
+def test_the_default_fit_repeats_to_the_bit():
+    observed = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).cuda()
+    config = dataclasses.replace(default_config((3, 32, 32)), iterations=30)
+    assert torch.equal(fit(observed, config).reconstruction, fit(observed, config).reconstruction)
 
 
 def test_images_leave_and_never_meet():

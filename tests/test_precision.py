@@ -9,20 +9,23 @@ from dipdefense import FitConfig, fit
 from dipdefense.config import PRECISIONS
 
 TINY = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=30)
+NEAREST = dataclasses.replace(TINY, architecture_options={**TINY.architecture_options, "upsampling": "nearest"})
+BOTH = pytest.mark.parametrize("tiny", [TINY, NEAREST], ids=["bilinear", "nearest"])
 
 
 def images(n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Smooth: a few waves each."""
+    """Smooth: a few waves each, on as many pixels as folded upsampling asks for."""
     coarse = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return torch.nn.functional.interpolate(coarse, (16, 16), mode="bilinear").to(dtype)
+    return torch.nn.functional.interpolate(coarse, (32, 32), mode="bilinear").to(dtype)
 
 
 def decibels(a: torch.Tensor, b: torch.Tensor) -> float:
     return (-10 * (a - b).square().mean().clamp_min(1e-30).log10()).item()
 
 
-def test_bfloat16_fits_as_well_with_weights_of_full_precision():
-    config = dataclasses.replace(TINY, iterations=400)
+@BOTH
+def test_bfloat16_fits_as_well_with_weights_of_full_precision(tiny):
+    config = dataclasses.replace(tiny, iterations=400)
     low, full = (fit(images(4), dataclasses.replace(config, precision=p)).reconstruction for p in ("bfloat16", "full"))
     assert low.dtype == torch.float32
     assert not torch.equal(low, full)
@@ -30,8 +33,9 @@ def test_bfloat16_fits_as_well_with_weights_of_full_precision():
     assert decibels(low, images(4)) > decibels(full, images(4)) - 2
 
 
-def test_bfloat16_does_not_depend_on_the_batch():
-    config = dataclasses.replace(TINY, precision="bfloat16")
+@BOTH
+def test_bfloat16_does_not_depend_on_the_batch(tiny):
+    config = dataclasses.replace(tiny, precision="bfloat16")
     observed = images(6)
     others = torch.cat([1 - observed[:5], observed[5:]])
     assert torch.equal(fit(observed, config).reconstruction[5], fit(others, config).reconstruction[5])
@@ -40,8 +44,9 @@ def test_bfloat16_does_not_depend_on_the_batch():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, on compiling
 @pytest.mark.parametrize(("precision", "dtype", "least"), [("full", torch.float64, 150), ("full", torch.float32, 40)])
-def test_a_compiled_fit_equals_the_eager_one(precision, dtype, least):
-    config = dataclasses.replace(TINY, precision=precision)
+@BOTH
+def test_a_compiled_fit_equals_the_eager_one(tiny, precision, dtype, least):
+    config = dataclasses.replace(tiny, precision=precision)
     observed = images(4, dtype)
     compiled = fit(observed, dataclasses.replace(config, compile=True)).reconstruction
     assert decibels(compiled, fit(observed, config).reconstruction) > least
@@ -67,7 +72,7 @@ def test_compiling_bears_several_threads():
 @pytest.mark.parametrize("stopping", ["emv", "validation"])
 def test_compiled_images_that_stop_wait_for_the_others(stopping):
     config = dataclasses.replace(TINY, iterations=300, stopping=stopping, stopping_options={"patience": 40})
-    noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    noise = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     observed = torch.cat([images(1), noise]).double()
     sizes = set()
     result = fit(observed, dataclasses.replace(config, compile=True), callback=lambda p: sizes.add(len(p.index)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dipdefense.config import configuration_hash
+from dipdefense.digest import configuration_hash
 from eval.records import Run, append_records, read_records, write_whole
 
 

@@ -235,8 +235,12 @@ def test_a_purifier_that_draws_its_numbers_is_described_alike_at_every_start():
             seed = secrets.randbits(32) if self.seed is None else self.seed
             return dataclasses.replace(QUICK, iterations=2 + seed % 1000)
 
+        def tile_for(self, images):
+            return self.config_for(images).iterations
+
     images = torch.zeros(1, 1, 8, 8)
     first, again = (describe_purifier(Drawing(seed=None), images) for _ in range(2))
     assert first == again
+    assert first["tile"] == first["fit"]["iterations"] == 2
     assert first["fit_seed"] is None
     assert describe_purifier(Drawing(seed=5), images)["fit"]["iterations"] == 7

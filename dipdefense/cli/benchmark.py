@@ -47,7 +47,10 @@ def speed(
     device: Device = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder for speed.csv; none by default.")] = None,
     compiled: Annotated[
-        bool, typer.Option("--compiled/--no-compiled", help="Time the plain loop through torch.compile, too.")
+        bool,
+        typer.Option(
+            "--compiled/--no-compiled", help="Time the loop through torch.compile, too, on CUDA also the engine."
+        ),
     ] = True,
 ) -> None:
     """Image-steps per second of the batched engine, beside plain loops and the machine's matrix product."""

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from dipdefense.config import configuration_hash
+from dipdefense.digest import configuration_hash
 from dipdefense.scale.storage import Storage
 
 __all__ = ["Plan"]

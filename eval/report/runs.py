@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from dipdefense.config import configuration_hash
+from dipdefense.digest import configuration_hash
 
 __all__ = ["KINDS", "PLAIN", "Run", "find_runs", "records_of", "rows_of"]
 

@@ -1,0 +1,10 @@
+"""What a model raises that is given images of a size, a number or a dtype that it was not built for."""
+
+__all__ = ["REFUSALS", "first_line"]
+
+REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+
+
+def first_line(error: BaseException | None) -> str:
+    """Kind and first line of an error."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
