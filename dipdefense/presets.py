@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from dipdefense.config import FitConfig
-from dipdefense.decisions import Decision, Last, MeanSoftmax, Trust
+from dipdefense.decisions import Decision, Last, Trust
 from dipdefense.suspicion import Suspicion
 
 __all__ = ["TILE", "default_config", "default_defence"]
@@ -30,12 +30,12 @@ TRUST = Trust(
     threshold=0.1,
 )
 SMALL = 32  # pixels a side; TRUST was learnt on such images, and larger ones are cut into such tiles
-# So much of a photograph comes back, tile by tile, that clean images need no Trust. A perturbation is made for one
-# size: shown smaller, a reconstruction keeps even less of it than shown mirrored.
-LARGE = MeanSoftmax(
+# A perturbation is made for one size: shown smaller, a reconstruction keeps even less of it than shown mirrored.
+LARGE = Trust(
     iterations=(100, 120, 140),
     views=("small_mirror",),
     suspicion=Suspicion(iterations=(60, 160), bias=14.6, doubt=0.49, early=-2.54, late=4.07, quiet=0.02),
+    threshold=0.4,
 )
 LARGE_FIT = replace(TRAJECTORY, iterations=160)
 TILE = 64  # pixels a side, of a purifier alone; these small networks are slow to arrive on larger images
