@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PADDINGS", "UPSAMPLINGS", "Conv", "Doubled", "Norm", "Part", "reflect", "upsample"]
+__all__ = ["PADDINGS", "UPSAMPLINGS", "Conv", "Doubled", "Norm", "Part", "reflect", "repeat", "upsample"]
 
 PADDINGS: dict[str, Literal["reflect", "zeros"]] = {"reflection": "reflect", "zero": "zeros"}
 UPSAMPLINGS = ("bilinear", "nearest")
@@ -89,7 +89,7 @@ class Conv(nn.Conv2d):
         weight = torch.stack([phase for rows in _halve(weight, -2) for phase in _halve(rows, -1)], 2).flatten(1, 2)
         bias = bias if bias is None else bias.flatten().repeat_interleave(4)
         x, weight = _rounded(x, weight)
-        x = _repeat(x) if self.padding_mode == "reflect" else F.pad(x, (1, 1, 1, 1))
+        x = repeat(x) if self.padding_mode == "reflect" else F.pad(x, (1, 1, 1, 1))
         y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), weight.flatten(0, 1), bias, groups=len(x))
         y = F.pixel_shuffle(y, 2)[..., 1:-1, 1:-1]
         return y.view(B, outputs, *y.shape[2:])
@@ -162,51 +162,33 @@ def _doubling(side: int, like: Tensor) -> Tensor:
     return F.interpolate(eye[None], scale_factor=2, mode="linear")[0].T
 
 
-def _repeat(x: Tensor) -> Tensor:
-    """Continue images by one pixel equal to their border: (B, C, H, W) -> (B, C, H + 2, W + 2)."""
-    padded: Tensor = _Repeat.apply(x)
-    return padded
-
-
 def reflect(x: Tensor, width: int) -> Tensor:
     """Continue images beyond their borders: (B, C, H, W) -> (B, C, H + 2 width, W + 2 width), 1 <= width < H, W."""
-    padded: Tensor = _Reflect.apply(x, width)
+    padded: Tensor = _Continue.apply(x, width, "reflect")
     return padded
 
 
-class _Reflect(torch.autograd.Function):
-    """Reflection padding whose gradient is a few sums of slices: torch's own is slow, and on CUDA not repeatable."""
+def repeat(x: Tensor) -> Tensor:
+    """Continue images by one pixel equal to their border: (B, C, H, W) -> (B, C, H + 2, W + 2)."""
+    padded: Tensor = _Continue.apply(x, 1, "replicate")
+    return padded
+
+
+class _Continue(torch.autograd.Function):
+    """Padding whose gradient is a few sums of slices: torch's own is slow, and on CUDA not repeatable."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, width: int) -> Tensor:
-        ctx.width = width
-        return F.pad(x, (width,) * 4, "reflect")
+    def forward(ctx: Any, x: Tensor, width: int, mode: str) -> Tensor:
+        ctx.width, ctx.axis = width, int(mode == "reflect")  # does the border itself stay out of the mirror image?
+        return F.pad(x, (width,) * 4, mode)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """What lies beyond the border goes where it came from."""
-        p = ctx.width
-        y = gradient[..., p:-p, :].clone()
-        y[..., 1 : p + 1, :] += gradient[..., :p, :].flip(-2)
-        y[..., -p - 1 : -1, :] += gradient[..., -p:, :].flip(-2)
-        y[..., p + 1 : 2 * p + 1] += y[..., :p].flip(-1)
-        y[..., -2 * p - 1 : -p - 1] += y[..., -p:].flip(-1)
-        return y[..., p:-p], None
-
-
-class _Repeat(torch.autograd.Function):
-    """Replication padding with such a gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return F.pad(x, (1, 1, 1, 1), "replicate")
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """What lies beyond the border goes to it."""
-        y = gradient[..., 1:-1, :].clone()
-        y[..., 0, :] += gradient[..., 0, :]
-        y[..., -1, :] += gradient[..., -1, :]
-        y[..., 1] += y[..., 0]
-        y[..., -2] += y[..., -1]
-        return y[..., 1:-1]
+        p, q = ctx.width, ctx.width + ctx.axis
+        y = gradient.clone()
+        y[..., q : p + q, :] += y[..., :p, :].flip(-2)
+        y[..., -p - q : -q, :] += y[..., -p:, :].flip(-2)
+        y[..., q : p + q] += y[..., :p].flip(-1)
+        y[..., -p - q : -q] += y[..., -p:].flip(-1)
+        return y[..., p:-p, p:-p], None, None

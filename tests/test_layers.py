@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dipdefense.layers import BROAD, FOLDED, PADDINGS, UPSAMPLINGS, Conv, Doubled, Norm, reflect, upsample
+from dipdefense.layers import BROAD, FOLDED, PADDINGS, UPSAMPLINGS, Conv, Doubled, Norm, reflect, repeat, upsample
 from dipdefense.networks import ARCHITECTURES
 
 PAD = {"reflection": "reflect", "zero": "constant"}  # our names -> those of F.pad
@@ -183,6 +183,13 @@ def test_reflection_differentiates_twice(width, size):
     x = rand(1, 1, *size)
     assert torch.autograd.gradcheck(reflect, (x, width))
     assert torch.autograd.gradgradcheck(reflect, (x, width))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (5, 3)])
+def test_repetition_is_that_of_torch_and_differentiates_twice(size):
+    x = rand(2, 3, *size)
+    assert_same(repeat(x), F.pad(x, (1, 1, 1, 1), "replicate"), x)
+    assert torch.autograd.gradgradcheck(repeat, (x,), fast_mode=True)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
