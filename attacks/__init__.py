@@ -1,7 +1,7 @@
 """Attacks that make adversarial examples: by gradients, by AutoAttack, by queries; and, as a control, random noise."""
 
 from attacks.autoattack import autoattack, autoattack_flags
-from attacks.gradient import ATTACKS, fgsm, momentum_pgd, pgd
+from attacks.gradient import ATTACKS, fgsm, momentum_pgd, momentum_pgd_flip, pgd, pgd_di, pgd_flip
 from attacks.gradient_free import GRADIENT_FREE
 from attacks.momentum import MomentumPGD
 from attacks.nes import nes
@@ -13,6 +13,9 @@ __all__ = [
     "fgsm",
     "pgd",
     "momentum_pgd",
+    "pgd_flip",
+    "momentum_pgd_flip",
+    "pgd_di",
     "autoattack",
     "autoattack_flags",
     "square",

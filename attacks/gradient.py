@@ -1,12 +1,13 @@
-"""Gradient attacks through torchattacks that leave the classifier and the random state as they were."""
+"""Gradient attacks that leave the classifier and the random state as they were: FGSM, and PGD in its variants."""
 
 import contextlib
-import functools
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 try:
@@ -14,10 +15,12 @@ try:
 except ImportError as error:
     raise ImportError('attacks needs torchattacks: python -m pip install "dipdefense[eval]"') from error
 
+from attacks.ascent import Objective, Rated, ascend, random_start
 from attacks.isolation import as_found
-from attacks.momentum import MomentumPGD
+from attacks.margin import margin
+from attacks.views import Views, flipped, itself, resized
 
-__all__ = ["fgsm", "pgd", "momentum_pgd", "validate", "ATTACKS"]
+__all__ = ["fgsm", "pgd", "momentum_pgd", "pgd_flip", "momentum_pgd_flip", "pgd_di", "rate", "validate", "ATTACKS"]
 
 NORMS = ("linf", "l2")
 
@@ -32,7 +35,7 @@ def fgsm(
     targeted: bool = False,
     seed: int | None = 0,
 ) -> Tensor:
-    """Fast gradient sign method: one step of size `eps`, no random start.
+    """Fast gradient sign method, by torchattacks: one step of size `eps`, no random start.
 
     Arguments, result and errors are those of `pgd`, without `alpha` and `steps`; `norm` can only be "linf".
     `seed` matters only where the classifier itself draws from torch's global generator.
@@ -42,8 +45,16 @@ def fgsm(
     validate(images, labels, eps=eps, norm=norm)
     if norm != "linf":
         raise ValueError(f"norm must be 'linf' for fgsm, got {norm!r}: pgd and momentum_pgd support it")
-    build = functools.partial(torchattacks.FGSM, eps=eps)
-    return _run(build, classifier, images, labels, eps=eps, targeted=targeted, seed=seed)
+    if eps == 0 or len(images) == 0:
+        return images.detach().clone()
+    with contextlib.redirect_stdout(io.StringIO()):  # torchattacks prints where there is no parameter
+        attack = torchattacks.FGSM(classifier, eps=eps)
+    attack.set_device(images.device)
+    if targeted:
+        attack.set_mode_targeted_by_label(quiet=True)
+    with as_found(classifier, images.device, seed):
+        adversarial: Tensor = attack(images.contiguous(), labels)
+    return adversarial
 
 
 def pgd(
@@ -57,13 +68,16 @@ def pgd(
     steps: int = 20,
     random_start: bool = True,
     targeted: bool = False,
+    views: Views = itself,
     seed: int | None = 0,
 ) -> Tensor:
-    """Projected gradient descent on the cross-entropy, in the classifier's evaluation mode.
+    """Projected gradient descent on the cross-entropy, in the classifier's evaluation mode; the best iterate is kept.
+
+    The best iterate is the one that the classifier gets wrong by the largest margin, as on a rough loss the last one
+    need not be it.
 
     Source: Madry et al. (2018), "Towards deep learning models resistant to adversarial attacks", section 2.1.
-    Differs: torchattacks draws the random start for the whole batch, so that of an image depends on its place
-        in it; that of `momentum_pgd` does not.
+    Differs: the best iterate is returned in place of the last.
 
     Args:
         classifier: images -> logits (B, K), on the device of the images.
@@ -73,23 +87,31 @@ def pgd(
         norm: "linf" or "l2"; the L2 norm is that of a whole image.
         alpha: step size, in the unit of the images; `None` means eps / 4.
         steps: gradient steps.
-        random_start: begin at a random point of the ball instead of at the images.
+        random_start: begin at a random point of the ball, a function of the image and the seed, not at the image.
         targeted: descend towards `labels` instead of ascending away from them.
+        views: what the classifier is shown of an image at every step; losses and margins are means over the views.
         seed: of all that is drawn, by a random classifier too; `None` is fresh entropy.
 
     Returns:
-        Adversarial images, detached, like `images`; within the ball up to rounding, and within [0, 1].
+        Adversarial images, detached, like `images`; within the ball and within [0, 1].
 
     Raises:
         TypeError: `images` are not floating or `labels` not int64.
         ValueError: any other argument breaks the rule stated above.
     """
-    validate(images, labels, eps=eps, norm=norm, alpha=alpha, steps=steps)
-    tiny = torch.finfo(images.dtype).tiny  # the library's 1e-10 stalls where a confident gradient is as small
-    attack = {"linf": torchattacks.PGD, "l2": functools.partial(_PGDL2, eps_for_division=tiny)}[norm]
-    alpha = eps / 4 if alpha is None else alpha
-    build = functools.partial(attack, eps=eps, alpha=alpha, steps=steps, random_start=random_start)
-    return _run(build, classifier, images, labels, eps=eps, targeted=targeted, seed=seed)
+    return _pgd(
+        classifier,
+        images,
+        labels,
+        eps=eps,
+        norm=norm,
+        alpha=alpha,
+        steps=steps,
+        from_random=random_start,
+        targeted=targeted,
+        views=views,
+        seed=seed,
+    )
 
 
 def momentum_pgd(
@@ -104,38 +126,84 @@ def momentum_pgd(
     decay: float = 1.0,
     random_start: bool = False,
     targeted: bool = False,
+    views: Views = itself,
     seed: int | None = 0,
 ) -> Tensor:
-    """Iterative gradient attack with momentum, MI-FGSM; see `MomentumPGD`.
+    """Iterative gradient attack with momentum, MI-FGSM, each step projected on the ball; the best iterate is kept.
 
     Arguments, result and errors are those of `pgd`; `decay` (mu in the paper) must be at least 0.
 
     Source: Dong et al. (2018), "Boosting adversarial attacks with momentum", eq. (6)-(7).
+    Differs: the best iterate is returned in place of the last; a random start is possible.
     """
-    validate(images, labels, eps=eps, norm=norm, alpha=alpha, steps=steps, decay=decay)
-    build = functools.partial(
-        MomentumPGD,
+    return _pgd(
+        classifier,
+        images,
+        labels,
         eps=eps,
-        alpha=eps / 4 if alpha is None else alpha,
-        steps=steps,
-        decay=decay,
-        random_start=random_start,
         norm=norm,
+        alpha=alpha,
+        steps=steps,
+        from_random=random_start,
+        targeted=targeted,
+        views=views,
         seed=seed,
+        decay=decay,
     )
-    return _run(build, classifier, images, labels, eps=eps, targeted=targeted, seed=seed)
 
+
+pgd_flip = partial(pgd, views=flipped)
+"""`pgd` on an image and its mirror image at once: it guesses a common augmentation, and knows nothing of a defence."""
+
+momentum_pgd_flip = partial(momentum_pgd, views=flipped)
+"""`momentum_pgd` on an image and its mirror image at once."""
+
+pgd_di = partial(pgd, views=resized)
+"""`pgd` with diverse inputs: on an image and three randomly resized and padded copies of it at once.
+
+Source: Xie et al. (2019), "Improving transferability of adversarial examples with input diversity", section 3.3.
+Differs: at every step the loss is the mean over the image and three random copies; the paper takes one of them.
+"""
 
 # A caller that serves them all passes those of its keywords that are in the attack's signature.
-ATTACKS: dict[str, Callable[..., Tensor]] = {"fgsm": fgsm, "pgd": pgd, "momentum_pgd": momentum_pgd}
+ATTACKS: dict[str, Callable[..., Tensor]] = {
+    "fgsm": fgsm,
+    "pgd": pgd,
+    "momentum_pgd": momentum_pgd,
+    "pgd_flip": pgd_flip,
+    "momentum_pgd_flip": momentum_pgd_flip,
+    "pgd_di": pgd_di,
+}
 
 
-class _PGDL2(torchattacks.PGDL2):  # type: ignore[misc]  # torchattacks is untyped
-    """PGDL2 for any memory layout: the library views gradients as rows, which channels_last forbids."""
+def rate(
+    classifier: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    *,
+    targeted: bool = False,
+    views: Views = itself,
+    seed: int = 0,
+) -> Objective:
+    """What PGD ascends: the mean cross-entropy over the views of an image, success being the mean lost margin.
 
-    def get_logits(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = super().get_logits(inputs.flatten(1).view_as(inputs))  # the gradient returns by rows
-        return logits
+    Args:
+        classifier: images -> logits (B, K).
+        labels: (B,) true classes, or the classes to reach if `targeted`.
+        targeted: descend the cross-entropy, and count the margin by which the target is ahead.
+        views: what the classifier is shown of an image at every step.
+        seed: of what the views draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def objective(images: Tensor, index: Tensor) -> Rated:
+        point = images.detach().clone().requires_grad_()
+        logits = [classifier(view) for view in views(point, generator)]
+        sign, target = (-1 if targeted else 1), labels[index]
+        loss = sign * _mean([F.cross_entropy(each, target, reduction="none") for each in logits])
+        (gradient,) = torch.autograd.grad(loss.sum(), point)
+        return Rated(loss.detach(), gradient, -sign * _mean([margin(each.detach(), target) for each in logits]))
+
+    return objective
 
 
 def validate(
@@ -175,24 +243,34 @@ def validate(
         raise ValueError(f"decay must be finite and at least 0, got {decay}")
 
 
-def _run(
-    build: Callable[[nn.Module], torchattacks.attack.Attack],
+def _pgd(
     classifier: nn.Module,
     images: Tensor,
     labels: Tensor,
     *,
     eps: float,
+    norm: str,
+    alpha: float | None,
+    steps: int,
+    from_random: bool,
     targeted: bool,
+    views: Views,
     seed: int | None,
+    decay: float | None = None,
 ) -> Tensor:
-    """Build the attack on `classifier` and run it; a ball of radius 0 holds only the images."""
+    """PGD, with momentum where a decay is given; a ball of radius 0 holds only the images."""
+    validate(images, labels, eps=eps, norm=norm, alpha=alpha, steps=steps, decay=decay or 0.0)
+    images = images.detach()
     if eps == 0 or len(images) == 0:
-        return images.detach().clone()
-    with contextlib.redirect_stdout(io.StringIO()):  # torchattacks prints where there is no parameter
-        attack = build(classifier)
-    attack.set_device(images.device)
-    if targeted:
-        attack.set_mode_targeted_by_label(quiet=True)
-    with as_found(classifier, images.device, seed):
-        adversarial: Tensor = attack(images.contiguous(), labels)
-    return adversarial
+        return images.clone()
+    step = {"rule": "pgd"} if decay is None else {"rule": "momentum", "decay": decay}
+    with as_found(classifier, images.device, seed) as seed:
+        images, labels = images.clone(), labels.clone()  # no tensors of the inference mode
+        start = random_start(images, eps=eps, norm=norm, seed=seed) if from_random else images
+        objective = rate(classifier, labels, targeted=targeted, views=views, seed=seed)
+        best, _ = ascend(objective, images, eps=eps, norm=norm, steps=steps, alpha=alpha, start=start, **step)
+    return best
+
+
+def _mean(rows: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(rows)).mean(0)

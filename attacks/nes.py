@@ -12,7 +12,9 @@ from attacks.gradient import validate
 from attacks.isolation import as_found
 from attacks.margin import margin
 
-__all__ = ["nes", "estimate_gradient"]
+__all__ = ["SAMPLES", "nes", "estimate_gradient"]
+
+SAMPLES = 50  # queries of one estimate
 
 
 def nes(
@@ -23,7 +25,7 @@ def nes(
     eps: float,
     norm: str = "linf",
     queries: int = 5000,
-    samples: int = 50,
+    samples: int = SAMPLES,
     sigma: float = 0.01,
     alpha: float | None = None,
     decay: float = 0.9,

@@ -12,7 +12,7 @@ from attacks.ball import project
 from attacks.gradient import validate
 from attacks.isolation import as_found
 
-__all__ = ["square", "Asked", "check_tiles", "NORMS"]
+__all__ = ["LOOKS", "NORMS", "Asked", "check_tiles", "square"]
 
 NORMS = {"linf": "Linf", "l2": "L2"}  # our names and the package's
 LOOKS = 3  # queries besides the squares: the image, the stripes that it starts from, the result

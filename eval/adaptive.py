@@ -41,7 +41,8 @@ class AdaptiveConfig:
         ValueError: an unknown rung or cost (the message lists the known ones), a number out of range.
     """
 
-    rungs: Sequence[str] = tuple(name for name in LADDER if name != "transfer")
+    # keys of LADDER; None stands for all that have the norm and need no other classifier
+    rungs: Sequence[str] = None  # type: ignore[assignment]
     eps: float = 8 / 255  # radius of the ball, images in [0, 1]
     norm: str = "linf"
     # images a rung by its cost: the first so many of a seeded permutation
@@ -52,9 +53,15 @@ class AdaptiveConfig:
     budget: float = math.inf  # seconds that the run may take, by an estimate before it starts
 
     def __post_init__(self) -> None:
+        RunConfig(eps=self.eps, norm=self.norm, attacks=(), seed=self.seed)  # refuses the same settings
+        if self.rungs is None:
+            able = tuple(name for name, rung in LADDER.items() if self.norm in rung.norms and name != "transfer")
+            object.__setattr__(self, "rungs", able)
         for name in self.rungs:
             if name not in LADDER:
                 raise ValueError(f"rungs must be among {', '.join(LADDER)}, got {name!r}")
+            if self.norm not in LADDER[name].norms:
+                raise ValueError(f"rungs must leave out {name} in {self.norm}, which it does not attack in, got it")
         if not self.rungs or len(set(self.rungs)) < len(self.rungs):
             raise ValueError(f"rungs must be one or more, each once, got {', '.join(self.rungs) or 'none'}")
         if set(self.n) != set(COSTS):
@@ -65,7 +72,6 @@ class AdaptiveConfig:
             )
         if not self.budget > 0:
             raise ValueError(f"budget must be positive, in seconds, got {self.budget}")
-        RunConfig(eps=self.eps, norm=self.norm, attacks=(), seed=self.seed)  # refuses the same numbers
 
     def rung(self, name: str) -> Rung | None:
         """The attack of a name, with this run's numbers; None for `clean`."""
@@ -113,6 +119,7 @@ def evaluate_adaptive(
     if "transfer" in config.rungs and source is None:
         raise ValueError("source must be another classifier where examples transfer: give one, or leave transfer out")
     check_run(defended.classifier, dataset, RunConfig(n=config.images("clean"), attacks=()), device)
+    _check_rungs(defended, dataset, config)
     _check_memory(defended, dataset, config, device)
     described = _description(defended, dataset, config, source, classifier_name, device)
     fixed = {k: v for k, v in described.items() if k not in ("rungs", "ladder", "n", "queries", "budget")}
@@ -226,6 +233,15 @@ def _seconds(
     else:
         attacked = once * (0 if rung is None else rung.calls)
     return (asked + attacked) / len(images)
+
+
+def _check_rungs(defended: DefendedClassifier, dataset: ImageDataset, config: AdaptiveConfig) -> None:
+    """Refuse a rung that could not attack these images."""
+    for name in config.rungs:
+        try:
+            config.rung(name).check(dataset.batch([0]), config.norm, draws=defended.purifier.seed is None)
+        except ValueError as error:
+            raise ValueError(f"rung {name}: {error}") from error
 
 
 def _check_memory(

@@ -38,7 +38,8 @@ class RunConfig:
         ValueError: an unknown attack or `crafted_on` (the message lists the known ones), a number out of range.
     """
 
-    attacks: Sequence[str] = ("fgsm", "pgd", "momentum_pgd")  # keys of ATTACKS and CONTROLS
+    # keys of ATTACKS and CONTROLS; None stands for all of ATTACKS that have the norm
+    attacks: Sequence[str] = None  # type: ignore[assignment]
     norm: str = "linf"
     eps: float = 8 / 255  # radius of the ball, images in [0, 1]
     alpha: float | None = None  # step size; eps / 4 if None
@@ -51,6 +52,8 @@ class RunConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
+        if self.attacks is None:
+            object.__setattr__(self, "attacks", tuple(a for a in ATTACKS if a != "fgsm" or self.norm != "l2"))
         for attack in self.attacks:
             if attack not in ATTACKS | CONTROLS:
                 raise ValueError(f"attack must be one of {', '.join(ATTACKS | CONTROLS)}, got {attack!r}")

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from attacked import linear
 from pyautoattack.autopgd_base import APGDAttack
 from torch import nn
 
@@ -28,6 +29,8 @@ from attacks.adaptive import (
     random_start,
 )
 from attacks.adaptive.averaged import Averaged
+from attacks.adaptive.ladder import confirmed
+from attacks.adaptive.objectives import _fooled_first
 from attacks.ball import steepest
 from dipdefense import DefendedClassifier, FitConfig, MeanSoftmax, Purifier, Suspicion, Trust, Unrolled, defend
 from dipdefense.gradients import Fitted
@@ -50,6 +53,16 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1) @ self.weight.to(x).T
+
+
+class Bare(Purifier):
+    """Reconstructs the images as they are: a defence whose robustness is its classifier's."""
+
+    def __init__(self) -> None:
+        super().__init__(TINY)
+
+    def frames(self, images, iterations, *, gradient, restart=0, callback=None):
+        return images[None].expand(1 if iterations is None else len(iterations), *images.shape)
 
 
 def climbed(weight: torch.Tensor):
@@ -80,7 +93,7 @@ def test_apgd_takes_the_steps_of_pyautoattack():
         for p in net.parameters():
             nn.init.normal_(p, std=0.3)
     labels = net(x).argmax(1)
-    start = random_start(x, eps=0.1, norm="linf", generator=torch.Generator().manual_seed(0))
+    start = random_start(x, eps=0.1, norm="linf", seed=0)
     attack = APGDAttack(net, n_iter=30, eps=0.1, norm="Linf", loss="ce", device="cpu")
     attack.init_hyperparam(x)
     _, _, theirs, _ = attack.attack_single_run(x, labels, x_init=start)
@@ -133,13 +146,32 @@ def test_bypass_wants_the_bare_prediction_wrong_and_no_more_than_that():
     torch.testing.assert_close(LOSSES["evade"](looks, decision, torch.tensor([0, 0, 0])), every)
 
 
-def test_success_counts_detection_where_a_threshold_is_given():
-    defended = DefendedClassifier(Linear(), Purifier(TINY), decision=TRUST)
-    x, labels, index = images(), torch.tensor([0, 1, 2]), torch.arange(3)
-    wins = {t: objective(defended, labels, seeds=repeat((0,)), threshold=t)(x, index).success for t in (None, 0.5)}
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
+def test_success_counts_detection_by_the_threshold_of_the_decision(threshold):
+    defended = DefendedClassifier(Linear(), Purifier(TINY), decision=replace(TRUST, threshold=threshold))
+    x, labels, index = images(6), torch.tensor([0, 1, 2, 3, 0, 1]), torch.arange(6)
+    wins = {u: objective(defended, labels, seeds=repeat((0,)), unseen=u)(x, index).success for u in (False, True)}
     judged = defended.judge(x)
-    unseen = -torch.logit(judged.scores)
-    torch.testing.assert_close(wins[0.5], torch.minimum(wins[None], unseen).detach())
+    wrong, hidden = judged.logits.argmax(1) != labels, judged.scores < threshold
+    assert torch.equal(wins[False] > 0, wrong)
+    assert torch.equal(wins[True] > 0, wrong & hidden)
+    assert torch.equal(wins[True] > -1, wrong)
+
+
+def test_a_seen_success_ranks_above_an_unseen_failure():
+    fooled = torch.tensor([-0.01, -5.0, 3.0, 0.5, 2.0])
+    hidden = torch.tensor([9.0, 9.0, -4.0, -0.1, 1.5])
+    ranked = _fooled_first(fooled, hidden)
+    assert ranked.argsort().tolist() == [1, 0, 2, 3, 4]
+    assert (ranked > 0).tolist() == [False] * 4 + [True]
+
+
+def test_a_decision_without_a_threshold_is_evaded_below_one_half():
+    defended = DefendedClassifier(Linear(), Purifier(TINY), decision="mean_softmax")
+    x, labels, index = images(6), torch.tensor([0, 1, 2, 3, 0, 1]), torch.arange(6)
+    success = objective(defended, labels, seeds=repeat((0,)), unseen=True)(x, index).success
+    judged = defended.judge(x)
+    assert torch.equal(success > 0, (judged.logits.argmax(1) != labels) & (judged.scores < 0.5))
 
 
 def test_a_known_draw_alone_says_who_has_won():
@@ -187,6 +219,34 @@ def test_every_rung_keeps_the_ball_and_leaves_all_as_found(name):
     assert torch.equal(attacked, again)
 
 
+def rungs(slow: tuple[str, ...] = ("autoattack", "square", "nes", "rays")) -> list[object]:
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in LADDER]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("name", rungs())
+def test_every_rung_breaks_a_linear_classifier_beyond_its_radius_and_never_below(name, norm):
+    """The nearest image of another class lies at min_k margin_k / |w_0 - w_k|, in the dual norm."""
+    rung = LADDER[name]
+    if norm not in rung.norms:
+        with pytest.raises(ValueError, match=f"norm must be linf for this rung, got '{norm}'"):
+            rung.check(torch.rand(1, 1, 6, 6), norm, draws=False)
+        return
+    # Between two classes the sign of the loss's gradient is the way to the other; AutoAttack needs four.
+    classifier, x, labels = linear(classes=4 if rung.cost == "queries" else 2, dtype=torch.float64)
+    w = classifier.eval().w.data
+    w[..., 0] = 0
+    w += w.flip(3)  # alike from both sides, so that attacks on the mirror image know the same radius
+    never_alarmed = Trust((3, 6), suspicion=Suspicion((3, 6), bias=-3.0, doubt=0.0, early=-1.0, late=1.0))
+    defended = DefendedClassifier(classifier, Bare(), decision=never_alarmed)
+    logits, away = classifier(x).detach(), (w[:1] - w[1:]).flatten(1)
+    radius = ((logits[:, :1] - logits[:, 1:]) / away.norm(p=1 if norm == "linf" else 2, dim=1)).amin(1)
+    beyond = 4 if rung.cost == "queries" else 1.3  # random search is far from the nearest image
+    for eps, stands in ((0.95 * radius.min().item(), True), (beyond * radius.max().item(), False)):
+        attacked = rung(defended, x, labels, eps=eps, norm=norm, source=classifier)
+        assert ((defended(attacked).argmax(1) == labels) == stands).all()
+
+
 @pytest.mark.parametrize("seed", [0, None])
 def test_bpda_breaks_a_linear_classifier_behind_a_fit_at_a_huge_eps(seed):
     defended = DefendedClassifier(Linear(), Purifier(replace(TINY, iterations=25), seed=seed))
@@ -200,7 +260,9 @@ def test_bpda_breaks_a_linear_classifier_behind_a_fit_at_a_huge_eps(seed):
     assert (defended.classifier(bare).argmax(1) != labels).all()  # the control: the bare one falls to one step
 
 
-@pytest.mark.parametrize(("seed", "asked"), [(0, 1), (None, 6)])
+@pytest.mark.parametrize(
+    ("seed", "asked"), [(0, 2), (None, 6)]
+)  # the start and its confirmation; the start and each step
 def test_a_lucky_draw_ends_no_climb(seed, asked):
     defended, queries = DefendedClassifier(Linear(), Purifier(TINY, seed=seed)), []
     defended.classifier.register_forward_hook(lambda *call: queries.append(1))
@@ -218,12 +280,53 @@ class Watched(DefendedClassifier):
         return super().variant(seed=seed, gradient=gradient)
 
 
-@pytest.mark.parametrize(("seed", "different"), [(7, 2), (None, 12)])
-def test_restarts_of_a_defence_that_draws_meet_new_draws(seed, different):
+@pytest.mark.parametrize(("seed", "drawn", "different"), [(7, 14, 2), (None, 12, 12)])  # 2 of the 14 confirm
+def test_restarts_of_a_defence_that_draws_meet_new_draws(seed, drawn, different):
     Watched.seen.clear()
     climb = Climb(steps=2, samples=2, restarts=2, enough=1e9)
     climb(Watched(Linear(), Purifier(TINY, seed=seed)), images(), torch.tensor([0, 1, 2]), eps=0.1)
-    assert (len(Watched.seen), len(set(Watched.seen))) == (12, different)  # restarts x looks at a point x samples
+    assert (len(Watched.seen), len(set(Watched.seen))) == (drawn, different)  # restarts x looks at a point x samples
+
+
+class Crowded(nn.Module):
+    """A linear classifier that adds half a nat to class 0 where it is asked about the whole batch of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = Linear()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.linear(x.double())
+        return logits + 0.5 * (len(x) == 4) * torch.eye(4, dtype=logits.dtype)[0]
+
+
+@pytest.mark.parametrize("rung", [Climb(steps=30, enough=0.0), Query(queries=300)])
+def test_a_success_is_confirmed_in_the_batch_that_is_scored(rung):
+    """Attacks stop at the first success; won among the images that still stand, it may be none in the whole batch."""
+    x, labels = images(4), torch.zeros(4).long()
+    defended = DefendedClassifier(Crowded(), Bare())
+    lead = defended(x)[:, 0] - defended(x)[:, 1:].amax(1)
+    x[0] = x[lead.argmax()]  # one that falls last, so that it is asked alone
+    attacked = rung(defended, x, labels, eps=0.3, seed=0)
+    assert (defended(attacked).argmax(1) != labels).all()
+
+
+def test_what_falls_alone_is_attacked_anew():
+    tries = []
+
+    def attack(x: torch.Tensor, labels: torch.Tensor, *, seed: int) -> torch.Tensor:
+        tries.append((len(x), seed))
+        return x + seed
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        """Class 1 for the image 0 always, for the image 1 alone, and for what was attacked twice."""
+        value = x.flatten(1)[:, 0]
+        return torch.stack([torch.full_like(value, 0.5), ((value == 0) | (value >= 2) | (len(x) < 3)).to(value)], 1)
+
+    x = torch.tensor([0.0, 1.0, 1.0]).view(3, 1, 1, 1)
+    made = confirmed(attack, model, x, torch.zeros(3).long(), seed=0)
+    assert tries == [(3, 0), (2, 1)]
+    assert made.flatten().tolist() == [0.0, 2.0, 2.0]
 
 
 class Fickle(nn.Module):
@@ -251,7 +354,7 @@ def test_an_averaged_model_is_the_mean_of_its_softmax():
 
 def test_queries_of_a_defence_that_draws_are_spent_on_averages():
     x, labels = images()[:1].float(), torch.tensor([0])
-    fickle = Fickle(8)
+    fickle = Fickle(8)  # an answer of the defence asks it twice
     defended = DefendedClassifier(fickle, Purifier(TINY, seed=None))
     Query(queries=24)(defended, x, labels, eps=0.1)
     assert 16 <= fickle.asked / 2 <= 24  # the input and its reconstruction: no lucky answer ended it, none came on top
@@ -300,7 +403,6 @@ def test_the_way_up_in_l2_has_length_one_whatever_the_gradient(size):
         ({"rule": "adam"}, "rule must be one of pgd, momentum, apgd, got 'adam'"),
         ({"samples": 0}, "steps, samples and restarts must be at least 1, got 20, 0 and 1"),
         ({"restarts": 0}, "steps, samples and restarts must be at least 1, got 20, 1 and 0"),
-        ({"threshold": 1.0}, "threshold must lie between 0 and 1, got 1.0"),
     ],
 )
 def test_a_climb_that_leads_nowhere_is_refused(numbers, message):
@@ -309,13 +411,15 @@ def test_a_climb_that_leads_nowhere_is_refused(numbers, message):
 
 
 def test_bad_numbers_are_refused():
-    with pytest.raises(ValueError, match="attack must be one of fgsm, pgd, momentum_pgd, got 'cw'"):
+    with pytest.raises(
+        ValueError, match="attack must be one of fgsm, pgd, momentum_pgd, pgd_flip, momentum_pgd_flip, pgd_di, got 'cw'"
+    ):
         Oblivious(attack="cw")
     with pytest.raises(ValueError, match=r"attack must be one of .*square.*, got 'pgd'"):
         Query(attack="pgd")
     with pytest.raises(ValueError, match="averaged must be at least 1, got 0"):
         Query(averaged=0)
-    with pytest.raises(ValueError, match=r"queries must be .*, got 2 \(11 queries, 4 of the defence for each"):
+    with pytest.raises(ValueError, match=r"queries must be at least 16 for square, each the mean of 4 .*, got 11"):
         Query(queries=11)(defend(Linear(), TINY, seed=None), images(), torch.tensor([0, 1, 2]), eps=0.1)
     defended, x, labels = defend(Linear(), TINY), images(), torch.tensor([0, 1, 2])
     with pytest.raises(ValueError, match="rule must be one of pgd, momentum, apgd, got 'adam'"):

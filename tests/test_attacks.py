@@ -13,7 +13,10 @@ from attacked import Refusing, conv_net, length, seeded
 from torch import Tensor, nn
 
 import attacks.gradient
-from attacks import ATTACKS, MomentumPGD, fgsm, momentum_pgd, pgd
+from attacks import ATTACKS, MomentumPGD, fgsm, momentum_pgd, pgd, pgd_di, pgd_flip
+from attacks.gradient import rate
+from attacks.margin import margin
+from attacks.views import flipped, itself, resized
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 
@@ -21,6 +24,7 @@ EPS = 8 / 255
 VARIANTS = [("fgsm", "linf")] + [(name, norm) for name in ATTACKS if name != "fgsm" for norm in ("linf", "l2")]
 every_variant = pytest.mark.parametrize(("name", "norm"), VARIANTS)
 iterative = pytest.mark.parametrize("attack", [pgd, momentum_pgd])
+PLAIN = ["fgsm", "pgd", "momentum_pgd"]  # that show the classifier nothing but the image
 
 
 def batch(size: int = 4, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -51,7 +55,7 @@ def linear(dtype: torch.dtype = torch.float64) -> tuple[Linear, Tensor, Tensor]:
     )
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", PLAIN)
 def test_linf_attack_on_a_linear_classifier_is_the_sign_of_its_weights(name):
     classifier, images, labels = linear()
     expected = (images + EPS * classifier.w.sign()).clamp(0, 1)
@@ -75,33 +79,124 @@ def test_l2_pgd_advances_where_the_gradient_is_nearly_zero():
     torch.testing.assert_close(length(delta, "l2").float(), torch.full((5,), 0.1))
 
 
+def worst_for(net: nn.Module, iterates: list[Tensor], labels: Tensor, *, targeted: bool = False) -> Tensor:
+    """Of each image the iterate that the net gets wrong, or into the target, by the largest margin."""
+    with torch.no_grad():
+        margins = torch.stack([margin(net(x), labels) for x in iterates])
+    best = margins.argmax(0) if targeted else margins.argmin(0)
+    return torch.stack([iterates[i][row] for row, i in enumerate(best.tolist())])
+
+
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("steps", [1, 2, 3, 8])
-def test_momentum_pgd_equals_mifgsm_after_every_number_of_steps(steps, decay, targeted):
+def test_momentum_pgd_is_the_best_iterate_of_mifgsm(decay, targeted):
     net = conv_net().eval()
     images, labels = batch()
-    reference = torchattacks.MIFGSM(net, eps=EPS, alpha=EPS / 4, steps=steps, decay=decay)
-    if targeted:
-        reference.set_mode_targeted_by_label(quiet=True)
-    ours = momentum_pgd(net, images, labels, eps=EPS, steps=steps, decay=decay, targeted=targeted)
-    torch.testing.assert_close(ours, reference(images, labels), rtol=0, atol=1e-7)
+    iterates = [images]
+    for steps in range(1, 9):
+        reference = torchattacks.MIFGSM(net, eps=EPS, alpha=EPS / 4, steps=steps, decay=decay)
+        if targeted:
+            reference.set_mode_targeted_by_label(quiet=True)
+        iterates.append(reference(images, labels))
+    ours = momentum_pgd(net, images, labels, eps=EPS, steps=8, decay=decay, targeted=targeted)
+    torch.testing.assert_close(ours, worst_for(net, iterates, labels, targeted=targeted), rtol=0, atol=1e-7)
 
 
-def test_momentum_pgd_with_a_random_start_equals_upgd_on_one_image():
-    """On one image both draw the same numbers; on several, ours draws once and UPGD for each."""
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize(("norm", "library"), [("linf", torchattacks.PGD), ("l2", torchattacks.PGDL2)])
+def test_pgd_is_the_best_iterate_of_torchattacks(norm, library, targeted):
     net = conv_net().eval()
-    images, labels = batch(size=1)
-    with torch.random.fork_rng():
-        torch.default_generator.manual_seed(7)
-        expected = torchattacks.UPGD(net, eps=EPS, alpha=0.01, steps=4, random_start=True)(images, labels)
-    ours = momentum_pgd(net, images, labels, eps=EPS, alpha=0.01, steps=4, random_start=True, seed=7)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-7)
+    images, labels = batch(low=0.2, high=0.8)
+    eps, iterates = {"linf": EPS, "l2": 0.3}[norm], [images]
+    for steps in range(1, 9):
+        reference = library(net, eps=eps, alpha=eps / 4, steps=steps, random_start=False)
+        if targeted:
+            reference.set_mode_targeted_by_label(quiet=True)
+        iterates.append(reference(images, labels))
+    ours = pgd(net, images, labels, eps=eps, norm=norm, steps=8, random_start=False, targeted=targeted)
+    torch.testing.assert_close(ours, worst_for(net, iterates, labels, targeted=targeted), rtol=0, atol=1e-6)
+
+
+class Bumpy(nn.Module):
+    """Two classes; the lead of class 1 is a wave over the mean of an image, so that long steps pass the crest."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        lead = torch.sin(40 * images.flatten(1).mean(1))
+        return torch.stack([torch.zeros_like(lead), lead], 1)
+
+
+def wave_lead(images: Tensor) -> float:
+    return Bumpy()(images)[0, 1].item()
+
+
+def test_the_best_iterate_is_returned_and_not_the_last():
+    images, labels = torch.full((1, 1, 4, 4), 0.52, dtype=torch.float64), torch.zeros(1).long()
+    ours, theirs, wave = [], [wave_lead(images)], Bumpy()
+    for steps in range(1, 8):
+        ours.append(wave_lead(pgd(wave, images, labels, eps=0.2, alpha=0.06, steps=steps, random_start=False)))
+        last = torchattacks.PGD(wave, eps=0.2, alpha=0.06, steps=steps, random_start=False)
+        last.set_device("cpu")
+        theirs.append(wave_lead(last(images, labels)))
+    assert theirs[1:] != sorted(theirs[1:])  # the last iterate passes the crest
+    assert ours == pytest.approx([max(theirs[: steps + 1]) for steps in range(1, 8)])
+
+
+@pytest.mark.parametrize("views", [itself, flipped, resized])
+def test_views_are_averaged_in_loss_gradient_and_success(views):
+    net = conv_net().eval().double()
+    images, labels = batch()
+    images = images.double()
+    rated = rate(net, labels, views=views, seed=5)(images, torch.arange(len(images)))
+    point = images.clone().requires_grad_()
+    shown = list(views(point, seeded(5)))
+    losses = torch.stack([F.cross_entropy(net(view), labels, reduction="none") for view in shown]).mean(0)
+    (gradient,) = torch.autograd.grad(losses.sum(), point)
+    torch.testing.assert_close(rated.loss, losses.detach())
+    torch.testing.assert_close(rated.gradient, gradient)
+    torch.testing.assert_close(rated.success, -sum(margin(net(view), labels) for view in shown).detach() / len(shown))
+
+
+def test_flipped_attack_is_blind_to_the_side():
+    """The mirror image of an attacked image is the attacked mirror image."""
+    net = conv_net().eval().double()
+    images, labels = batch()
+    images = images.double()
+    there = pgd_flip(net, images.flip(3), labels, eps=EPS, random_start=False).flip(3)
+    torch.testing.assert_close(pgd_flip(net, images, labels, eps=EPS, random_start=False), there)
+
+
+def test_resized_views_are_the_image_and_smaller_ones_among_zeros():
+    ones = torch.ones(2, 3, 40, 50)
+    whole, *copies = resized(ones, seeded(0))
+    assert whole is ones
+    assert len({copy.sum().item() for copy in copies}) > 1
+    for copy in copies:
+        assert copy.shape == ones.shape
+        rows, columns = (copy[0, 0].amax(side) > 0 for side in (1, 0))
+        assert 36 <= rows.sum() <= 40
+        assert 45 <= columns.sum() <= 50
+        assert copy.sum() == 6 * rows.sum() * columns.sum()  # one rectangle, of ones
+
+
+@pytest.mark.parametrize("attack", [pgd, pgd_flip, pgd_di])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_image_is_attacked_alike_wherever_it_stands(attack, norm):
+    net = conv_net().eval().double()
+    images, labels = batch()
+    images, order = images.double(), torch.tensor([2, 0, 3])
+    whole = attack(net, images, labels, eps=EPS, norm=norm)
+    torch.testing.assert_close(attack(net, images[order], labels[order], eps=EPS, norm=norm), whole[order])
+
+
+def test_random_starts_differ_between_images():
+    images, labels = batch()
+    start = pgd(conv_net().eval(), images, labels, eps=EPS, alpha=1e-9, steps=1) - images
+    assert (start[0] - start[1]).abs().max() > EPS / 2
 
 
 @pytest.mark.parametrize("decay", [0.5, 1.0])
 @pytest.mark.parametrize(("norm", "eps"), [("linf", EPS), ("l2", 0.3)])
-def test_momentum_pgd_equals_art(norm, eps, decay):
+def test_momentum_pgd_is_the_best_iterate_of_art(norm, eps, decay):
     """ART divides by the L1 norm too; it clips before it projects, so in L2 the images stay off 0 and 1."""
     evasion = pytest.importorskip("art.attacks.evasion")
     from art.estimators.classification import PyTorchClassifier
@@ -112,12 +207,14 @@ def test_momentum_pgd_equals_art(norm, eps, decay):
         net, nn.CrossEntropyLoss(), (3, 8, 8), nb_classes=10, clip_values=(0.0, 1.0), device_type="cpu"
     )
     p = np.inf if norm == "linf" else 2
-    reference = evasion.MomentumIterativeMethod(
-        estimator, norm=p, eps=eps, eps_step=eps / 4, decay=decay, max_iter=6, verbose=False
-    )
-    expected = torch.from_numpy(reference.generate(images.numpy(), labels.numpy()))
+    iterates = [images]
+    for steps in range(1, 7):
+        reference = evasion.MomentumIterativeMethod(
+            estimator, norm=p, eps=eps, eps_step=eps / 4, decay=decay, max_iter=steps, verbose=False
+        )
+        iterates.append(torch.from_numpy(reference.generate(images.numpy(), labels.numpy())))
     ours = momentum_pgd(net, images, labels, eps=eps, norm=norm, steps=6, decay=decay)
-    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours, worst_for(net, iterates, labels), rtol=0, atol=1e-6)
 
 
 def test_class_serves_as_a_torchattacks_attack():
@@ -189,17 +286,6 @@ def test_memory_layout_does_not_matter(name, norm):
     net = conv_net().eval().double().to(memory_format=torch.channels_last)
     images = images.double().to(memory_format=torch.channels_last)
     torch.testing.assert_close(ATTACKS[name](net, images, labels, eps=EPS, norm=norm), expected)
-
-
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_image_does_not_depend_on_its_neighbours(norm):
-    net = conv_net().eval().double()
-    images, labels = batch()
-    images = images.double()
-    order = torch.tensor([2, 0, 3])
-    arguments = {"eps": EPS, "norm": norm, "random_start": True}
-    whole = momentum_pgd(net, images, labels, **arguments)
-    torch.testing.assert_close(momentum_pgd(net, images[order], labels[order], **arguments), whole[order])
 
 
 @every_variant

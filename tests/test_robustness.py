@@ -184,7 +184,10 @@ def test_paired_difference_by_hand():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"attacks": ("fgsm", "cw")}, "attack must be one of fgsm, pgd, momentum_pgd, random_noise, got 'cw'"),
+        (
+            {"attacks": ("fgsm", "cw")},
+            "attack must be one of fgsm, pgd, .*random_noise, got 'cw'",
+        ),
         ({"crafted_on": "none"}, "crafted_on must be one of bare, defended, both"),
         ({"eps": -0.1}, "eps must not be negative, in"),
         ({"eps": float("nan")}, "eps must not be negative"),

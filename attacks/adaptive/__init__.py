@@ -1,9 +1,9 @@
 """Attacks that know the defence: its fit, its decision, its detector, its draws. They alone import dipdefense."""
 
-from attacks.adaptive.ascent import STEP_RULES, Objective, Rated, ascend, random_start
 from attacks.adaptive.ladder import COSTS, LADDER, Climb, Ensemble, Oblivious, Query, Rung
 from attacks.adaptive.objectives import LOSSES, objective
 from attacks.adaptive.surrogates import SURROGATES, Blur, ShortFit, Smoothed
+from attacks.ascent import STEP_RULES, Objective, Rated, ascend, random_start
 
 __all__ = [
     "COSTS",

@@ -2,23 +2,25 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from attacks.adaptive.ascent import STEP_RULES, Objective, ascend, random_start
 from attacks.adaptive.averaged import Averaged
 from attacks.adaptive.objectives import LOSSES, objective
 from attacks.adaptive.surrogates import SURROGATES
+from attacks.ascent import STEP_RULES, Objective, ascend, random_start
 from attacks.autoattack import autoattack
 from attacks.ball import project
 from attacks.gradient import ATTACKS, validate
-from attacks.gradient_free import GRADIENT_FREE
+from attacks.gradient_free import GRADIENT_FREE, LEAST_QUERIES
 from attacks.isolation import as_found
+from attacks.square import check_tiles
 from dipdefense import DefendedClassifier
 
 __all__ = ["COSTS", "LADDER", "Climb", "Ensemble", "Oblivious", "Query", "Rung"]
@@ -51,9 +53,28 @@ class Rung(ABC):
     def calls(self) -> int:
         """Most times that it asks for a fit of an image, forward or with its gradient."""
 
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms that it attacks in."""
+        return ("linf", "l2")
+
+    def check(self, images: Tensor, norm: str, *, draws: bool) -> None:
+        """Refuse, before anything is computed, what the attack itself would refuse later.
+
+        Args:
+            images: one or more images of the run, (B, C, H, W).
+            norm: that of the run.
+            draws: whether the defence draws its seed at every query.
+
+        Raises:
+            ValueError: a norm that the attack does not have; a rung may refuse more.
+        """
+        if norm not in self.norms:
+            raise ValueError(f"norm must be {' or '.join(self.norms)} for this rung, got {norm!r}: leave the rung out")
+
     @abstractmethod
     def make(self, asked: Asked) -> Tensor:
-        """The adversarial images; the numbers are checked, and the ball is more than the images."""
+        """The adversarial images. The arguments have been checked, and the ball holds more than the images."""
 
     def __call__(
         self,
@@ -68,9 +89,13 @@ class Rung(ABC):
     ) -> Tensor:
         """Make adversarial images, within the ball and [0, 1].
 
+        A fit that is part of another batch is rounded differently, so an image that falls in a part of the batch may
+        stand in the whole. The attacks that ask about parts confirm each success in the whole batch, which is the one
+        to be scored.
+
         Args:
             defended: where its purifier's seed is None it is drawn at every query; else the attack knows the seed.
-            images: (B, C, H, W) in [0, 1].
+            images: (B, C, H, W) in [0, 1], the batch that is scored.
             labels: (B,) int64, the true classes.
             eps: radius of the ball, in the unit of the images.
             norm: "linf" or "l2".
@@ -99,14 +124,19 @@ class Oblivious(Rung):
         if self.attack not in ATTACKS:
             raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {self.attack!r}")
 
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """See `Rung`."""
+        return ("linf",) if self.attack == "fgsm" else ("linf", "l2")
+
     def make(self, asked: Asked) -> Tensor:
         """See `Rung`."""
         defended, images, labels, eps, norm, seed, source = asked
         classifier = source if self.transfer else defended.classifier
         if classifier is None:
             raise ValueError("source must be another classifier where examples transfer: give one, or leave that out")
-        made = ATTACKS[self.attack](classifier, images, labels, eps=eps, norm=norm, steps=self.steps, seed=seed)
-        return project(made, images, eps, norm)
+        settings = {"eps": eps, "norm": norm, "seed": seed} | ({} if self.attack == "fgsm" else {"steps": self.steps})
+        return project(ATTACKS[self.attack](classifier, images, labels, **settings), images, eps, norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +149,7 @@ class Climb(Rung):
     steps: int = 20
     samples: int = 1  # draws of the defence for each gradient (EOT); the first is its own where its seed is known
     restarts: int = 1  # from random points of the ball
-    threshold: float | None = None  # of the detection score, which must stay below it, too
+    unseen: bool = False  # the detection score must stay below the decision's threshold, too
     # margin of the wrong class, in nats, at which an image is left alone; a defence that draws is climbed to the last
     # step, since one draw that is won says little of the next
     enough: float = 1.0
@@ -131,8 +161,6 @@ class Climb(Rung):
         if min(self.steps, self.samples, self.restarts) < 1:
             numbers = f"{self.steps}, {self.samples} and {self.restarts}"
             raise ValueError(f"steps, samples and restarts must be at least 1, got {numbers}")
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold!r}")
 
     @property
     def cost(self) -> str:
@@ -148,26 +176,32 @@ class Climb(Rung):
         """See `Rung`."""
         defended, images, labels, eps, norm, seed, _ = asked
         enough = self.enough if defended.purifier.seed is not None else math.inf
-        generator, seeds = torch.Generator().manual_seed(seed), self.seeds(defended, seed)
+        seeds, ball = self.seeds(defended, seed), {"eps": eps, "norm": norm, "steps": self.steps, "rule": self.rule}
         with as_found(defended, images.device, seed):
             best, success = images.detach().clone(), images.new_full((len(images),), -torch.inf)
-            for _ in range(self.restarts):
+            for restart in range(self.restarts):
                 left = (success < enough).nonzero().squeeze(1)
                 if len(left) == 0:
                     break
-                found, won = ascend(
-                    self.objective(defended, labels[left], seeds),
-                    images[left],
-                    eps=eps,
-                    norm=norm,
-                    steps=self.steps,
-                    rule=self.rule,
-                    start=random_start(images, eps=eps, norm=norm, generator=generator)[left],
-                    enough=enough,
-                )
+                climbed = self.objective(defended, labels[left], seeds)
+                start = random_start(images[left], eps=eps, norm=norm, seed=seed + restart)
+                found, won = ascend(climbed, images[left], start=start, enough=enough, **ball)
                 better = won > success[left]
                 best[left[better]], success[left[better]] = found[better], won[better]
+            if math.isfinite(enough):
+                best = self._confirmed(asked, best, success > 0, seeds)
         return best
+
+    def _confirmed(self, asked: Asked, best: Tensor, won: Tensor, seeds: Iterator[Sequence[int]]) -> Tensor:
+        """Where the whole batch does not confirm a success, go on from there with all of it; none leaves."""
+        defended, images, labels, eps, norm, _, _ = asked
+        climbed = self.objective(defended, labels, seeds)
+        success = climbed(best, torch.arange(len(images), device=images.device)).success
+        lost = won & (success <= 0)
+        if not lost.any():
+            return best
+        found, again = ascend(climbed, images, eps=eps, norm=norm, steps=self.steps, rule=self.rule, start=best)
+        return torch.where((lost & (again > success)).view(-1, 1, 1, 1), found, best)
 
     def seeds(self, defended: DefendedClassifier, seed: int) -> Iterator[Sequence[int]]:
         """The draws of every step: new ones where the defence draws, else always the same."""
@@ -182,7 +216,7 @@ class Climb(Rung):
             loss=self.loss,
             gradient=SURROGATES[self.gradient],
             seeds=seeds,
-            threshold=self.threshold,
+            unseen=self.unseen,
             known=defended.purifier.seed is not None,
         )
 
@@ -207,16 +241,30 @@ class Query(Rung):
         """See `Rung`."""
         return self.queries
 
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """See `Rung`."""
+        return ("linf",) if self.attack == "rays" else ("linf", "l2")
+
+    def check(self, images: Tensor, norm: str, *, draws: bool) -> None:
+        """See `Rung`; also too few queries, and images that Square's tiles do not fit."""
+        super().check(images, norm, draws=draws)
+        least = LEAST_QUERIES[self.attack] * (self.averaged if draws else 1)
+        if self.queries < least:
+            averaged = f", each the mean of {self.averaged} answers of a defence that draws" if draws else ""
+            raise ValueError(f"queries must be at least {least} for {self.attack}{averaged}, got {self.queries}")
+        if self.attack == "square":
+            check_tiles(images, norm)
+
     def make(self, asked: Asked) -> Tensor:
         """See `Rung`."""
         defended, images, labels, eps, norm, seed, _ = asked
-        attack, samples = GRADIENT_FREE[self.attack], 1 if defended.purifier.seed is not None else self.averaged
-        asked_for = Averaged(defended, samples) if samples > 1 else defended
-        try:
-            return attack(asked_for, images, labels, eps=eps, norm=norm, queries=self.queries // samples, seed=seed)
-        except ValueError as error:
-            taken = f"{self.queries} queries, {samples} of the defence for each of the attack"
-            raise ValueError(f"{error} ({taken})") from error
+        samples = 1 if defended.purifier.seed is not None else self.averaged
+        self.check(images, norm, draws=samples > 1)
+        attack = partial(GRADIENT_FREE[self.attack], eps=eps, norm=norm, queries=self.queries // samples)
+        if samples > 1:
+            return attack(Averaged(defended, samples), images, labels, seed=seed)
+        return confirmed(partial(attack, defended), defended, images, labels, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,13 +274,47 @@ class Ensemble(Rung):
     cost: ClassVar[str] = "queries"
     calls: ClassVar[int] = 6900  # "standard": APGD 100, targeted APGD and FAB 9 x 100 each, Square 5000
 
+    def check(self, images: Tensor, norm: str, *, draws: bool) -> None:
+        """See `Rung`; also images that Square's tiles do not fit."""
+        super().check(images, norm, draws=draws)
+        if not draws:  # the version "rand" leaves Square out
+            check_tiles(images, norm)
+
     def make(self, asked: Asked) -> Tensor:
         """See `Rung`."""
         defended, images, labels, eps, norm, seed, _ = asked
         known = defended.purifier.seed
-        version = "rand" if known is None else "standard"
         smooth = defended.variant(seed=known, gradient="straight_through")
-        return autoattack(smooth, images, labels, eps=eps, norm=norm, version=version, seed=seed)
+        attack = partial(autoattack, smooth, eps=eps, norm=norm, version="rand" if known is None else "standard")
+        if known is None:
+            return attack(images, labels, seed=seed)
+        return confirmed(attack, smooth, images, labels, seed=seed)
+
+
+def confirmed(
+    attack: Callable[..., Tensor], model: nn.Module, images: Tensor, labels: Tensor, *, seed: int, tries: int = 3
+) -> Tensor:
+    """Attack a batch, and attack anew the images that fall in a smaller batch only, each time with another seed.
+
+    Args:
+        attack: (images, labels, seed=...) -> adversarial images.
+        model: what it attacks, and what scores the whole batch.
+        images: (B, C, H, W) in [0, 1].
+        labels: (B,) true classes.
+        seed: of the first try.
+        tries: of an image at most.
+    """
+    made = attack(images, labels, seed=seed).clone()
+    with torch.no_grad():
+        for further in range(1, tries):
+            standing = (model(made).argmax(1) == labels).nonzero().squeeze(1)
+            if len(standing) in (0, len(images)):
+                break
+            lost = standing[model(made[standing]).argmax(1) != labels[standing]]
+            if len(lost) == 0:
+                break
+            made[lost] = attack(images[lost], labels[lost], seed=seed + further)
+    return made
 
 
 def _same(seed: int, samples: int) -> Iterator[Sequence[int]]:
@@ -250,6 +332,10 @@ def _fresh(seed: int, samples: int) -> Iterator[Sequence[int]]:
 LADDER: dict[str, Rung] = {
     "oblivious": Oblivious(),
     "oblivious_momentum": Oblivious(attack="momentum_pgd"),
+    # these two guess that a defence averages over mirror images, the third that it resizes
+    "pgd_flip": Oblivious(attack="pgd_flip"),
+    "momentum_pgd_flip": Oblivious(attack="momentum_pgd_flip"),
+    "pgd_di": Oblivious(attack="pgd_di"),
     "transfer": Oblivious(transfer=True),
     "bpda": Climb(),
     "bpda_momentum": Climb(rule="momentum"),
@@ -257,10 +343,10 @@ LADDER: dict[str, Rung] = {
     "bpda_eot": Climb(samples=4),
     "blur": Climb(gradient="blur"),
     "every_look": Climb(loss="every_look"),
-    "evade": Climb(loss="evade", threshold=0.1, enough=0.0),
+    "evade": Climb(loss="evade", unseen=True, enough=0.0),
     # the identity leaves the residual, and so the detector, without a gradient; a blur does not
-    "evade_blur": Climb(gradient="blur", loss="evade", threshold=0.1, enough=0.0),
-    "bypass": Climb(gradient="blur", loss="bypass", threshold=0.1, enough=0.0),
+    "evade_blur": Climb(gradient="blur", loss="evade", unseen=True, enough=0.0),
+    "bypass": Climb(gradient="blur", loss="bypass", unseen=True, enough=0.0),
     "short_fit": Climb(gradient="short_fit", steps=10),
     "truncated": Climb(gradient="truncated", loss="every_look", steps=10),
     "unrolled": Climb(gradient="unrolled", loss="every_look", steps=10),

@@ -3,14 +3,13 @@
 The losses are rows of one table; each is the mean over draws of the defence (expectation over transformation, EOT).
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attacks.adaptive.ascent import Objective, Rated
+from attacks.ascent import Objective, Rated
 from attacks.margin import margin
 from dipdefense import DefendedClassifier
 from dipdefense.decisions import Decision
@@ -18,6 +17,8 @@ from dipdefense.gradients import Gradient
 from dipdefense.looks import Looks
 
 __all__ = ["LOSSES", "objective"]
+
+UNDECIDED = 0.5  # threshold of the score of a decision that has none of its own
 
 Loss = Callable[[Looks, Decision, Tensor], Tensor]  # (looks, decision, labels (B,)) -> (B,)
 
@@ -73,7 +74,7 @@ def objective(
     loss: str = "margin",
     gradient: str | Gradient = "straight_through",
     seeds: Iterator[Sequence[int]],
-    threshold: float | None = None,
+    unseen: bool = False,
     known: bool = False,
 ) -> Objective:
     """The mean over draws of a loss of a defended classifier, and its gradient, for `ascend`.
@@ -84,9 +85,10 @@ def objective(
         loss: a key of `LOSSES`.
         gradient: how the backward pass goes through the fit.
         seeds: for each call those of its draws: that of a defence which is known, or an attacker's own.
-        threshold: of the detection score; None: the attack has won where the mean margin over the draws is above 0,
-            else where the score lies below it too.
-        known: the first draw is the defence itself, and alone says whether the attack has won.
+        unseen: the attack has won only where the detection score lies below the decision's threshold too; else it has
+            won where the defence is wrong.
+        known: the first draw is the defence itself, and alone says whether the attack has won; else the mean margin and
+            the mean log-odds of the score over the draws do.
 
     Raises:
         ValueError: an unknown loss.
@@ -97,7 +99,7 @@ def objective(
 
     def rate(images: Tensor, index: Tensor) -> Rated:
         own = labels[index]
-        total, climbed, won = torch.zeros_like(images), 0.0 * own, 0.0 * own
+        total, climbed, fooled, hidden = torch.zeros_like(images), 0.0 * own, 0.0 * own, 0.0 * own
         draws = next(seeds)
         for seed in draws:
             draw = defended.variant(seed=seed, gradient=gradient)
@@ -107,17 +109,38 @@ def objective(
                 losses = LOSSES[loss](looks, decision, own.clone())
                 (slope,) = torch.autograd.grad(losses.sum(), point)
             _check_slope(slope, index)
-            with torch.no_grad():
-                fooled = _lead(decision.combine(looks), own)
-                if threshold is not None:
-                    unseen = math.log(threshold / (1 - threshold)) - _odds(decision.score(looks))
-                    fooled = torch.minimum(fooled, unseen)
             total, climbed = total + slope, climbed + losses.detach()
             if not (known and seed != draws[0]):
-                won = won + fooled
-        return Rated(climbed / len(draws), total / len(draws), won / (1 if known else len(draws)))
+                with torch.no_grad():
+                    fooled = fooled + _lead(decision.combine(looks), own)
+                    hidden = hidden + _margin_below_threshold(looks, decision)
+        judged = 1 if known else len(draws)
+        success = _fooled_first(fooled / judged, hidden / judged) if unseen else fooled / judged
+        return Rated(climbed / len(draws), total / len(draws), success)
 
     return rate
+
+
+def _fooled_first(fooled: Tensor, hidden: Tensor) -> Tensor:
+    """Order images by whether the defence is wrong, then by whether it is not alarmed; above 0 where both hold.
+
+    Args:
+        fooled: margin of the wrong class, (B,), in nats.
+        hidden: log-odds by which the score lies below the threshold, (B,).
+
+    Returns:
+        (B,): in (-2, -1] where the defence is right, in (-1, 0] where it is wrong and alarmed, else the lesser of both.
+    """
+    won = torch.minimum(fooled, hidden)
+    alarmed = hidden / (1 + hidden.abs())
+    right = fooled / (1 + fooled.abs()) - 1
+    return torch.where(fooled <= 0, right, torch.where(hidden <= 0, alarmed, won))
+
+
+def _margin_below_threshold(looks: Looks, decision: Decision) -> Tensor:
+    """Log-odds by which the detection score lies below the decision's threshold, (B,)."""
+    threshold = torch.tensor(getattr(decision, "threshold", UNDECIDED), dtype=torch.float64)
+    return _odds(threshold).to(looks.bare) - _odds(decision.score(looks))
 
 
 def _check_slope(slope: Tensor, index: Tensor) -> None:

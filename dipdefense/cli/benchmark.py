@@ -167,7 +167,7 @@ def defence(
     views: Annotated[
         str, typer.Option(help="Comma-separated views, such as identity,mirror, that each method also averages over.")
     ] = "identity",
-    attacks: Attacks = "fgsm,pgd,momentum_pgd",
+    attacks: Attacks = None,
     norm: Norm = "linf",
     eps: Annotated[str, typer.Option(help="Comma-separated radii, images in [0, 1].")] = "4/255,8/255",
     steps: AttackSteps = 20,
@@ -196,7 +196,13 @@ def defence(
     if not radii:
         raise ValueError(f"eps must be one or more radii such as 4/255,8/255, got {eps!r}")
     numbers = RunConfig(
-        attacks=names(attacks), norm=norm, eps=radii[0], steps=steps, n=n, seed=seed, batch_size=batch_size
+        attacks=None if attacks is None else names(attacks),
+        norm=norm,
+        eps=radii[0],
+        steps=steps,
+        n=n,
+        seed=seed,
+        batch_size=batch_size,
     )
     images, net = load(dataset, data, index, classifier, weights, where)
     own, (default, decision, side) = fit_config(config), default_defence(tuple(images[0][0].shape))

@@ -55,7 +55,7 @@ def evaluate(
     data: DataPath = None,
     classifier: ClassifierSpec = "digits_cnn",
     weights: Weights = None,
-    attacks: Attacks = "fgsm,pgd,momentum_pgd",
+    attacks: Attacks = None,
     filters: Annotated[str, typer.Option(help="Comma-separated cheap filters beside the defence.")] = "",
     norm: Norm = "linf",
     eps: Eps = "8/255",
@@ -134,7 +134,7 @@ def evaluate(
         )
         return
     numbers = RunConfig(
-        attacks=names(attacks),
+        attacks=None if attacks is None else names(attacks),
         norm=norm,
         eps=radius,
         alpha=None if alpha is None else number("alpha", alpha),
@@ -193,11 +193,11 @@ def _climb(
     transfers: bool,
 ) -> Callable[..., None]:
     """The adaptive run of these numbers, which are checked before anything is loaded."""
-    from attacks.adaptive import LADDER
     from eval.adaptive import AdaptiveConfig, evaluate_adaptive
 
+    able = (*AdaptiveConfig(norm=norm).rungs, *(["transfer"] if transfers else []))
     config = AdaptiveConfig(
-        rungs=[name for name in LADDER if name != "transfer" or transfers] if rungs is None else names(rungs),
+        rungs=able if rungs is None else names(rungs),
         eps=eps,
         norm=norm,
         n=AdaptiveConfig().n | _counts(images),

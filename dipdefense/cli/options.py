@@ -67,9 +67,16 @@ Count = Annotated[int, typer.Option("--n", help="Images: the first n of a seeded
 RunFolder = Annotated[Path, typer.Option("--out", help="Folder of the run; a killed run goes on there.")]
 ResizeTo = Annotated[int, typer.Option("--resize", help="Short side of the images, in pixels, by area averages.")]
 CropTo = Annotated[int, typer.Option("--crop", help="Side of the centre that is cut out, in pixels.")]
-Attacks = Annotated[str, typer.Option("--attacks", help="Comma-separated: fgsm, pgd, momentum_pgd, random_noise.")]
+Attacks = Annotated[
+    str | None,
+    typer.Option(
+        "--attacks",
+        help="Comma-separated: fgsm, pgd, momentum_pgd, pgd_flip, momentum_pgd_flip, pgd_di, random_noise; all but the "
+        "last by default.",
+    ),
+]
 Norm = Annotated[str, typer.Option("--norm", help="linf or l2.")]
-AttackSteps = Annotated[int, typer.Option("--steps", help="Steps of PGD and momentum PGD.")]
+AttackSteps = Annotated[int, typer.Option("--steps", help="Steps of the iterative attacks.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images attacked and purified together.")]
 GradientName = Annotated[
     str, typer.Option("--gradient", help="How an attack passes the fit: straight_through, unrolled or none.")

@@ -28,7 +28,7 @@ def gradients(
     except NoGradientError as error:
         means = "a backward pass raises: gradient attacks see nothing, and prove nothing"
         return Finding(check="gradients", passed=False, figures={"error": str(error)}, means=means, remedy=remedy)
-    blind = int((~attack.usable & (attack.margins[:-1] > 0)).any(0).sum())
+    blind = int((~attack.usable & (attack.margins > 0)).any(0).sum())
     passed = not surely_above(blind, len(images), TOLERANCE)
     means = "the gradient is there" if passed else "the gradient is zero or NaN: the attack cannot move"
     return Finding(

@@ -21,7 +21,7 @@ class Trace(NamedTuple):
     """What an attack went through; row t is the iterate after t steps, row 0 its random start."""
 
     margins: Tensor  # (T + 1, B)
-    usable: Tensor  # (T, B) bool: the gradient was finite and not zero
+    usable: Tensor  # (T + 1, B) bool: the gradient was finite and not zero
     adversarial: Tensor  # (B, C, H, W), the iterate of the least margin
 
     def least(self, steps: int | None = None) -> Tensor:
@@ -38,10 +38,8 @@ def trace(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps
     """
     require_gradient(model, images[:1], labels[:1], seed=seed)
     watched = _Watched(model, labels)
-    last = pgd(watched, images, labels, eps=eps, steps=steps, seed=seed)
-    asked(watched, last, seed)
-    assert watched.best is not None
-    return Trace(torch.stack(watched.margins), torch.stack(watched.usable), watched.best)
+    best = pgd(watched, images, labels, eps=eps, steps=steps, seed=seed)
+    return Trace(torch.stack(watched.margins), torch.stack(watched.usable), best)
 
 
 def margin(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
@@ -81,7 +79,6 @@ class _Watched(nn.Module):
         self.model, self.labels = model, labels
         self.margins: list[Tensor] = []
         self.usable: list[Tensor] = []
-        self.best: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """The model's logits."""
@@ -89,14 +86,7 @@ class _Watched(nn.Module):
         if seen.requires_grad:
             seen.register_hook(self._note)  # type: ignore[no-untyped-call]
         logits: Tensor = self.model(seen)
-        margins = _margin(logits.detach(), self.labels)
-        images = images.detach()
-        if self.best is None:
-            self.best = images.clone()
-        else:
-            better = margins < torch.stack(self.margins).amin(0)
-            self.best = torch.where(better[:, None, None, None], images, self.best)
-        self.margins.append(margins)
+        self.margins.append(_margin(logits.detach(), self.labels))
         return logits
 
     def _note(self, gradient: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""The outer loop of every gradient attack on a defence: climb an objective within a ball, and keep the best iterate."""
+"""The loop of every gradient attack: ascend an objective within a ball, and keep the best iterate."""
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -51,12 +52,15 @@ class Plain:
 class Momentum(Plain):
     """Steps of one size along the accumulated gradient. Source: Dong et al. (2018), eq. (6)-(7)."""
 
-    velocity: Tensor | None = None
+    def __init__(self, eps: float, norm: str, steps: int, alpha: float | None = None, decay: float = 1.0):
+        super().__init__(eps, norm, steps, alpha)
+        self.decay = decay  # mu in the paper
+        self.velocity: Tensor | None = None
 
     def move(self, images: Tensor, rated: Rated, project: Project) -> Tensor:
         """See `StepRule`."""
         gradient = rated.gradient / length(rated.gradient, 1)
-        self.velocity = gradient if self.velocity is None else self.velocity + gradient
+        self.velocity = gradient if self.velocity is None else self.decay * self.velocity + gradient
         return project(images + self.alpha * steepest(self.velocity, self.norm))
 
     def keep(self, stay: Tensor) -> None:
@@ -139,11 +143,11 @@ def ascend(
     norm: str = "linf",
     steps: int = 20,
     rule: str = "pgd",
-    alpha: float | None = None,
     start: Tensor | None = None,
     enough: float = float("inf"),
+    **settings: float | None,
 ) -> tuple[Tensor, Tensor]:
-    """Climb an objective in the ball around images.
+    """Ascend an objective in the ball around images.
 
     Args:
         objective: rates images; called `steps` + 1 times at most.
@@ -152,9 +156,10 @@ def ascend(
         norm: "linf" or "l2".
         steps: gradient steps.
         rule: a key of `STEP_RULES`.
-        alpha: step size; None: eps / 4, and 2 eps for "apgd".
         start: where to begin, moved into the ball; the images if None.
         enough: an image whose success reaches it leaves.
+        settings: of the step rule. `alpha`: step size; None for eps / 4, and for 2 eps with "apgd". `decay` of
+            "momentum".
 
     Returns:
         The iterate of largest success, like `images` and within the ball and [0, 1] exactly, and its success (B,).
@@ -166,7 +171,7 @@ def ascend(
         raise ValueError(f"rule must be one of {', '.join(STEP_RULES)}, got {rule!r}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    climb = STEP_RULES[rule](eps, norm, steps, alpha)
+    step_rule = STEP_RULES[rule](eps, norm, steps, **settings)
     images = images.detach()
     index = torch.arange(len(images), device=images.device)
     current = images.clone() if start is None else project(start.detach(), images, eps, norm)
@@ -180,20 +185,38 @@ def ascend(
         if step == steps or not stay.any():
             break
         if not stay.all():
-            climb.keep(stay)
+            step_rule.keep(stay)
             rated, index, current = Rated(*(rows[stay] for rows in rated)), index[stay], current[stay]
-        current = climb.move(current, rated, partial(project, images=images[index], eps=eps, norm=norm))
+        current = step_rule.move(current, rated, partial(project, images=images[index], eps=eps, norm=norm))
     return best, success
 
 
-def random_start(images: Tensor, *, eps: float, norm: str, generator: torch.Generator) -> Tensor:
-    """A point of the ball around images (B, C, H, W): uniform in Linf; in L2 a uniform direction and radius."""
-    if norm == "linf":
-        noise = torch.rand(images.shape, generator=generator, dtype=torch.float64) * 2 - 1
-    else:
-        direction = steepest(torch.randn(images.shape, generator=generator, dtype=torch.float64), norm)
-        noise = direction * torch.rand((len(images), 1, 1, 1), generator=generator, dtype=torch.float64)
+def random_start(images: Tensor, *, eps: float, norm: str, seed: int) -> Tensor:
+    """A point of the ball around each image, a function of that image and the seed alone.
+
+    Args:
+        images: the centres, (B, C, H, W) in [0, 1].
+        eps: radius, in the unit of the images.
+        norm: "linf": uniform in the ball; "l2": a uniform direction and a uniform radius.
+        seed: non-negative.
+
+    Returns:
+        Like `images`, within the ball and [0, 1] exactly.
+    """
+    if len(images) == 0:
+        return images.clone()
+    noise = torch.stack([_noise(image.detach().cpu().double(), norm, seed) for image in images])
     return project(images + eps * noise.to(images), images, eps, norm)
+
+
+def _noise(image: Tensor, norm: str, seed: int) -> Tensor:
+    """A point of the unit ball, (C, H, W)."""
+    digest = hashlib.sha256(image.contiguous().numpy().tobytes() + seed.to_bytes(8, "big")).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    if norm == "linf":
+        return torch.rand(image.shape, generator=generator, dtype=torch.float64) * 2 - 1
+    direction = steepest(torch.randn(image[None].shape, generator=generator, dtype=torch.float64), norm)[0]
+    return direction * torch.rand((), generator=generator, dtype=torch.float64)
 
 
 def _per_image(values: Tensor) -> Tensor:
