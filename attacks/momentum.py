@@ -39,15 +39,18 @@ class MomentumPGD(Attack):  # type: ignore[misc]  # torchattacks is untyped
         """Return adversarial images, (B, C, H, W) in [0, 1]; `labels` (B,) are the targets if targeted."""
         images = images.detach().clone()
         target = self.get_target_label(images, labels) if self.targeted else labels
-        ball = {"eps": self.eps, "norm": self.norm}
+        start = images
+        if self.random_start:
+            start = random_start(images, eps=self.eps, norm=self.norm, seed=self.seed)
         best, _ = ascend(
             rate(self.get_logits, target, targeted=self.targeted),
             images,
-            **ball,
+            eps=self.eps,
+            norm=self.norm,
             steps=self.steps,
             rule="momentum",
             alpha=self.alpha,
             decay=self.decay,
-            start=random_start(images, **ball, seed=self.seed) if self.random_start else images,
+            start=start,
         )
         return best

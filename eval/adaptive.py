@@ -54,7 +54,8 @@ class AdaptiveConfig:
 
     def __post_init__(self) -> None:
         RunConfig(eps=self.eps, norm=self.norm, attacks=(), seed=self.seed)  # refuses the same settings
-        if self.rungs is None:
+        given: Any = self.rungs
+        if given is None:
             able = tuple(name for name, rung in LADDER.items() if self.norm in rung.norms and name != "transfer")
             object.__setattr__(self, "rungs", able)
         for name in self.rungs:
@@ -238,8 +239,10 @@ def _seconds(
 def _check_rungs(defended: DefendedClassifier, dataset: ImageDataset, config: AdaptiveConfig) -> None:
     """Refuse a rung that could not attack these images."""
     for name in config.rungs:
+        rung = config.rung(name)
+        assert rung is not None  # which `clean` alone is
         try:
-            config.rung(name).check(dataset.batch([0]), config.norm, draws=defended.purifier.seed is None)
+            rung.check(dataset.batch([0]), config.norm, draws=defended.purifier.seed is None)
         except ValueError as error:
             raise ValueError(f"rung {name}: {error}") from error
 

@@ -19,6 +19,7 @@ from eval.records import Record
 __all__ = [
     "CRAFTED_ON",
     "RunConfig",
+    "attacks_in",
     "check_logits",
     "check_run",
     "craft",
@@ -52,8 +53,9 @@ class RunConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.attacks is None:
-            object.__setattr__(self, "attacks", tuple(a for a in ATTACKS if a != "fgsm" or self.norm != "l2"))
+        given: Any = self.attacks
+        if given is None:
+            object.__setattr__(self, "attacks", attacks_in(self.norm))
         for attack in self.attacks:
             if attack not in ATTACKS | CONTROLS:
                 raise ValueError(f"attack must be one of {', '.join(ATTACKS | CONTROLS)}, got {attack!r}")
@@ -79,6 +81,11 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def attacks_in(norm: str) -> tuple[str, ...]:
+    """The attacks of `ATTACKS` that have this norm."""
+    return tuple(name for name in ATTACKS if name != "fgsm" or norm == "linf")
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 from attacks.adaptive import LADDER
 from dipdefense import DefendedClassifier, FitConfig, Purifier
@@ -115,6 +116,47 @@ def test_too_little_time_or_memory_is_said_before_the_start(tmp_path, digits):
 def test_bad_numbers_are_refused(numbers, message):
     with pytest.raises(ValueError, match=message):
         AdaptiveConfig(**numbers)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_default_ladder_holds_what_has_the_norm(norm):
+    able = AdaptiveConfig(norm=norm).rungs
+    assert set(able) == {name for name, rung in LADDER.items() if norm in rung.norms} - {"transfer"}
+    assert ("rays" in able) == (norm == "linf")
+
+
+def test_a_rung_without_the_norm_is_refused_before_the_start():
+    with pytest.raises(ValueError, match="rungs must leave out rays in l2"):
+        AdaptiveConfig(norm="l2", rungs=["bpda", "rays"])
+
+
+@pytest.mark.parametrize(
+    ("rung", "queries", "message"),
+    [
+        ("nes", 51, "rung nes: queries must be at least 52 for nes, got 51"),
+        ("square", 3, "rung square: queries must be at least 4 for square, got 3"),
+    ],
+)
+def test_too_few_queries_are_refused_before_the_start(tmp_path, digits, rung, queries, message):
+    config = AdaptiveConfig(rungs=["bpda", rung], n=N, queries=queries)
+    with pytest.raises(ValueError, match=message):
+        evaluate_adaptive(defended(), digits, config, out=tmp_path)
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+@pytest.mark.parametrize("rung", ["square", "autoattack"])
+def test_sides_that_the_tiles_of_square_do_not_fit_are_refused_before_the_start(rung):
+    with pytest.raises(ValueError, match="images must have sides that Square's l2 tiles"):
+        LADDER[rung].check(torch.rand(1, 3, 12, 12), "l2", draws=False)
+    LADDER[rung].check(torch.rand(1, 3, 12, 12), "linf", draws=False)
+
+
+@pytest.mark.slow
+def test_the_whole_l2_ladder_runs(tmp_path, digits):
+    n = {"cheap": 2, "gradient": 2, "unrolled": 2, "queries": 1}
+    config = AdaptiveConfig(norm="l2", eps=1.0, n=n, queries=60, batch_size=2)
+    table = evaluate_adaptive(defended(iterations=8), digits, config, out=tmp_path)
+    assert table["rung"].tolist() == ["clean", *config.rungs, "worst case"]
 
 
 def test_other_numbers_of_one_rung_leave_the_others_made(tmp_path, digits):

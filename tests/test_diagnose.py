@@ -89,6 +89,17 @@ def test_a_defence_broken_on_purpose_is_caught(net, before, after, caught):
     assert caught <= failed(table)
 
 
+def normalised_by_the_batch(images):
+    return images - images.mean(0) + 0.5 * (len(images) == 1)
+
+
+def test_a_model_whose_answer_depends_on_the_batch_is_caught(net):
+    table = diagnose(Broken(net, normalised_by_the_batch), IMAGES[:16], LABELS[:16], checks=["alone"], **SHORT)
+    assert failed(table) == {"alone"}
+    assert table["figures"][0]["predictions that change"] > 1
+    assert diagnose(net, IMAGES[:16], LABELS[:16], checks=["alone"], **SHORT)["passed"].all()
+
+
 def test_a_bare_classifier_passes(net):
     smoothed = nn.Sequential(GaussianBlur(3, 0.7), net).eval()
     table = diagnose(net, IMAGES, LABELS, surrogate=smoothed, **SHORT)
@@ -219,7 +230,7 @@ def test_a_linear_classifier_has_its_exact_trace():
     torch.testing.assert_close(found.least(), margin(linear, images, labels) - 0.1 * weight.abs().sum().detach())
     torch.testing.assert_close(margin(linear, found.adversarial, labels), found.least())
     assert found.margins.shape == (11, 8)
-    assert found.usable.shape == (10, 8)
+    assert found.usable.shape == (11, 8)
     assert found.usable.all()
     torch.testing.assert_close(trace(linear, images, labels, eps=0.1, steps=4).margins, found.margins[:5])
 

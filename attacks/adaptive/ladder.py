@@ -176,7 +176,8 @@ class Climb(Rung):
         """See `Rung`."""
         defended, images, labels, eps, norm, seed, _ = asked
         enough = self.enough if defended.purifier.seed is not None else math.inf
-        seeds, ball = self.seeds(defended, seed), {"eps": eps, "norm": norm, "steps": self.steps, "rule": self.rule}
+        seeds = self.seeds(defended, seed)
+        climb = partial(ascend, eps=eps, norm=norm, steps=self.steps, rule=self.rule)
         with as_found(defended, images.device, seed):
             best, success = images.detach().clone(), images.new_full((len(images),), -torch.inf)
             for restart in range(self.restarts):
@@ -185,7 +186,7 @@ class Climb(Rung):
                     break
                 climbed = self.objective(defended, labels[left], seeds)
                 start = random_start(images[left], eps=eps, norm=norm, seed=seed + restart)
-                found, won = ascend(climbed, images[left], start=start, enough=enough, **ball)
+                found, won = climb(climbed, images[left], start=start, enough=enough)
                 better = won > success[left]
                 best[left[better]], success[left[better]] = found[better], won[better]
             if math.isfinite(enough):

@@ -187,7 +187,7 @@ def defence(
     out: RunFolder = Path("runs/defence"),
 ) -> None:
     """Accuracy and detection of defences over their strengths, on one set of adversarial images."""
-    from eval.attacked import RunConfig
+    from eval.attacked import RunConfig, attacks_in
     from eval.defence import benchmark_defence
     from eval.methods import build_methods
     from eval.verdicts import Setting
@@ -196,7 +196,7 @@ def defence(
     if not radii:
         raise ValueError(f"eps must be one or more radii such as 4/255,8/255, got {eps!r}")
     numbers = RunConfig(
-        attacks=None if attacks is None else names(attacks),
+        attacks=attacks_in(norm) if attacks is None else names(attacks),
         norm=norm,
         eps=radii[0],
         steps=steps,

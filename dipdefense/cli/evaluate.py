@@ -114,7 +114,7 @@ def evaluate(
             rule = "be left out" if adaptive else "come"
             raise ValueError(f"--{name.replace('_', '-')} must {rule} with --adaptive, which has numbers of its own")
     cluster = cluster_of(context, engine, address, workers, cpus, gpus)
-    from eval.attacked import RunConfig
+    from eval.attacked import RunConfig, attacks_in
     from eval.classifiers import load_classifier
     from eval.shards import RunSpec
 
@@ -134,7 +134,7 @@ def evaluate(
         )
         return
     numbers = RunConfig(
-        attacks=None if attacks is None else names(attacks),
+        attacks=attacks_in(norm) if attacks is None else names(attacks),
         norm=norm,
         eps=radius,
         alpha=None if alpha is None else number("alpha", alpha),

@@ -5,10 +5,11 @@ from torch import Tensor, nn
 
 from attacks import autoattack_flags
 from attacks.isolation import as_found
-from eval.diagnose.finding import Finding
+from attacks.margin import margin
+from eval.diagnose.finding import TOLERANCE, Finding, surely_above
 from eval.diagnose.trace import asked, require_gradient
 
-__all__ = ["autoattack", "probabilities", "stable"]
+__all__ = ["alone", "autoattack", "probabilities", "stable"]
 
 ROUNDING = 1e-4  # of logits relative to their norm: AutoAttack's bound for a model that draws nothing
 
@@ -37,6 +38,34 @@ def stable(model: nn.Module, images: Tensor, labels: Tensor, *, repeats: int = 4
         },
         means="the same image gets the same answer" if passed else "the same image gets another answer every time",
         remedy="" if passed else "average the gradient over the draws (EOT), and count the majority of several queries",
+    )
+
+
+def alone(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) -> Finding:
+    """Fail where more than 2 % of images are predicted otherwise alone than in their batch.
+
+    An attack that drops the images it has won asks about a smaller batch than the one that is scored. A fit amplifies
+    the rounding that differs with the batch, so its logits move, which is only reported.
+
+    Source: our own.
+    """
+    together = asked(model, images, seed)
+    singly = torch.cat([asked(model, image[None], seed) for image in images])
+    change = (margin(together, labels) - margin(singly, labels)).abs()
+    changed = int((together.argmax(1) != singly.argmax(1)).sum())
+    passed = not surely_above(changed, len(images), TOLERANCE)
+    return Finding(
+        check="alone",
+        passed=passed,
+        figures={
+            "largest change of a margin": float(change.max()),
+            "predictions that change": changed,
+            "n": len(images),
+        },
+        means="an image is predicted alike alone and in its batch"
+        if passed
+        else "the answer to an image depends on the images beside it",
+        remedy="" if passed else "let no statistic cross images (model.eval()), and score attacks in one fixed batch",
     )
 
 

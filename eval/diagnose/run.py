@@ -14,7 +14,7 @@ from eval.clock import clock
 from eval.diagnose.budget import monotone, unbounded
 from eval.diagnose.finding import Finding
 from eval.diagnose.optimisation import converged, gradients, one_step, settled
-from eval.diagnose.outputs import autoattack, probabilities, stable
+from eval.diagnose.outputs import alone, autoattack, probabilities, stable
 from eval.diagnose.rivals import black_box, noise, transfer
 from eval.diagnose.trace import NoGradientError, asked, trace
 
@@ -24,6 +24,7 @@ __all__ = ["CHECKS", "diagnose", "passes"]
 CHECKS: dict[str, Callable[..., Finding]] = {
     "probabilities": probabilities,
     "stable": stable,
+    "alone": alone,
     "gradients": gradients,
     "random_noise": noise,
     "one_step": one_step,
@@ -105,7 +106,7 @@ def diagnose(
 def passes(steps: int, queries: int, repeats: int = 4) -> int:
     """About how many times all images go forward in a full `diagnose`; fewer where Square ends sooner."""
     attacks = (2 * steps + 1) + 3 * (steps + 1)  # the white-box attack, and those at three further radii
-    return attacks + queries + repeats + 16  # clean images, rivals' results, AutoAttack's checks
+    return attacks + queries + repeats + 18  # clean images, alone and together, rivals' results, AutoAttack's checks
 
 
 class _Counted(nn.Module):
