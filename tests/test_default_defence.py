@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from attacks import pgd
+from attacks import ATTACKS, pgd
+from attacks.adaptive import LADDER
 from dipdefense import defend
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
@@ -16,37 +17,92 @@ pytestmark = [pytest.mark.data, pytest.mark.slow]
 EPS = 8 / 255
 
 
+N = 256
+# Share of images that are right, as docs/defence.md has it, measured on 512 images of index 1000 and above.
+CLAIMED = {"clean": 0.891, "pgd": 0.641, "momentum_pgd_flip": 0.422}
+# Share of the correctly classified photographs that stay right, measured on those of index 50 and above (27 of 50).
+CLAIMED_ON_PHOTOGRAPHS = {"clean": 0.889, "pgd": 0.704}
+
+
+def interval(right):
+    return wilson(int(right.sum()), len(right))
+
+
 @pytest.fixture(scope="module")
 def case(data):
-    """Forty-eight images that no choice was made on: the classifier, images, labels, and the same under PGD."""
+    """Images that no choice was made on: the classifier, images and labels."""
     classifier = load_classifier("cifar_resnet20", data / "weights" / "cifar10_resnet20.pt")
     dataset = load_dataset("cifar10", data / "cifar10" / "test.npz").between(2000, None)
-    images, labels = dataset.batch(range(48)), dataset.labels[:48]
-    return classifier, images, labels, pgd(classifier, images, labels, eps=EPS)
+    return classifier, dataset.batch(range(N)), dataset.labels[:N]
 
 
-@torch.no_grad()
-def test_robust_accuracy_and_detection(case):
-    classifier, images, labels, attacked = case
+@pytest.fixture(scope="module")
+def judged(case):
+    """What the default defence says of these images, clean and attacked, and whether the bare classifier is right."""
+    classifier, images, labels = case
+    defended, found = defend(classifier), {}
+    for name in CLAIMED:
+        attacked = images if name == "clean" else ATTACKS[name](classifier, images, labels, eps=EPS)
+        with torch.no_grad():
+            found[name] = defended.judge(attacked), classifier(attacked).argmax(1) == labels
+    return found
+
+
+@pytest.mark.parametrize("name", CLAIMED)
+def test_the_accuracy_that_is_claimed_lies_in_the_interval(case, judged, name):
+    low, high = interval(judged[name][0].logits.argmax(1) == case[2])
+    assert low <= CLAIMED[name] <= high
+
+
+@pytest.mark.parametrize("name", [name for name in CLAIMED if name != "clean"])
+def test_the_defence_is_surely_better_than_none(case, judged, name):
+    prediction, bare_right = judged[name]
+    assert interval(prediction.logits.argmax(1) == case[2])[0] > interval(bare_right)[1] + 0.2
+
+
+def test_detection(judged):
+    clean, attacked = judged["clean"], judged["pgd"]
+    found = detection(clean[0].scores.numpy(), attacked[0].scores.numpy(), (clean[1] & ~attacked[1]).numpy())
+    assert found.ci_low > 0.97
+
+
+def test_bypass_defeats_the_gated_decision_unseen(case, judged):
+    """The bare prediction is kept where nothing is suspicious, so an attack that hides needs to fool that alone."""
+    classifier, images, labels = (part[:8] if isinstance(part, torch.Tensor) else part for part in case)
     defended = defend(classifier)
-    clean, adversarial = defended.judge(images), defended.judge(attacked)
+    threshold = defended.plan(images)[1].threshold
+    assert (judged["pgd"][0].scores[:8] > threshold).float().mean() > 0.8  # the control: plain PGD is seen
+    attacked = LADDER["bypass"](defended, images, labels, eps=EPS)
+    with torch.no_grad():
+        prediction = defended.judge(attacked)
+    fooled = prediction.logits.argmax(1) != labels
+    assert fooled.float().mean() > 0.8
+    assert (prediction.scores[fooled] < threshold).float().mean() > 0.8
 
-    def interval(logits):
-        return wilson(int((logits.argmax(1) == labels).sum()), len(labels))
 
-    assert interval(adversarial.logits)[0] > interval(classifier(attacked))[1] + 0.3
-    assert interval(clean.logits)[1] > 0.9
-    fooled = (classifier(images).argmax(1) == labels) & (classifier(attacked).argmax(1) != labels)
-    found = detection(clean.scores.numpy(), adversarial.scores.numpy(), fooled.numpy())
-    assert found.ci_low > 0.9
+def test_the_default_on_photographs(data):
+    classifier = load_classifier("torchvision:squeezenet1_0", data / "weights" / "imagenet_squeezenet1_0.pt")
+    dataset = load_dataset("folder", data / "imagenet").between(50, None)
+    images, labels = dataset.batch(range(16)), dataset.labels[:16]
+    with torch.no_grad():
+        known = classifier(images).argmax(1) == labels
+    images, labels = images[known], labels[known]
+    attacked = pgd(classifier, images, labels, eps=4 / 255)
+    with torch.no_grad():
+        assert (classifier(attacked).argmax(1) == labels).float().mean() <= 0.1
+        defended = defend(classifier)
+        for name, shown in (("clean", images), ("pgd", attacked)):
+            low, high = interval(defended(shown).argmax(1) == labels)
+            assert low <= CLAIMED_ON_PHOTOGRAPHS[name] <= high
 
 
 @torch.no_grad()
 def test_a_score_alone_and_in_a_batch(case):
     """In float64: rounding differs with the batch, and 300 steps amplify that of float32 beyond any bound."""
-    classifier, images, _, attacked = case
+    classifier, images, labels = case
+    attacked = pgd(classifier, images[:3], labels[:3], eps=EPS)
     defended = defend(copy.deepcopy(classifier).double())
-    few = torch.cat([images[:3], attacked[:3]]).double()
+    few = torch.cat([images[:3], attacked]).double()
     together = defended.judge(few)
     alone = [defended.judge(image[None]) for image in few]
     torch.testing.assert_close(torch.cat([one.scores for one in alone]), together.scores, rtol=0, atol=1e-6)
