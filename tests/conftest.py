@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(1)  # the networks of the tests are tiny: threads would only wait for each other
+# The networks of the tests are tiny: threads would only wait for each other. CI also runs some tests with two.
+THREADS = int(os.environ.get("DIPDEFENSE_TEST_THREADS", "1"))
+torch.set_num_threads(THREADS)
 
 DATA = Path(os.environ.get("DIPDEFENSE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -115,9 +115,10 @@ def test_rows_are_fits_of_their_configurations(tmp_path):
 def test_masks_follow_their_images_into_chunks():
     """One image at a time gives what all of them together give."""
     task = build_tasks(photos(3), None)["inpainting"]
-    whole = fit(task.observed, QUICK, loss=task.loss).reconstruction
-    small = dataclasses.replace(QUICK, memory_gb=0.004)
-    torch.testing.assert_close(fit(task.observed, small, loss=task.loss).reconstruction, whole, atol=1e-3, rtol=0)
+    observed = task.observed.double()  # in float32 a fit amplifies the rounding that differs with the chunk
+    whole = fit(observed, QUICK, loss=task.loss).reconstruction
+    small = dataclasses.replace(QUICK, memory_gb=0.008)
+    torch.testing.assert_close(fit(observed, small, loss=task.loss).reconstruction, whole, atol=1e-9, rtol=0)
     assert F.mse_loss(whole[0], whole[1]) > 1e-4
 
 

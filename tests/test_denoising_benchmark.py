@@ -90,12 +90,13 @@ def test_identical_noise_and_the_scores_of_scikit_image(tmp_path, spied, monkeyp
 
 
 def test_candidates_are_those_of_the_fit_and_see_no_reference():
-    clean = torch.stack([image for _, image in images()])
-    noisy = clean + 0.2 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    # In float64: a stopped image leaves, and in float32 a fit amplifies the rounding that differs from then on.
+    clean = torch.stack([image for _, image in images()]).double()
+    noisy = clean + 0.2 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     config = dataclasses.replace(QUICK, iterations=120, lr=0.04)
     made = fit_candidates(clean, noisy, config, 3)
     other = fit_candidates(torch.zeros_like(clean), noisy, config, 3)
-    best = torch.zeros(2, 120)
+    best = torch.zeros(2, 120, dtype=torch.float64)
 
     def watch(state):
         best[state.index, state.iteration - 1] = psnr(state.average, clean[state.index])
@@ -111,7 +112,7 @@ def test_candidates_are_those_of_the_fit_and_see_no_reference():
         assert torch.equal(made["dip_ema"][i][0], whole.reconstruction[i])
         assert torch.equal(made["dip"][i][0], last.reconstruction[i])
         assert made["dip_blind_stop"][i][2] == stopped.chosen[i]
-        torch.testing.assert_close(made["dip_blind_stop"][i][0], stopped.reconstruction[i], atol=1e-5, rtol=0)
+        torch.testing.assert_close(made["dip_blind_stop"][i][0], stopped.reconstruction[i], atol=1e-7, rtol=0)
         assert made["dip_oracle"][i][2] == best[i].argmax() + 1
         assert psnr(made["dip_oracle"][i][0][None], clean[i : i + 1]).item() == pytest.approx(best[i].max().item())
         share = stopped.chosen[i].item() / 120

@@ -143,9 +143,9 @@ def test_flash_brings_detail_and_no_flash_the_light():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_an_image_does_not_depend_on_its_neighbours(task):
-    images = smooth()
+    images = smooth().double()  # in float32 a fit amplifies the rounding that differs with the batch
     both, alone = TASKS[task](images, config=BRIEF), TASKS[task](images[1:], config=BRIEF)
-    torch.testing.assert_close(both[1:], alone, atol=1e-3, rtol=0)
+    torch.testing.assert_close(both[1:], alone, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("task", TASKS)
