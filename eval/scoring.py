@@ -30,6 +30,7 @@ from eval.records import Record, Records
 __all__ = ["KEY", "Defence", "Scoring"]
 
 KEY = ("config", "attack", "crafted_on", "defence", "index", "image")  # what names a record
+ROWS = ("attacks", "crafted_on", "attacks_defended")  # which rows a run has; no record depends on it
 
 Defence = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> same
 Judge = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # images -> logits, and what the classifier saw in their place
@@ -69,7 +70,7 @@ class Scoring:
         self._targets = {"bare": classifier, "defended": defended}
         name = classifier_name or type(classifier).__name__
         self.description = _description(defended, name, dataset, self.config, filters, recorded_device or device)
-        self.key = configuration_hash({k: v for k, v in self.description.items() if k not in ("attacks", "crafted_on")})
+        self.key = configuration_hash({k: v for k, v in self.description.items() if k not in ROWS})
         self._order = dataset.first(self.config.n, self.config.seed)
         self._plan = _plan(self.config, list(self._judges))
 
@@ -142,9 +143,10 @@ def _description(
 def _plan(config: RunConfig, defences: list[str]) -> dict[tuple[str, str], list[str]]:
     """(attack, crafted_on) -> the defences scored on those images. Filters are never attacked themselves."""
     plan = {("clean", ""): defences}
-    for attack in config.attacks:
-        for crafted_on in CRAFTED_ON[config.crafted_on]:
-            plan[attack, crafted_on] = defences if crafted_on == "bare" else ["dip"]
+    for crafted_on in CRAFTED_ON[config.crafted_on]:
+        adaptive = crafted_on == "defended"
+        attacks = config.attacks_defended if adaptive and config.attacks_defended is not None else config.attacks
+        plan |= {(attack, crafted_on): ["dip"] if adaptive else defences for attack in attacks}
     return plan
 
 
