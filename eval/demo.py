@@ -102,7 +102,7 @@ def _telling(tell: Callable[[float], None]) -> Purifier:
             def watch(state: Progress) -> None:
                 tell(fitted + state.share * len(images))
 
-            frames = super().frames(images, *given, **named, callback=watch)
+            frames = super().frames(images, *given, **named | {"callback": watch})
             fitted += len(images)
             return frames
 

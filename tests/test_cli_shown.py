@@ -129,15 +129,15 @@ def test_accuracies_as_they_are_made(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_what_is_printed_under_a_bar_stays_on_stdout_unless_that_is_the_same_terminal(capsys, monkeypatch, terminal):
+def test_rows_under_a_bar_stand_above_it_or_on_a_stdout_that_is_no_terminal(capsys, monkeypatch, terminal):
     bar = io.StringIO()
     monkeypatch.setattr("dipdefense.cli.shown.errors", Console(file=bar, force_terminal=True))
     monkeypatch.setattr("dipdefense.cli.shown.console", Console(force_terminal=terminal))
     with progress_bar("percent") as progress:
         progress(1, 2)
-        typer.echo("a row")
-    assert ("a row" in bar.getvalue()) == terminal
-    assert capsys.readouterr().out == ("" if terminal else "a row\n")
+        accuracies_as_made()(ROW)
+    assert ("momentum_pgd" in bar.getvalue()) == terminal
+    assert ("momentum_pgd" in capsys.readouterr().out) != terminal
 
 
 @pytest.mark.parametrize("path", commands(), ids=" ".join)
