@@ -318,9 +318,23 @@ def test_write_refuses_what_is_no_image(tmp_path, image, match):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("channels", [1, 2, 3, 8])
-def test_check_accepts_any_float_images(dtype, channels):
-    check_images(torch.linspace(0, 1, 32 * channels, dtype=dtype).reshape(2, channels, 4, 4))
-    check_images(torch.zeros(channels, 4, 4, dtype=dtype), ndim=3, channels=(channels,))
+def test_check_accepts_images_in_full_precision_and_others_where_they_are_allowed(dtype, channels):
+    half = dtype in (torch.float16, torch.bfloat16)
+    check_images(torch.linspace(0, 1, 32 * channels, dtype=dtype).reshape(2, channels, 4, 4), half=half)
+    check_images(torch.zeros(channels, 4, 4, dtype=dtype), ndim=3, channels=(channels,), half=half)
+    if half:
+        with pytest.raises(
+            TypeError, match=rf"flash must be float32 or float64, got {dtype}: convert with images.float"
+        ):
+            check_images(torch.zeros(1, channels, 4, 4, dtype=dtype), "flash")
+
+
+def test_check_accepts_an_empty_batch_where_it_is_allowed():
+    check_images(torch.zeros(0, 3, 4, 4), empty=True)
+    with pytest.raises(ValueError, match="images must have 1 channels, got 3"):
+        check_images(torch.zeros(0, 3, 4, 4), channels=(1,), empty=True)
+    with pytest.raises(ValueError, match=r"images must not be empty, got shape \(0, 3, 0, 4\)"):
+        check_images(torch.zeros(0, 3, 0, 4), empty=True)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +361,13 @@ def test_check_types(images, match):
         (torch.full((1, 3, 4, 4), torch.inf), "images must be finite"),
         (torch.full((1, 3, 4, 4), 255.0), r"images must be within \[0, 1\], got \[255, 255\]; divide"),
         (torch.tensor([-2.0, 0.5]).expand(1, 1, 1, 2), r"got \[-2, 0.5\]; .*normalisation"),
-        (torch.full((1, 3, 4, 4), 1 + 2**-20), r"got \[1\.0000009\d*, "),
+        (
+            torch.full((1, 3, 4, 4), 1 + 2**-20),
+            r"got \[1\.0000009\d*, .*; clamp rounding errors with images.clamp\(0, 1\)",
+        ),
+        (torch.full((1, 3, 4, 4), -1e-7), r"got \[-\S+, .*; clamp rounding errors with images.clamp\(0, 1\)"),
+        (torch.tensor([-1e-7, 255.0]).expand(1, 1, 1, 2), "; divide 0..255 values by 255"),
+        (torch.tensor([-0.01, 0.5]).expand(1, 1, 1, 2), "; divide 0..255 values by 255"),
     ],
 )
 def test_check_values(images, match):
