@@ -6,7 +6,6 @@ it was. The attacks know the bare classifier alone: no figure here is robustness
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from dipdefense.digest import configuration_hash
 from eval.attacked import RunConfig, check_run, craft, fingerprint, identify
 from eval.curves import save_curves, save_rocs
 from eval.datasets import ImageDataset
-from eval.intervals import paired_bootstrap, wilson
+from eval.intervals import tango, wilson
 from eval.records import Record, Run, write_whole
 from eval.roc import detection_table
 from eval.verdicts import Method, Setting, Verdict
@@ -109,7 +108,7 @@ def accuracy_table(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def paired_table(records: Iterable[Record], baseline: Setting) -> pd.DataFrame:
-    """Accuracy minus that of the baseline on the same images, with the 95 % paired bootstrap interval.
+    """Accuracy minus that of the baseline on the same images, with Tango's 95 % score interval.
 
     Columns `method, strength, attack, eps, against, against_strength, n, difference, ci_low, ci_high`.
     """
@@ -118,13 +117,11 @@ def paired_table(records: Iterable[Record], baseline: Setting) -> pd.DataFrame:
         right: dict[Any, pd.Series[bool]] = {
             setting: rows_of.set_index("index")["correct"] for setting, rows_of in group.groupby(GROUP[:2], sort=False)
         }
-        base = right[baseline].astype(float)
+        base = right[baseline]
         for setting, correct in right.items():
             if setting == baseline:
                 continue
-            own = correct.reindex(base.index).astype(float)
-            one = (float(own.iloc[0] - base.iloc[0]), math.nan, math.nan)  # a single image has no interval
-            found = paired_bootstrap(own.to_numpy(), base.to_numpy()) if len(base) > 1 else one
+            found = tango(correct.reindex(base.index), base)
             rows.append((*setting, attack, eps, baseline.method, float(baseline.strength), len(base), *found))
     columns = [*GROUP, "against", "against_strength", "n", "difference", "ci_low", "ci_high"]
     return pd.DataFrame(rows, columns=columns)

@@ -183,4 +183,5 @@ def test_synthetic_records(tmp_path):
     assert row["difference"] == pytest.approx(accuracy["dip", 60, 0.1] - accuracy["jpeg", 30, 0.1])
     assert row["ci_low"] < row["difference"] < row["ci_high"]
     single = paired_table([record for record in records if record["index"] == 0], Setting("bare", 0))
-    assert single["ci_low"].isna().all()
+    assert single["n"].eq(1).all()
+    assert (single["ci_high"] - single["ci_low"] > 0.5).all()

@@ -130,11 +130,11 @@ def test_another_attack_keeps_the_records_there_are(tmp_path, classifier, digits
     assert len(run(classifier, digits, tmp_path, small)) == 6
 
 
-def test_a_single_image_has_no_paired_interval(tmp_path, classifier, digits):
+def test_a_single_image_has_a_paired_interval(tmp_path, classifier, digits):
     run(classifier, digits, tmp_path, dataclasses.replace(RUN, attacks=(), n=1))
     (row,) = pd.read_csv(tmp_path / "paired.csv").to_dict("records")
     assert row["n"] == 1
-    assert math.isnan(row["ci_low"])
+    assert row["ci_high"] - row["ci_low"] > 1
 
 
 def test_targets_are_hit(tmp_path, classifier, digits):
@@ -143,6 +143,7 @@ def test_targets_are_hit(tmp_path, classifier, digits):
     table = run(classifier, targets, tmp_path, config).set_index(["attack", "defence"])
     assert table.loc[("clean", "none"), "accuracy"] <= 0.1
     assert table.loc[("pgd", "none"), "accuracy"] >= 0.9
+    assert pd.read_csv(tmp_path / "summary.csv")["targeted"].all()  # the clean rows count hits too
 
 
 def test_the_same_images_for_the_same_seed(tmp_path, classifier, digits):
@@ -165,11 +166,13 @@ def test_summary_by_hand():
     keys = {"attack": "pgd", "crafted_on": "bare", "defence": "none"}
     records = [{**keys, **base, "index": i, "correct": i < 3} for i in range(10)]
     described = {"dataset": "d", "classifier": "c", "norm": "linf", "eps": 0.1, "gradient": "none", "seed": 0}
+    described["targeted"] = False
     (row,) = summarise(records, described).to_dict("records")
     assert row["accuracy"] == pytest.approx(0.3)
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.10779, 0.60322), abs=1e-4)  # Wilson, 3 of 10
     assert row["psnr_attacked"] == 30.0
     assert row["gradient"] == "exact"
+    assert row["targeted"] is False
 
 
 def test_paired_difference_by_hand():
@@ -179,6 +182,15 @@ def test_paired_difference_by_hand():
     (row,) = paired_differences(records).to_dict("records")
     assert row["difference"] == pytest.approx(0.45)
     assert 0 < row["ci_low"] < 0.45 < row["ci_high"] < 1
+
+
+def test_paired_intervals_have_a_width_where_one_defence_is_always_right():
+    base = {"attack": "pgd", "crafted_on": "bare"}
+    for wrong, low, high in ((range(10), 0.4449, 1.0), ((), -0.2775, 0.2775)):  # Tango's closed forms for 10 images
+        records = [{**base, "defence": "dip", "index": i, "correct": True} for i in range(10)]
+        records += [{**base, "defence": "blur", "index": i, "correct": i not in wrong} for i in range(10)]
+        (row,) = paired_differences(records).to_dict("records")
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high), abs=1e-4)
 
 
 @pytest.mark.parametrize(
