@@ -51,8 +51,8 @@ def evaluation(run: Run) -> Section:
 def ladder(run: Run) -> Section:
     """The table of `evaluate --adaptive`."""
     table = run.tables["ladder"]
-    lead = "Attacks that know the defence. What counts is the worst case: images that are right under every rung."
-    missing = [] if (table["rung"] == "worst case").any() else ["worst case: no image was attacked by two rungs"]
+    lead = "Attacks that know the defence. What counts is the worst case: images that no rung which attacked them won."
+    missing = [] if (table["rung"] == "worst case").any() else ["worst case: ladder.csv lacks it"]
     return Section("Adaptive ladder", lead, [cells(WILSON, table)], missing=missing)
 
 
