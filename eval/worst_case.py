@@ -72,7 +72,7 @@ def tabulate(
         if frame["rung"].nunique() > 1:
             rows.append(_worst_case(query, frame))  # NaN in the columns of a single rung
     table = pd.DataFrame(rows)
-    table.insert(table.columns.get_loc("n") + 1, "n_all", frame["index"].nunique())
+    table.insert(list(table).index("n") + 1, "n_all", frame["index"].nunique())
     return table
 
 

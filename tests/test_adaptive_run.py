@@ -172,15 +172,15 @@ def test_bad_numbers_are_refused(numbers, message):
         AdaptiveConfig(**numbers)
 
 
-def test_other_numbers_of_one_rung_leave_the_others_made(tmp_path, digits):
+def test_other_numbers_of_one_rung_need_another_folder_and_leave_the_other_rungs(tmp_path, digits):
     config = replace(RUN, rungs=["oblivious", "rays"], n=N | {"cheap": 2}, queries=3)
     evaluate_adaptive(defended(), digits, config, out=tmp_path)
     more, seen = replace(config, queries=5), []
-    table = evaluate_adaptive(
-        defended(), digits, more, out=tmp_path, progress=lambda done, total: seen.append((done, total))
-    )
-    assert seen == [(5, 5)]
-    assert table.set_index("rung").loc["rays", "calls"] == 5
+    with pytest.raises(ValueError, match=r"ladder\.rays\.queries 3 where this one has 5: name another folder"):
+        evaluate_adaptive(defended(), digits, more, out=tmp_path)
+    without = replace(more, rungs=["oblivious"])
+    evaluate_adaptive(defended(), digits, without, out=tmp_path, progress=lambda *counts: seen.append(counts))
+    assert seen == []
 
 
 def test_transfer_needs_a_source(tmp_path, digits):
