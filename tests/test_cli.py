@@ -131,7 +131,7 @@ def test_evaluate_prints_and_writes_one_table(tmp_path, config):
         for defence in ("none", "dip", "gaussian_blur")
     ]
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"config.json", "records.jsonl", "summary.csv", "summary.json", "paired.csv"}
+    assert names == {"config.json", "probe.json", "records.jsonl", "summary.csv", "summary.json", "paired.csv"}
     assert json.loads((tmp_path / "run" / "config.json").read_text())["eps"] == pytest.approx(0.2)
 
 
@@ -142,7 +142,7 @@ def test_evaluate_climbs_the_ladder(tmp_path, config):
     assert "worst case" in result.stdout
     assert "majority" in result.stdout
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"config.json", "records.jsonl", "ladder.csv", "ladder.json"}
+    assert names == {"config.json", "probe.json", "records.jsonl", "ladder.csv", "ladder.json"}
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ def test_benchmark_defence(config, tmp_path):
     assert result.stdout.split()[:4] == ["method", "strength", "attack", "eps"]
     assert len(result.stdout.splitlines()) == 1 + 3 * 2 * (1 + 5 + 3)
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    pictures = {"curves.png", "roc.png"}
-    assert names == {"config.json", "records.jsonl", "table.csv", "table.json", "paired.csv", "roc.csv"} | pictures
+    kept = {"config.json", "probe.json", "records.jsonl"}
+    assert names == kept | {"table.csv", "table.json", "paired.csv", "roc.csv", "curves.png", "roc.png"}
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_benchmark_stopping(tmp_path, config):
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.split()[:4] == ["rule", "noise", "level", "n"]
     assert "2 of 2 fits were too short" in result.stdout
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"records.jsonl", "summary.csv"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "records.jsonl", "summary.csv"}
     assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == 4
 
     def refused(message: str, *more: object) -> None:

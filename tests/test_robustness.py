@@ -3,9 +3,7 @@
 import copy
 import dataclasses
 import json
-import math
 import secrets
-from functools import partial
 
 import pandas as pd
 import pytest
@@ -94,31 +92,6 @@ def test_a_finished_run_computes_nothing(tmp_path, classifier, digits):
     assert len(again) == 15
 
 
-def test_another_configuration_shares_no_record(tmp_path, classifier, digits):
-    small = dataclasses.replace(RUN, attacks=("fgsm",), crafted_on="bare", n=4)
-    run(classifier, digits, tmp_path, small)
-    calls = []
-    count = {"progress": lambda *n: calls.append(n)}
-    run(classifier, digits, tmp_path, dataclasses.replace(small, eps=0.1), **count)
-    run(classifier, digits, tmp_path, small, purifier=Purifier(QUICK, seed=1), **count)
-    run(classifier, digits, tmp_path, small, filters={"blur": partial(gaussian_blur, sigma=0.5)}, **count)
-    run(classifier, dataclasses.replace(digits, labels=(digits.labels + 1) % 10), tmp_path, small, **count)
-    darkened = dataclasses.replace(digits, read=lambda position: digits.read(position) / 2)
-    run(classifier, darkened, tmp_path, small, **count)
-    for seed in (1, 2):
-        run(classifier, digits, tmp_path, small, filters={"blur": Purifier(QUICK, seed=seed)}, **count)
-    for mean in (0.1, 0.2):
-        run(nn.Sequential(Normalize([mean], [0.9]), classifier).eval(), digits, tmp_path, small, **count)
-    assert len(calls) == 9 * 6
-
-
-def test_another_tile_shares_no_record(tmp_path, classifier, digits):
-    config = dataclasses.replace(RUN, attacks=(), n=4, crafted_on="bare")
-    whole = run(classifier, digits, tmp_path, config, filters={})
-    cut = run(classifier, digits, tmp_path, config, filters={}, purifier=Purifier(QUICK, tile=16))
-    assert whole["psnr_defended"][1] != cut["psnr_defended"][1]
-
-
 def test_another_attack_keeps_the_records_there_are(tmp_path, classifier, digits):
     small = dataclasses.replace(RUN, attacks=("fgsm",), crafted_on="bare", n=4)
     run(classifier, digits, tmp_path, small)
@@ -128,13 +101,15 @@ def test_another_attack_keeps_the_records_there_are(tmp_path, classifier, digits
     assert len(calls) == 3
     assert len(table) == 9
     assert len(run(classifier, digits, tmp_path, small)) == 6
+    both = run(classifier, digits, tmp_path, dataclasses.replace(small, crafted_on="both"))
+    assert both["crafted_on"].tolist() == ["", "", "", "bare", "bare", "bare", "defended"]
 
 
-def test_a_single_image_has_no_paired_interval(tmp_path, classifier, digits):
+def test_a_single_image_has_a_paired_interval(tmp_path, classifier, digits):
     run(classifier, digits, tmp_path, dataclasses.replace(RUN, attacks=(), n=1))
     (row,) = pd.read_csv(tmp_path / "paired.csv").to_dict("records")
     assert row["n"] == 1
-    assert math.isnan(row["ci_low"])
+    assert row["ci_high"] - row["ci_low"] > 1
 
 
 def test_targets_are_hit(tmp_path, classifier, digits):
@@ -143,6 +118,7 @@ def test_targets_are_hit(tmp_path, classifier, digits):
     table = run(classifier, targets, tmp_path, config).set_index(["attack", "defence"])
     assert table.loc[("clean", "none"), "accuracy"] <= 0.1
     assert table.loc[("pgd", "none"), "accuracy"] >= 0.9
+    assert pd.read_csv(tmp_path / "summary.csv")["targeted"].all()  # the clean rows count hits too
 
 
 def test_the_same_images_for_the_same_seed(tmp_path, classifier, digits):
@@ -165,11 +141,13 @@ def test_summary_by_hand():
     keys = {"attack": "pgd", "crafted_on": "bare", "defence": "none"}
     records = [{**keys, **base, "index": i, "correct": i < 3} for i in range(10)]
     described = {"dataset": "d", "classifier": "c", "norm": "linf", "eps": 0.1, "gradient": "none", "seed": 0}
+    described["targeted"] = False
     (row,) = summarise(records, described).to_dict("records")
     assert row["accuracy"] == pytest.approx(0.3)
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.10779, 0.60322), abs=1e-4)  # Wilson, 3 of 10
     assert row["psnr_attacked"] == 30.0
     assert row["gradient"] == "exact"
+    assert row["targeted"] is False
 
 
 def test_paired_difference_by_hand():
@@ -179,6 +157,15 @@ def test_paired_difference_by_hand():
     (row,) = paired_differences(records).to_dict("records")
     assert row["difference"] == pytest.approx(0.45)
     assert 0 < row["ci_low"] < 0.45 < row["ci_high"] < 1
+
+
+def test_paired_intervals_have_a_width_where_one_defence_is_always_right():
+    base = {"attack": "pgd", "crafted_on": "bare"}
+    for wrong, low, high in ((range(10), 0.4449, 1.0), ((), -0.2775, 0.2775)):  # Tango's closed forms for 10 images
+        records = [{**base, "defence": "dip", "index": i, "correct": True} for i in range(10)]
+        records += [{**base, "defence": "blur", "index": i, "correct": i not in wrong} for i in range(10)]
+        (row,) = paired_differences(records).to_dict("records")
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +200,7 @@ def test_bad_runs_are_refused(tmp_path, classifier, digits):
     with pytest.raises(ValueError, match="classifier must return finite logits"):
         run(nn.Flatten(0).eval(), digits, tmp_path)
     with pytest.raises(ValueError, match="classifier must return finite logits"):
-        run(nn.Sequential(nn.Flatten(), nn.Threshold(2, math.nan)).eval(), digits, tmp_path)
+        run(nn.Sequential(nn.Flatten(), nn.Threshold(2, float("nan"))).eval(), digits, tmp_path)
     with pytest.raises(ValueError, match=r"call classifier\.eval\(\)"):
         run(copy.deepcopy(classifier).train(), digits, tmp_path)
     with pytest.raises(ValueError, match="labels must be below the classifier's 10 classes, got 19"):

@@ -71,7 +71,10 @@ def note(text: str, *, err: bool = False) -> None:
 
 
 def print_accuracies(table: Any) -> None:
-    """Accuracy with its interval, PSNR, SSIM and time; as plain tab-separated text where stdout is no terminal."""
+    """Accuracy with its interval, PSNR, SSIM and time; as plain tab-separated text where stdout is no terminal.
+
+    In a targeted run the accuracy is the share of hits, and the header says so.
+    """
     if manner.get() != "text":
         print_frame(table)
         return
@@ -80,7 +83,7 @@ def print_accuracies(table: Any) -> None:
         "crafted on",
         "defence",
         "n",
-        "accuracy",
+        "hits" if table["targeted"].any() else "accuracy",
         "95 % interval",
         "PSNR dB",
         "SSIM",
