@@ -68,7 +68,7 @@ def describe(value: Any, *beside: Any) -> str:
 
 def _title(value: Any) -> str:
     if isinstance(value, functools.partial):
-        return f"{_title(value.func)}{value.args or ''}{value.keywords or ''}"
+        return _title(value.func) + "".join(_text(given) for given in (value.args, value.keywords) if given)
     if isinstance(value, nn.Module):
         return _name(type(value))
     if isinstance(value, type | FunctionType | BuiltinFunctionType | MethodType):

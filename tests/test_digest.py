@@ -147,6 +147,7 @@ def test_descriptions_are_the_same_in_every_process():
     code = """
 import json
 from torch import nn
+from attacks import ATTACKS
 from dipdefense import Purifier, Trust
 from dipdefense.digest import describe
 from dipdefense.gradients import GRADIENTS
@@ -155,7 +156,8 @@ net = nn.Sequential(nn.Linear(2, 2))
 for parameter in net.parameters():
     nn.init.ones_(parameter)
 net.register_forward_hook(print)
-found = json.dumps([describe(held) for held in (*GRADIENTS.values(), Trust(), Purifier, net, {1, "a", "b", "c"})])
+known = (*GRADIENTS.values(), *ATTACKS.values(), Trust(), Purifier, net, {1, "a", "b", "c"})
+found = json.dumps([describe(held) for held in known])
 """
     here: dict[str, str] = {}
     exec(code, here)

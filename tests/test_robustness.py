@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from attacks import ATTACKS
 from dipdefense import FitConfig, Purifier
 from eval import RunConfig, evaluate_robustness
 from eval.attacked import describe_purifier
@@ -18,8 +19,10 @@ from eval.classifiers import Normalize, load_classifier
 from eval.datasets import load_dataset
 from eval.summary import COLUMNS, paired_differences, summarise
 
-QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=30)
-RUN = RunConfig(eps=0.2, steps=3, n=10, n_defended=3, crafted_on="both", batch_size=4)
+QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=10)
+RUN = RunConfig(
+    attacks=("fgsm", "pgd", "pgd_flip"), eps=0.2, steps=3, n=6, n_defended=2, crafted_on="both", batch_size=4
+)
 EXACT = [column for column in COLUMNS if column != "seconds_per_image"]
 
 
@@ -46,7 +49,7 @@ def test_one_row_for_each_attack_and_defence(tmp_path, classifier, digits):
     assert rows == [("clean", "", d) for d in ("none", "dip", "blur")] + bare + [
         (a, "defended", "dip") for a in RUN.attacks
     ]
-    assert table["n"].tolist() == [10] * 12 + [3] * 3
+    assert table["n"].tolist() == [6] * 12 + [2] * 3
     assert table["gradient"].tolist() == [""] * 3 + ["exact"] * 9 + ["straight_through"] * 3
     assert ((table["ci_low"] <= table["accuracy"]) & (table["accuracy"] <= table["ci_high"])).all()
     by_row = table.set_index(["attack", "crafted_on", "defence"])
@@ -62,6 +65,11 @@ def test_one_row_for_each_attack_and_defence(tmp_path, classifier, digits):
     paired = pd.read_csv(tmp_path / "paired.csv", keep_default_na=False)
     assert set(zip(paired["defence"], paired["against"], strict=True)) == {("dip", "blur")}
     assert len(paired) == 4
+
+
+def test_the_default_attacks_are_those_that_have_the_norm():
+    assert RunConfig().attacks == tuple(ATTACKS)
+    assert RunConfig(norm="l2").attacks == tuple(name for name in ATTACKS if name != "fgsm")
 
 
 def test_a_killed_run_ends_with_the_same_table(tmp_path, classifier, digits):
@@ -180,7 +188,7 @@ def test_paired_intervals_have_a_width_where_one_defence_is_always_right():
         ({"eps": float("nan")}, "eps must not be negative"),
         ({"eps": 8.0}, "eps must be at most 1 in the linf norm"),
         ({"norm": "l1"}, "norm must be one of linf, l2"),
-        ({"norm": "l2"}, "attacks must leave out fgsm when norm is l2"),
+        ({"norm": "l2", "attacks": ("fgsm",)}, "attacks must leave out fgsm when norm is l2"),
         ({"alpha": -1.0}, "alpha must be positive"),
         ({"alpha": 0.0}, "alpha must be positive"),
         ({"seed": -1}, "seed must not be negative"),
