@@ -356,7 +356,7 @@ def timeless(folder: Path) -> tuple[pd.DataFrame, list[dict]]:
 
 
 def test_a_run_that_is_killed_at_random_ends_with_the_same_table(address, tmp_path):
-    """An evaluation: its driver is killed while it starts; then its worker, after a shard, and its driver, twice."""
+    """An evaluation: its driver is killed while it starts; then after shards its worker, twice, and its driver."""
     (tmp_path / "config.json").write_text(json.dumps(QUICK))
     words = ["evaluate", "--n", "10", "--batch-size", "1", "--attacks", "fgsm", "--eps", "0.2", "--engine", "ray"]
     words += ["--workers", "1", "--config", str(tmp_path / "config.json"), "--out"]
@@ -375,7 +375,7 @@ def test_a_run_that_is_killed_at_random_ends_with_the_same_table(address, tmp_pa
     def made():
         return len(list(out.glob("shards/*/part-*")))
 
-    for victims in (("driver",), ("worker", "driver"), ("worker", "driver")):
+    for victims in (("driver",), ("worker", "worker", "driver")):
         with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
             for victim in victims:
                 before = made()
@@ -388,7 +388,7 @@ def test_a_run_that_is_killed_at_random_ends_with_the_same_table(address, tmp_pa
                         os.kill(pid, signal.SIGKILL)
         assert driver.returncode == -signal.SIGKILL
         assert made() < 10
-    assert made() >= 4
+    assert made() >= 3
     subprocess.run(program, check=True, stdout=subprocess.DEVNULL, timeout=120)
     (table, records), (whole, expected) = timeless(out), timeless(tmp_path / "whole")
     pd.testing.assert_frame_equal(table, whole, check_exact=True)

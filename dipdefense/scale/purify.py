@@ -78,7 +78,7 @@ def purify_shards(
     done = sum(plan.images_of(shard) for shard in made)
     missing = [shard for shard in range(len(plan)) if shard not in made]
     build = partial(_Purification, purifier, cluster.device, settings["versions"])
-    for shard, result in _make(cluster, shards, build, images, missing) if missing else ():
+    for shard, result in _make(cluster, shards, build, images, missing):
         made[shard] = result
         done += plan.images_of(shard)
         if progress is not None:
@@ -144,6 +144,8 @@ def _make(
     def send(shard: int) -> tuple[int, Source]:
         return shard, images.part(*shards.plan.span(shard))
 
+    if not missing:
+        return
     lost, failed = [], []
     with connected(cluster.address):
         for shard, result in compute(cluster, partial(_ShardWork, shards, build), missing, send):
@@ -169,19 +171,18 @@ def _make_one_by_one(
 ) -> Made | Lost:
     """Write a shard whose images are each a task of its own: only one that is lost alone has the error.
 
-    Where all are, by memory or device, the machines are at fault, and nothing is written.
+    Where one is lost by memory or device and none can be purified, the machines are at fault, and nothing is written.
     """
     start, records, cpu_seconds, keys = time.perf_counter(), {}, 0.0, list(images.keys())
-    lost: list[Lost] = []
+    fault: Lost | None = None
     for i, result in compute(cluster, build, range(len(images)), lambda i: images.part(i, i + 1)):
         if isinstance(result, Lost):
             records[i] = _record(keys[i], result)
-            lost.append(result)
+            fault = fault if result.killed else result
         else:
             (records[i],), seconds = result
             cpu_seconds += seconds
-    fault = next((one for one in lost if not one.killed), None)
-    if fault is not None and len(lost) == len(images):
+    if fault is not None and all(record["error"] is not None for record in records.values()):
         return fault
     return shards.write(shard, [records[i] for i in range(len(images))], time.perf_counter() - start, cpu_seconds)
 
