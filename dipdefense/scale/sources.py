@@ -4,7 +4,7 @@ import hashlib
 import io
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, repeat
@@ -13,11 +13,12 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from dipdefense.images import READABLE, decode_image
+from dipdefense.scale.outages import open_table, persist
 from dipdefense.scale.storage import Storage
 
 __all__ = ["Files", "Rows", "Source", "find_images"]
 
-ITS_OWN = (FileNotFoundError, IsADirectoryError, PermissionError)  # faults of one file; others are an outage
+READERS = 16  # footers that are read at once
 
 
 class Source(Protocol):
@@ -66,8 +67,7 @@ class Files:
 
     def _image(self, name: str) -> Tensor:
         try:
-            with _outage(name):
-                content = self.folder.read(name)
+            content = persist(name, partial(self.folder.read, name))
         except OSError as error:
             raise OSError(f"{name}: {error}") from error
         return decode_image(io.BytesIO(content), name)
@@ -139,12 +139,9 @@ class Rows:
             yield from repeat(fault, left)
 
     def _piece(self, piece: Piece) -> Iterator[bytes | None]:
-        import pyarrow as pa
         from pyarrow.parquet import ParquetFile
 
-        with _outage(piece.file):
-            opened = self.folder.open(piece.file)
-        with opened, pa.PythonFile(_Watched(opened, piece.file), mode="r") as file:
+        with open_table(self.folder, piece.file) as file:
             table = ParquetFile(file, buffer_size=2**20)  # else a whole column chunk is read at once
             row = 0
             for batch in table.iter_batches(64, row_groups=[piece.group], columns=[self.column]):
@@ -154,35 +151,6 @@ class Rows:
                 row += len(batch)
                 if row >= piece.stop:
                     break
-
-
-class _Watched:
-    """A file of which reading ends the run in an outage; pyarrow raises OSError for damaged content, too."""
-
-    def __init__(self, file: Any, name: str):
-        self.file, self.name = file, name
-
-    def read(self, size: int = -1) -> bytes:
-        with _outage(self.name):
-            return self.file.read(size)  # type: ignore[no-any-return]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-
-@contextmanager
-def _outage(name: str) -> Iterator[None]:
-    """Of what reading a file raises, let pass its own faults.
-
-    Raises:
-        RuntimeError: it cannot be read at present.
-    """
-    try:
-        yield
-    except ITS_OWN:
-        raise
-    except OSError as error:
-        raise RuntimeError(f"{name}: cannot be read at present: {error}") from error
 
 
 def find_images(where: str, column: str = "image") -> Source:
@@ -197,6 +165,7 @@ def find_images(where: str, column: str = "image") -> Source:
     Raises:
         FileNotFoundError: there is nothing.
         ValueError: no image; both kinds of files; a Parquet file without such a column.
+        OutageError: storage does not answer.
     """
     folder = Storage.at(where)
     if folder.is_folder():
@@ -208,8 +177,9 @@ def find_images(where: str, column: str = "image") -> Source:
     if tables and pictures:
         raise ValueError(f"{where}: must hold images or Parquet files, got both: {pictures[0]}, {tables[0]}")
     if tables:
-        pieces = (piece for name in tables for piece in _pieces(folder, name, column))
-        source: Source = Rows(folder, column, tuple(piece for piece in pieces if piece.stop))
+        with ThreadPoolExecutor(READERS) as pool:
+            pieces = list(pool.map(partial(_pieces, folder, column), tables))
+        source: Source = Rows(folder, column, tuple(piece for of_file in pieces for piece in of_file if piece.stop))
     else:
         source = Files(folder, tuple((name, sizes[name]) for name in pictures))
     if not len(source):
@@ -217,12 +187,12 @@ def find_images(where: str, column: str = "image") -> Source:
     return source
 
 
-def _pieces(folder: Storage, name: str, column: str) -> Iterator[Piece]:
+def _pieces(folder: Storage, column: str, name: str) -> list[Piece]:
     """The row groups of a file, from its footer."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
-    with folder.open(name) as opened:
+    with open_table(folder, name) as opened:
         try:
             file = ParquetFile(opened)
         except pa.ArrowInvalid as error:
@@ -237,11 +207,11 @@ def _pieces(folder: Storage, name: str, column: str) -> Iterator[Piece]:
             kind = kind.field("bytes").type
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
             raise ValueError(f"{name}: column {column} must hold bytes, or a struct with a field bytes, got {kind}")
-        first = 0
-        for group in range(file.metadata.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            yield Piece(name, group, first, 0, rows)
-            first += rows
+        rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        starts = accumulate(rows, initial=0)
+        return [
+            Piece(name, group, first, 0, count) for group, (first, count) in enumerate(zip(starts, rows, strict=False))
+        ]
 
 
 def _bytes(value: Any) -> bytes | None:
