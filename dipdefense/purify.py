@@ -138,7 +138,7 @@ class Purifier(nn.Module):
         if iterations is not None:
             _check_looks(iterations, config)
             config = replace(config, iterations=max(iterations))
-        if len(images) == 0:
+        if len(images) == 0:  # nothing to fit
             return images.expand(1 if iterations is None else len(iterations), *images.shape)
         seed = None if self.seed is None else self.seed + restart
         tile = self.tile_for(images)
