@@ -113,6 +113,16 @@ def test_purify_refuses(tmp_path, picture, config):
     assert not (tmp_path / "out.png").exists()
 
 
+@pytest.mark.parametrize(
+    "command", [("purify", "in.png", "o.png"), ("denoise", "in.png", "o.png"), ("benchmark", "curve", "in.png")]
+)
+def test_an_image_above_the_pixel_limit_is_refused(tmp_path, picture, monkeypatch, command):
+    monkeypatch.setenv("DIPDEFENSE_MAX_PIXELS", "479")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"in\.png: an image must have at most 479 pixels, got 24 x 20 = 480; set "):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
 def test_purify_refuses_an_unwritable_target_before_it_computes(tmp_path, picture):
     (tmp_path / "file").write_text("precious")
     assert_refused("file", "purify", picture, tmp_path / "file" / "out.png")

@@ -95,6 +95,23 @@ def test_a_folder_is_its_files_below_sorted(folder):
     assert list(find_images(folder.as_uri()).keys()) == list(source.keys())
 
 
+@pytest.mark.parametrize("in_table", [False, True])
+def test_the_pixel_limit_of_the_driver_holds_where_images_are_read(tmp_path, images, monkeypatch, in_table):
+    if in_table:
+        write_table(tmp_path / "in" / "0.parquet", images)
+    else:
+        (tmp_path / "in").mkdir()
+        for i, image in enumerate(images):
+            write_image(image, tmp_path / "in" / f"{i}.png")
+    monkeypatch.setenv("DIPDEFENSE_MAX_PIXELS", "95")
+    sent = pickle.dumps(find_images(str(tmp_path / "in"), "picture").part(2, 4))
+    monkeypatch.delenv("DIPDEFENSE_MAX_PIXELS")
+    small, large = (read for _, read in pickle.loads(sent).images())
+    assert small().shape == (3, 8, 8)
+    with pytest.raises(ValueError, match="an image must have at most 95 pixels, got 12 x 8 = 96"):
+        large()
+
+
 @pytest.mark.parametrize("as_struct", [False, True])
 def test_rows_of_parquet_are_the_same_however_they_are_cut(tmp_path, images, as_struct):
     for i, part in enumerate((images, images[:1], images[2:])):  # 5 + 1 + 3 rows in groups of 2

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from dipdefense.images import READABLE, decode_image
+from dipdefense.images import READABLE, decode_image, pixel_limit
 from dipdefense.scale.outages import open_table, persist
 from dipdefense.scale.storage import Storage
 
@@ -45,6 +45,7 @@ class Files:
 
     folder: Storage
     sizes: tuple[tuple[str, int], ...]  # name and bytes
+    max_pixels: int  # of an image
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -70,7 +71,7 @@ class Files:
             content = persist(name, partial(self.folder.read, name))
         except OSError as error:
             raise OSError(f"{name}: {error}") from error
-        return decode_image(io.BytesIO(content), name)
+        return decode_image(io.BytesIO(content), name, max_pixels=self.max_pixels)
 
 
 class Piece(NamedTuple):
@@ -90,6 +91,7 @@ class Rows:
     folder: Storage
     column: str
     pieces: tuple[Piece, ...]
+    max_pixels: int  # of an image
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -116,9 +118,8 @@ class Rows:
 
     def images(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         """See `Source`; row groups are read in small batches of rows."""
-        return (
-            (key, partial(_decode, content, key)) for key, content in zip(self.keys(), self._contents(), strict=True)
-        )
+        rows = zip(self.keys(), self._contents(), strict=True)
+        return ((key, partial(_decode, content, key, self.max_pixels)) for key, content in rows)
 
     def digest(self) -> str:
         """See `Source`; file names, column, and where rows lie in row groups."""
@@ -156,7 +157,8 @@ class Rows:
 def find_images(where: str, column: str = "image") -> Source:
     """The images of a folder and its subfolders, of a Parquet file, a folder of those, or one image file.
 
-    Of Parquet files only the footers are read.
+    Of Parquet files only the footers are read. The pixel limit of this process, `images.pixel_limit()`, holds wherever
+    the images are read.
 
     Args:
         where: a path, or a URI such as `s3://bucket/folder`.
@@ -179,9 +181,11 @@ def find_images(where: str, column: str = "image") -> Source:
     if tables:
         with ThreadPoolExecutor(READERS) as pool:
             pieces = list(pool.map(partial(_pieces, folder, column), tables))
-        source: Source = Rows(folder, column, tuple(piece for of_file in pieces for piece in of_file if piece.stop))
+        source: Source = Rows(
+            folder, column, tuple(piece for of_file in pieces for piece in of_file if piece.stop), pixel_limit()
+        )
     else:
-        source = Files(folder, tuple((name, sizes[name]) for name in pictures))
+        source = Files(folder, tuple((name, sizes[name]) for name in pictures), pixel_limit())
     if not len(source):
         raise ValueError(f"{where}: must hold at least one image ({', '.join(READABLE)}, or .parquet), got none")
     return source
@@ -218,12 +222,12 @@ def _bytes(value: Any) -> bytes | None:
     return value.get("bytes") if isinstance(value, dict) else value
 
 
-def _decode(content: bytes | Exception | None, key: str) -> Tensor:
+def _decode(content: bytes | Exception | None, key: str, max_pixels: int) -> Tensor:
     if isinstance(content, Exception):
         raise ValueError(f"{key}: must be a row that can be read, {content}") from content
     if content is None:
         raise ValueError(f"{key}: must be the bytes of an image, got null")
-    return decode_image(io.BytesIO(content), key)
+    return decode_image(io.BytesIO(content), key, max_pixels=max_pixels)
 
 
 def _digest(values: tuple[Any, ...]) -> str:
