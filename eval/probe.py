@@ -42,7 +42,7 @@ def probe(classifier: Callable[[Tensor], Tensor], images: Tensor) -> Answers:
         ValueError: logits that are not finite or not (1, K).
     """
     logits, again = _ask(classifier, images), _ask(classifier, images)
-    rounding = max(torch.finfo(logits.dtype).eps, TF32 if logits.is_cuda else 0)
+    rounding = max(torch.finfo(logits.dtype).eps if logits.is_floating_point() else 0, TF32 if logits.is_cuda else 0)
     answers = {
         "tolerance": max(TOLERANCE, ROUNDINGS * rounding),
         "logits": [[float(f"{logit:.6g}") for logit in row] for row in logits.tolist()],

@@ -187,7 +187,7 @@ def test_a_figure_of_an_adaptive_attack_silences_the_warning(copy):
     (copy / "ladder" / "ladder.csv").write_text(f"{columns}\nsingle,clean,4,1,0.5,1,0\nsingle,bpda,4,0.25,0.1,0.5,0\n")
     page = Page(report(copy)).text
     assert "25.0 (10.0 to 50.0)" in page
-    assert "worst case: no image was attacked by two rungs" in page
+    assert "worst case: ladder.csv lacks it" in page
     assert "No figure in this folder" not in page
 
 
