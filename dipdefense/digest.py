@@ -153,9 +153,15 @@ def _names(code: CodeType) -> set[str]:
 
 
 def _class_contents(kind: type) -> Any:
-    """The bytecode of a class and of those that it derives from, and its plain attributes."""
+    """The bytecode of a class and of those that it derives from, and its plain attributes; of torch's the name alone.
+
+    Torch has a version, and other libraries replace methods of `nn.Module` while they are imported.
+    """
     contents = []
     for one in kind.__mro__[:-1]:
+        if one.__module__.partition(".")[0] == "torch":
+            contents.append([_name(one)])
+            continue
         codes = {name: value.__code__ for name, value in vars(one).items() if isinstance(value, FunctionType)}
         values = {name: value for name, value in vars(one).items() if name[:2] != "__" and isinstance(value, Plain)}
         contents.append([_name(one), _contents(tuple((codes | values).items()), {})])

@@ -17,7 +17,7 @@ from eval.datasets import load_dataset
 from eval.intervals import wilson
 from eval.worst_case import tabulate
 
-QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=20)
+QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=8)
 N = {"cheap": 6, "gradient": 4, "unrolled": 2, "queries": 1}
 RUN = AdaptiveConfig(rungs=["oblivious", "bpda", "truncated"], eps=0.2, n=N, batch_size=3)
 
@@ -151,7 +151,7 @@ def test_a_killed_run_loses_one_batch_at_most(tmp_path, digits):
 def test_too_little_time_or_memory_is_said_before_the_start(tmp_path, digits):
     with pytest.raises(ValueError, match=r"budget must be at least \d+ seconds for .*, got 0.01: .* bpda takes"):
         evaluate_adaptive(defended(), digits, replace(RUN, rungs=["bpda"], budget=0.01), out=tmp_path)
-    with pytest.raises(ValueError, match=r"memory_gb of the fit must be at least 0.0\d+ to unroll its 20 steps"):
+    with pytest.raises(ValueError, match=r"memory_gb of the fit must be at least 0.0\d+ to unroll its 8 steps"):
         evaluate_adaptive(defended(memory_gb=1e-3), digits, RUN, out=tmp_path)
     assert not (tmp_path / "records.jsonl").exists()
 
