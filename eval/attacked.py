@@ -50,6 +50,7 @@ class RunConfig:
     crafted_on: str = "bare"  # bare: the attack knows only the classifier; defended: it attacks through the defence
     n: int = 100  # images: the first n of a seeded permutation
     n_defended: int | None = None  # how many of them are attacked through the defence; n if None
+    attacks_defended: Sequence[str] | None = None  # attacks that are crafted on the defended model; all if None
     seed: int = 0  # of the permutation, the attacks and the fits
     batch_size: int = 64
 
@@ -64,6 +65,9 @@ class RunConfig:
             raise ValueError(
                 "attacks must leave out random_noise where they are targeted or crafted on the defended model"
             )
+        for attack in self.attacks_defended or ():
+            if attack not in self.attacks:
+                raise ValueError(f"attacks_defended must be among attacks, {', '.join(self.attacks)}, got {attack!r}")
         if self.crafted_on not in CRAFTED_ON:
             raise ValueError(f"crafted_on must be one of {', '.join(CRAFTED_ON)}, got {self.crafted_on!r}")
         if not (math.isfinite(self.eps) and self.eps >= 0):

@@ -1,82 +1,124 @@
 """The main job on an embedded data set: attack a digit classifier, purify, count, and show it.
 
-Beside the run itself stand, in folders of their own, small runs of what else `dipdefense report` shows.
+In full, small runs of what else `dipdefense report` shows stand beside the run itself, in folders of their own.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from torch import nn
+from torch import Tensor, nn
 
 from attacks import pgd
 from dipdefense import DefendedClassifier, Purifier, default_config
-from eval.adaptive import AdaptiveConfig, evaluate_adaptive
+from dipdefense.fit import Progress
 from eval.attacked import RunConfig
 from eval.baselines import gaussian_blur
 from eval.classifiers import load_classifier
 from eval.datasets import ImageDataset, load_dataset
-from eval.defence import benchmark_defence
-from eval.frames import gallery_of_run
-from eval.methods import build_methods
 from eval.picture import save_comparison
 from eval.robustness import evaluate_robustness
-from eval.trajectory import accuracy_along_fit
 
 __all__ = ["DEMO", "run_demo"]
 
-DEMO = RunConfig(eps=0.2, steps=20, n=100, crafted_on="both", n_defended=20, batch_size=100)
+ADAPTIVE = 8  # images that are attacked through the defence; each step of that attack is a fit of each
+DEMO = RunConfig(
+    attacks=("fgsm", "pgd", "momentum_pgd"),
+    eps=0.2,
+    steps=20,
+    crafted_on="both",
+    attacks_defended=("pgd",),
+    n=32,
+    n_defended=ADAPTIVE,
+    batch_size=32,
+)
 BLUR = 1.5  # std in pixels
-GALLERY = 4  # images
+SHOWN = 4  # images of the picture, and of the gallery
+FITS = DEMO.n * (1 + len(DEMO.attacks)) + ADAPTIVE * (DEMO.steps + 2) + SHOWN  # of the main job
 RADII = (0.1, 0.2, 0.3)  # of the comparison
 SMALL = replace(DEMO, attacks=("pgd",), n=30, crafted_on="bare", n_defended=None)
-# percent of the whole time, about
-STAGES = {"run": 70, "gallery": 2, "defences": 10, "fit": 6, "ladder": 12}
-LADDER = AdaptiveConfig(
-    rungs=("oblivious", "bpda"), eps=0.2, n={"cheap": 10, "gradient": 10, "unrolled": 1, "queries": 1}
-)
+# percent of the whole time, about, where the demo is made in full
+STAGES = {"run": 45, "gallery": 2, "defences": 14, "fit": 13, "ladder": 26}
+
+Told = Callable[[float, float], None]  # progress, as (done, in all)
 
 
-def run_demo(out: str | Path, progress: Callable[[float, float], None] | None = None) -> pd.DataFrame:
-    """Evaluate the digit classifier bare, purified and blurred, and make the small runs beside it.
+def run_demo(
+    out: str | Path,
+    *,
+    full: bool = False,
+    progress: Told | None = None,
+    each: Callable[[pd.DataFrame], None] | None = None,
+) -> pd.DataFrame:
+    """Evaluate the digit classifier bare, purified and blurred, one attack knowing the defence, and show four digits.
 
     Args:
-        out: folder of the run; a comparison of defences, accuracy along the fit and a ladder go into folders in it.
+        out: folder of the run. Where the main job is in it already, only what is missing is made.
+        full: also make a gallery and, in folders in `out`, a comparison of defences, accuracy along the fit and a
+            ladder.
         progress: called with (percent done, 100).
+        each: called with each row of the table as soon as it is complete, as by `evaluate_robustness`.
 
     Returns:
         The table of `evaluate_robustness`.
     """
+    tell = progress or (lambda done, total: None)
+    main = _stage(tell, "run") if full else tell
     digits = load_dataset("digits")
     classifier = load_classifier("digits_cnn")
+    purifier = _telling(lambda fits: main(round(100 * fits / FITS, 1), 100))
     table = evaluate_robustness(
         classifier,
         digits,
         DEMO,
         out=out,
+        purifier=purifier,
         filters={"gaussian_blur": partial(gaussian_blur, sigma=BLUR)},
         classifier_name="digits_cnn",
-        progress=_stage(progress, "run"),
+        each=each,
     )
-    shown = digits.first(4, DEMO.seed)
+    shown = digits.first(SHOWN, DEMO.seed)
     clean, labels = digits.batch(shown.tolist()), digits.labels[shown]
     adversarial = pgd(classifier, clean, labels, eps=DEMO.eps, steps=DEMO.steps)
-    pictures = {"clean": clean, "adversarial": adversarial, "purified": Purifier()(adversarial)}
+    pictures = {"clean": clean, "adversarial": adversarial, "purified": purifier(adversarial)}
     save_comparison(Path(out) / "comparison.png", classifier, pictures, labels, digits.class_names)
-    _runs_beside(Path(out), classifier, digits, progress)
+    main(100, 100)
+    if full:
+        _runs_beside(Path(out), classifier, digits, tell)
     return table
 
 
-def _runs_beside(
-    out: Path, classifier: nn.Module, digits: ImageDataset, progress: Callable[[float, float], None] | None
-) -> None:
+def _telling(tell: Callable[[float], None]) -> Purifier:
+    """A purifier that tells how many images it has fitted, those under way in part."""
+    fitted = 0
+
+    class Telling(Purifier):
+        def frames(self, images: Tensor, *given: Any, **named: Any) -> Tensor:
+            nonlocal fitted
+
+            def watch(state: Progress) -> None:
+                tell(fitted + state.share * len(images))
+
+            frames = super().frames(images, *given, **named, callback=watch)
+            fitted += len(images)
+            return frames
+
+    return Telling(seed=DEMO.seed)
+
+
+def _runs_beside(out: Path, classifier: nn.Module, digits: ImageDataset, tell: Told) -> None:
     """A gallery, a comparison of defences, accuracy along the fit, and a ladder."""
+    from eval.adaptive import AdaptiveConfig, evaluate_adaptive
+    from eval.defence import benchmark_defence
+    from eval.frames import gallery_of_run
+    from eval.methods import build_methods
+    from eval.trajectory import accuracy_along_fit
+
     defended = DefendedClassifier(classifier)
-    gallery_of_run(
-        out, defended, digits, replace(DEMO, attacks=("pgd",)), n=GALLERY, progress=_stage(progress, "gallery")
-    )
+    gallery_of_run(out, defended, digits, replace(DEMO, attacks=("pgd",)), n=SHOWN, progress=_stage(tell, "gallery"))
     fit = default_config((1, 32, 32))
     compared = build_methods(
         ["bare", "noise_level", "jpeg", "median", "gaussian_blur", "dip"],
@@ -92,7 +134,7 @@ def _runs_beside(
         out=out / "defences",
         eps=RADII,
         classifier_name="digits_cnn",
-        progress=_stage(progress, "defences"),
+        progress=_stage(tell, "defences"),
     )
     longer = replace(fit, iterations=2 * fit.iterations)
     along = accuracy_along_fit(
@@ -101,18 +143,19 @@ def _runs_beside(
         SMALL,
         longer,
         every=longer.iterations // 12,
-        progress=_stage(progress, "fit"),
+        progress=_stage(tell, "fit"),
     )
     (out / "along_the_fit").mkdir(exist_ok=True)
     along.to_csv(out / "along_the_fit" / "iterations.csv", index=False)
+    ladder = AdaptiveConfig(
+        rungs=("oblivious", "bpda"), eps=DEMO.eps, n={"cheap": 10, "gradient": 10, "unrolled": 1, "queries": 1}
+    )
     evaluate_adaptive(
-        defended, digits, LADDER, out=out / "ladder", classifier_name="digits_cnn", progress=_stage(progress, "ladder")
+        defended, digits, ladder, out=out / "ladder", classifier_name="digits_cnn", progress=_stage(tell, "ladder")
     )
 
 
-def _stage(progress: Callable[[float, float], None] | None, name: str) -> Callable[[float, float], None] | None:
+def _stage(tell: Told, name: str) -> Told:
     """The progress of one stage as percent of the whole."""
-    if progress is None:
-        return None
     start = sum(list(STAGES.values())[: list(STAGES).index(name)])
-    return lambda done, total: progress(round(start + STAGES[name] * done / total), 100)
+    return lambda done, total: tell(round(start + STAGES[name] * done / total, 1), 100)

@@ -5,6 +5,7 @@ to `records.jsonl` as it is made, and at its end `summary.csv`, `summary.json` a
 where it was. Attacks may be added, those on the defended model too; what changes another figure needs another folder.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from eval.attacked import RunConfig
 from eval.datasets import ImageDataset
 from eval.records import Record, Run, write_whole
 from eval.scoring import FREE, GROWS, KEY, Defence, Scoring
-from eval.summary import paired_differences, summarise
+from eval.summary import ROW, paired_differences, summarise
 
 __all__ = ["begin", "evaluate_robustness", "finish"]
 
@@ -35,6 +36,7 @@ def evaluate_robustness(
     classifier_name: str | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    each: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
     """Score a classifier bare, behind the purifier (`dip`) and behind filters, on identical images.
 
@@ -50,6 +52,7 @@ def evaluate_robustness(
         classifier_name: for the table; the class name if None.
         device: where the classifier is and the images go.
         progress: called with (records made, records in all) after every batch and row.
+        each: called with each row of the table, a frame of its own, as soon as all its images are scored.
 
     Returns:
         The table, one row per attack and defence; columns as in `eval.summary.summarise`.
@@ -73,12 +76,18 @@ def evaluate_robustness(
     )
     made = begin(run, Path(out))
     records: list[Record] = []
-    total = sum(len(run.rows(start)) for start in run.starts)
+    left = Counter(record[:3] for start in run.starts for record in run.rows(start))  # of each row of the table
+    total = left.total()
     for start in run.starts:
         for rows, fresh in run.batch(start, made):
             records += rows
             if fresh and progress is not None:
                 progress(len(records), total)
+            if rows and each is not None:
+                row = tuple(rows[0][field] for field in ROW)
+                left[row] -= len(rows)
+                if left[row] == 0:
+                    each(summarise([r for r in records if row == tuple(r[field] for field in ROW)], run.description))
     return finish(run, Path(out), records)
 
 

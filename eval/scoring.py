@@ -31,7 +31,7 @@ __all__ = ["FREE", "GROWS", "KEY", "Defence", "Scoring"]
 
 KEY = ("config", "attack", "crafted_on", "defence", "index", "image")  # what names a record
 # of the description what may be otherwise, and what may be more, where a run goes on; no record depends on it
-FREE, GROWS = ("attacks", "crafted_on", "hash"), ("attack_code",)
+FREE, GROWS = ("attacks", "attacks_defended", "crafted_on", "hash"), ("attack_code",)
 
 Defence = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> same
 Judge = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # images -> logits, and what the classifier saw in their place
@@ -158,9 +158,10 @@ def _description(
 def _plan(config: RunConfig, defences: list[str]) -> dict[tuple[str, str], list[str]]:
     """(attack, crafted_on) -> the defences scored on those images. Filters are never attacked themselves."""
     plan = {("clean", ""): defences}
-    for attack in config.attacks:
-        for crafted_on in CRAFTED_ON[config.crafted_on]:
-            plan[attack, crafted_on] = defences if crafted_on == "bare" else ["dip"]
+    for crafted_on in CRAFTED_ON[config.crafted_on]:
+        adaptive = crafted_on == "defended"
+        attacks = config.attacks_defended if adaptive and config.attacks_defended is not None else config.attacks
+        plan |= {(attack, crafted_on): ["dip"] if adaptive else defences for attack in attacks}
     return plan
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from eval.intervals import tango, wilson
 from eval.records import Record
 
-__all__ = ["COLUMNS", "paired_differences", "summarise"]
+__all__ = ["COLUMNS", "ROW", "paired_differences", "summarise"]
 
 COLUMNS = [
     *("dataset", "classifier", "attack", "norm", "eps", "targeted", "crafted_on", "defence", "gradient"),
@@ -17,7 +17,7 @@ COLUMNS = [
     *("psnr_attacked", "psnr_defended", "ssim_attacked", "ssim_defended"),
     *("seconds_per_image", "seed"),
 ]
-ROW = ["attack", "crafted_on", "defence"]
+ROW = ["attack", "crafted_on", "defence"]  # what names a row
 
 
 def summarise(records: Iterable[Record], description: Mapping[str, Any]) -> pd.DataFrame:

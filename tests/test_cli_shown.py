@@ -1,6 +1,8 @@
 """`--json`, `--quiet`, examples in every help, completion and exit codes of the command."""
 
+import io
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -9,10 +11,11 @@ import sys
 import pandas as pd
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from dipdefense.cli import app, main
-from dipdefense.cli.shown import manner, print_frame
+from dipdefense.cli.shown import accuracies_as_made, manner, print_accuracies, print_frame, progress_bar
 
 RUN = ["evaluate", "--n", "4", "--steps", "2", "--eps", "0.2", "--attacks", "pgd"]
 
@@ -93,6 +96,48 @@ def test_frames_in_each_manner(capsys):
     print_frame(frame, share="{:.1e}".format)  # the format is for people
     assert json.loads(capsys.readouterr().out) == [{"share": pytest.approx(1 / 3)}, {"share": None}]
     manner.reset(before)
+
+
+ROW = pd.DataFrame(
+    {
+        **{"attack": ["momentum_pgd"], "crafted_on": "bare", "defence": "none", "n": 32},
+        **{"accuracy": 0.5, "ci_low": 0.25, "ci_high": 0.75, "seconds_per_image": 0.125},
+        **{"psnr_attacked": 15.0, "ssim_attacked": 0.5, "psnr_defended": math.nan, "ssim_defended": math.nan},
+    }
+)
+
+
+def test_accuracies_as_they_are_made(capsys, monkeypatch):
+    print_accuracies(pd.concat([ROW, ROW]))
+    whole = capsys.readouterr().out
+    show = accuracies_as_made()
+    show(ROW)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    show(ROW)
+    assert capsys.readouterr().out.splitlines() == whole.splitlines()[2:]
+    for name in ("json", "quiet"):
+        before = manner.set(name)
+        accuracies_as_made()(ROW)
+        assert capsys.readouterr().out == ""
+        manner.reset(before)
+    monkeypatch.setattr("dipdefense.cli.shown.console", Console(force_terminal=True))
+    accuracies_as_made()(ROW)
+    header, row = capsys.readouterr().out.splitlines()
+    assert row.split() == ["momentum_pgd", "bare", "none", "32", "50.0", "25.0", "-", "75.0", "15.00", "0.500"]
+    assert header.index("PSNR") == row.index("15.00")
+    assert max(len(header), len(row)) <= 80
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_printed_under_a_bar_stays_on_stdout_unless_that_is_the_same_terminal(capsys, monkeypatch, terminal):
+    bar = io.StringIO()
+    monkeypatch.setattr("dipdefense.cli.shown.errors", Console(file=bar, force_terminal=True))
+    monkeypatch.setattr("dipdefense.cli.shown.console", Console(force_terminal=terminal))
+    with progress_bar("percent") as progress:
+        progress(1, 2)
+        typer.echo("a row")
+    assert ("a row" in bar.getvalue()) == terminal
+    assert capsys.readouterr().out == ("" if terminal else "a row\n")
 
 
 @pytest.mark.parametrize("path", commands(), ids=" ".join)

@@ -1,17 +1,23 @@
 """The demo's promises, and that the defence falls where it must."""
 
 import dataclasses
+import json
+import math
+from itertools import pairwise
 
 import pandas as pd
 import pytest
 import torch
+from attacked import FIT
 from PIL import Image
+from typer.testing import CliRunner
 
 from attacks import pgd
-from dipdefense import default_config, defend
+from dipdefense import Purifier, default_config, defend
+from dipdefense.cli import app
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
-from eval.demo import DEMO, run_demo
+from eval.demo import DEMO, _telling, run_demo
 from eval.report import write_report
 from eval.robustness import evaluate_robustness
 
@@ -24,24 +30,90 @@ def threads():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, threads):
+    """The folder of the main job, its table, the rows as they were told, and the progress."""
+    folder, told, seen = tmp_path_factory.mktemp("demo"), [], []
+    table = run_demo(folder, progress=lambda done, total: seen.append(done), each=told.append)
+    return folder, table, told, seen
+
+
 @pytest.mark.slow
-def test_the_demo_keeps_its_promises(tmp_path, threads):
-    seen: list[float] = []
-    table = run_demo(tmp_path, lambda done, total: seen.append(done)).set_index(["attack", "crafted_on", "defence"])
-    assert table.loc[("clean", "", "none"), "accuracy"] >= 0.97
-    assert table.loc[("pgd", "bare", "none"), "accuracy"] <= 0.10
-    assert table.loc[("pgd", "bare", "dip"), "accuracy"] >= 0.60
-    assert ("pgd", "bare", "gaussian_blur") in table.index
-    assert ("pgd", "defended", "dip") in table.index
-    paired = pd.read_csv(tmp_path / "paired.csv", keep_default_na=False).set_index("attack")
+def test_the_demo_keeps_its_promises(demo):
+    folder, table, told, _ = demo
+    pd.testing.assert_frame_equal(pd.concat(told, ignore_index=True), table)  # in this order
+    accuracy = table.set_index(["attack", "crafted_on", "defence"])["accuracy"]
+    assert accuracy["clean", "", "none"] >= 0.97
+    for attack in ("fgsm", "pgd", "momentum_pgd"):
+        assert accuracy[attack, "bare", "none"] < accuracy[attack, "bare", "dip"]
+        assert (attack, "bare", "gaussian_blur") in accuracy.index
+    assert accuracy["pgd", "bare", "none"] <= 0.10
+    assert accuracy["pgd", "bare", "dip"] >= 0.60
+    assert accuracy["pgd", "defended", "dip"] < accuracy["pgd", "bare", "dip"] - 0.2  # the attacker knows the defence
+    paired = pd.read_csv(folder / "paired.csv", keep_default_na=False).set_index("attack")
     assert paired.loc["pgd", "ci_low"] > 0  # better than blur, beyond chance
-    assert seen == sorted(seen)
-    assert seen[-1] == 100
-    write_report(tmp_path, tmp_path / "report.html")
-    assert 'id="absent"' not in (tmp_path / "report.html").read_text()  # every part of a report is there
-    with Image.open(tmp_path / "comparison.png") as picture:
+    with Image.open(folder / "comparison.png") as picture:
         assert min(picture.size) > 800
         assert len(picture.convert("RGB").getcolors(maxcolors=2**20) or []) > 100
+
+
+@pytest.mark.slow
+def test_the_demo_says_how_far_it_is(demo):
+    *_, seen = demo
+    assert seen[0] < 1
+    assert seen[-1] == 100
+    assert all(0 <= after - before < 1 for before, after in pairwise(seen))  # every fit is foreseen
+
+
+@pytest.mark.slow
+def test_the_full_demo_adds_all_that_a_report_shows(demo):
+    folder, table, _, _ = demo
+    seen: list[float] = []
+    records = (folder / "records.jsonl").read_bytes()
+    pd.testing.assert_frame_equal(run_demo(folder, full=True, progress=lambda done, total: seen.append(done)), table)
+    assert (folder / "records.jsonl").read_bytes() == records  # the main job is not repeated
+    assert seen == sorted(seen)
+    assert seen[-1] == 100
+    write_report(folder, folder / "report.html")
+    assert 'id="absent"' not in (folder / "report.html").read_text()  # every part of a report is there
+
+
+def test_a_purifier_that_tells_purifies_as_any_other():
+    images, told = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), []
+    telling = _telling(told.append).variant(config=FIT)
+    assert torch.equal(telling(images), Purifier(FIT)(images))
+    telling.reconstruct(images[:2])
+    assert told == sorted(told)
+    assert (0 < told[0] < 1, told[-1]) == (True, 5)  # images
+
+
+@pytest.mark.parametrize(("words", "full"), [([], False), (["--full"], True)])
+def test_the_command_prints_rows_as_they_are_made(monkeypatch, tmp_path, words, full):
+    row = pd.DataFrame(
+        {
+            **{"attack": ["clean"], "crafted_on": "", "defence": "none", "n": 4, "accuracy": 1.0, "ci_low": 0.5},
+            **{"ci_high": 1.0, "seconds_per_image": 0.1, **dict.fromkeys(("psnr_attacked", "ssim_attacked"), math.nan)},
+            **dict.fromkeys(("psnr_defended", "ssim_defended"), math.nan),
+        }
+    )
+
+    def run(out, **given):
+        assert (out, given["full"]) == (tmp_path, full)
+        given["progress"](50, 100)
+        given["each"](row)
+        return row
+
+    monkeypatch.setattr("eval.demo.run_demo", run)
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), *words])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("attack\tcrafted on")
+    assert lines[1] == "clean\t\tnone\t4\t100.0\t50.0 - 100.0\t\t\t0.1000"
+    assert lines[2:4] == [f"table: {tmp_path / 'summary.csv'}", f"picture: {tmp_path / 'comparison.png'}"]
+    assert lines[-1].endswith(f"dipdefense report {tmp_path} -o report.html")
+    assert (f"dipdefense demo --full --out {tmp_path}" in result.stdout) != full
+    asked = CliRunner().invoke(app, ["--json", "demo", "--out", str(tmp_path), *words])
+    assert [one["attack"] for one in json.loads(asked.stdout)] == ["clean"]
 
 
 @pytest.mark.slow

@@ -72,6 +72,38 @@ def test_the_default_attacks_are_those_that_have_the_norm():
     assert RunConfig(norm="l2").attacks == tuple(name for name in ATTACKS if name != "fgsm")
 
 
+def test_each_row_is_told_once_all_its_images_are_scored(tmp_path, classifier, digits):
+    told = []
+
+    def tell(row):
+        lines = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+        name = row.loc[0, ["attack", "crafted_on", "defence"]].tolist()
+        own = [line for line in lines if [line["attack"], line["crafted_on"], line["defence"]] == name]
+        assert len(own) == row.loc[0, "n"] == (2 if name[1] == "defended" else 6)
+        told.append(row)
+
+    table = run(classifier, digits, tmp_path, dataclasses.replace(RUN, attacks=("fgsm",)), each=tell)
+    rows = pd.concat(told).sort_values(["crafted_on", "attack", "defence"], ignore_index=True)
+    pd.testing.assert_frame_equal(rows, table.sort_values(["crafted_on", "attack", "defence"], ignore_index=True))
+    again = []
+    run(classifier, digits, tmp_path, dataclasses.replace(RUN, attacks=("fgsm",)), each=again.append)
+    assert len(again) == len(told)  # a finished run tells its rows, too
+
+
+def test_only_some_attacks_go_through_the_defence(tmp_path, classifier, digits):
+    some = dataclasses.replace(RUN, attacks=("fgsm", "pgd"), attacks_defended=("fgsm",), n=4)
+    table = run(classifier, digits, tmp_path, some)
+    assert table.loc[table["crafted_on"] == "defended", "attack"].tolist() == ["fgsm"]
+    assert table.loc[table["crafted_on"] == "bare", "attack"].unique().tolist() == ["fgsm", "pgd"]
+    calls = []
+    every = dataclasses.replace(some, attacks_defended=None)
+    table = run(classifier, digits, tmp_path, every, progress=lambda *n: calls.append(n))
+    assert table.loc[table["crafted_on"] == "defended", "attack"].tolist() == ["fgsm", "pgd"]
+    assert len(calls) == 1  # the one row that is new
+    with pytest.raises(ValueError, match="attacks_defended must be among attacks, fgsm, got 'pgd'"):
+        RunConfig(attacks=("fgsm",), attacks_defended=("pgd",))
+
+
 def test_a_killed_run_ends_with_the_same_table(tmp_path, classifier, digits):
     whole = run(classifier, digits, tmp_path / "whole")
 

@@ -15,7 +15,7 @@ from dipdefense.cli.purify import purify
 from dipdefense.cli.report import report
 from dipdefense.cli.restoration import restoration
 from dipdefense.cli.restore import restoring
-from dipdefense.cli.shown import AnywhereGroup, errors, manner, note, print_accuracies, progress_bar
+from dipdefense.cli.shown import AnywhereGroup, accuracies_as_made, errors, manner, note, print_frame, progress_bar
 
 __all__ = ["app", "main"]
 
@@ -62,14 +62,20 @@ def main() -> None:
 @app.command(epilog="Example: dipdefense demo --out runs/demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the table, records and picture.")] = Path("runs/demo"),
+    full: Annotated[bool, typer.Option("--full", help="Add small runs of all else that `report` shows.")] = False,
 ) -> None:
     """Attack a digit classifier with FGSM, PGD and momentum PGD, purify, and print the table. Needs no data.
 
-    Beside it go small runs of all that `dipdefense report` shows.
+    The last row is of PGD by an attacker who knows the defence.
     """
-    from eval.demo import run_demo
-
+    note("A digit classifier is trained, attacked and defended: a minute on two cores, more with --full.", err=True)
     with progress_bar("percent") as progress:
-        table = run_demo(out, progress)
-    print_accuracies(table)
-    note(f"table, records and picture: {out}; to see all: dipdefense report {out} -o report.html")
+        from eval.demo import run_demo  # takes seconds: within the bar
+
+        table = run_demo(out, full=full, progress=progress, each=accuracies_as_made())
+    if manner.get() == "json":
+        print_frame(table)
+    note(f"table: {out / 'summary.csv'}\npicture: {out / 'comparison.png'}")
+    if not full:
+        note(f"a gallery, a comparison of defences, a ladder of attacks: dipdefense demo --full --out {out}")
+    note(f"all of it in one page: dipdefense report {out} -o report.html")

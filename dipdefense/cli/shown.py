@@ -1,7 +1,7 @@
 """What the commands show: progress on stderr, tables on stdout; `--quiet` and `--json` of all of them."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 
 __all__ = [
     "AnywhereGroup",
+    "accuracies_as_made",
     "console",
     "errors",
     "manner",
@@ -35,6 +36,8 @@ console = Console()
 errors = Console(stderr=True)
 manner: ContextVar[str] = ContextVar("manner", default="text")  # text, json or quiet; set at every call of the command
 EVERYWHERE = ("--json", "--quiet")
+ACCURACIES = ("attack", "crafted on", "defence", "n", "accuracy", "95 % interval", "PSNR dB", "SSIM", "s / image")
+WIDTHS = (12, 10, 13, 3, 8, 13, 7, 5)  # in a terminal of 80 columns, which leaves no room for the seconds
 
 
 class AnywhereGroup(TyperGroup):
@@ -50,7 +53,10 @@ class AnywhereGroup(TyperGroup):
 
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Callable[[float, float], None]]:
-    """A bar with the remaining time, on stderr; nothing where that is no terminal."""
+    """A bar with the remaining time, on stderr; nothing where that is no terminal.
+
+    What is printed meanwhile stands above it, where stdout is a terminal, too.
+    """
     columns = (
         TextColumn(unit),
         BarColumn(),
@@ -59,7 +65,8 @@ def progress_bar(unit: str) -> Iterator[Callable[[float, float], None]]:
         TimeRemainingColumn(),
     )
     hidden = manner.get() == "quiet" or not errors.is_terminal
-    with Progress(*columns, console=errors, disable=hidden) as bar:
+    above = console.is_terminal  # else stdout is a file or a pipe, and what is printed belongs there
+    with Progress(*columns, console=errors, disable=hidden, redirect_stdout=above) as bar:
         task = bar.add_task(unit, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -78,38 +85,48 @@ def print_accuracies(table: Any) -> None:
     if manner.get() != "text":
         print_frame(table)
         return
-    header = [
-        "attack",
-        "crafted on",
-        "defence",
-        "n",
-        "hits" if table["targeted"].any() else "accuracy",
-        "95 % interval",
-        "PSNR dB",
-        "SSIM",
-        "s / image",
-    ]
-    shown = Table(*header)
-    lines = []
-    for row in table.itertuples():
-        defended = row.defence != "none"
-        quality = (row.psnr_defended, row.ssim_defended) if defended else (row.psnr_attacked, row.ssim_attacked)
-        cells = [
-            row.attack,
-            row.crafted_on,
-            row.defence,
-            str(row.n),
-            f"{100 * row.accuracy:.1f}",
-            f"{100 * row.ci_low:.1f} - {100 * row.ci_high:.1f}",
-            *("" if value != value else f"{value:.{digits}f}" for value, digits in zip(quality, (2, 3), strict=True)),
-            f"{row.seconds_per_image:.4f}",
-        ]
-        shown.add_row(*cells)
-        lines.append("\t".join(cells))
+    rows = [_cells(row) for row in table.itertuples()]
+    header = tuple("hits" if name == "accuracy" and table["targeted"].any() else name for name in ACCURACIES)
     if console.is_terminal:
+        shown = Table(*header)
+        for cells in rows:
+            shown.add_row(*cells)
         console.print(shown)
     else:
-        typer.echo("\n".join(["\t".join(header), *lines]))
+        typer.echo("\n".join(map("\t".join, (header, *rows))))
+
+
+def accuracies_as_made() -> Callable[[Any], None]:
+    """Prints rows of that table, more at every call, under one header; nothing with `--json` and `--quiet`."""
+    header = [ACCURACIES]
+
+    def show(table: Any) -> None:
+        rows = [*header, *(_cells(row) for row in table.itertuples())]
+        header.clear()
+        if manner.get() == "text":
+            typer.echo("\n".join(map(_aligned if console.is_terminal else "\t".join, rows)))
+
+    return show
+
+
+def _cells(row: Any) -> tuple[str, ...]:
+    """What is shown of a row, in the order of ACCURACIES."""
+    defended = row.defence != "none"
+    quality = (row.psnr_defended, row.ssim_defended) if defended else (row.psnr_attacked, row.ssim_attacked)
+    return (
+        row.attack,
+        row.crafted_on,
+        row.defence,
+        str(row.n),
+        f"{100 * row.accuracy:.1f}",
+        f"{100 * row.ci_low:.1f} - {100 * row.ci_high:.1f}",
+        *("" if value != value else f"{value:.{digits}f}" for value, digits in zip(quality, (2, 3), strict=True)),
+        f"{row.seconds_per_image:.4f}",
+    )
+
+
+def _aligned(cells: Sequence[str]) -> str:
+    return " ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=False)).rstrip()
 
 
 def print_frame(table: Any, **formats: Callable[[Any], str]) -> None:
