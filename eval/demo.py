@@ -28,12 +28,12 @@ ADAPTIVE = 8  # images that are attacked through the defence; each step of that 
 DEMO = RunConfig(
     attacks=("fgsm", "pgd", "momentum_pgd"),
     eps=0.2,
-    steps=20,
+    steps=10,
     crafted_on="both",
     attacks_defended=("pgd",),
-    n=32,
+    n=24,
     n_defended=ADAPTIVE,
-    batch_size=32,
+    batch_size=24,
 )
 BLUR = 1.5  # std in pixels
 SHOWN = 4  # images of the picture, and of the gallery
