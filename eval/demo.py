@@ -96,11 +96,13 @@ def _telling(tell: Callable[[float], None]) -> Purifier:
     fitted = 0
 
     class Telling(Purifier):
-        def frames(self, images: Tensor, *given: Any, **named: Any) -> Tensor:
+        def frames(self, images: Tensor, *given: Any, callback: Any = None, **named: Any) -> Tensor:
             nonlocal fitted
 
             def watch(state: Progress) -> None:
                 tell(fitted + state.share * len(images))
+                if callback is not None:
+                    callback(state)
 
             frames = super().frames(images, *given, **named, callback=watch)
             fitted += len(images)

@@ -17,6 +17,15 @@ from typer.testing import CliRunner
 from dipdefense.cli import app, main
 from dipdefense.cli.shown import accuracies_as_made, manner, print_accuracies, print_frame, progress_bar
 
+
+@pytest.fixture(autouse=True)
+def text():
+    """Whatever manner another test left in this process."""
+    before = manner.set("text")
+    yield
+    manner.reset(before)
+
+
 RUN = ["evaluate", "--n", "4", "--steps", "2", "--eps", "0.2", "--attacks", "pgd"]
 
 
@@ -100,7 +109,7 @@ def test_frames_in_each_manner(capsys):
 
 ROW = pd.DataFrame(
     {
-        **{"attack": ["momentum_pgd"], "crafted_on": "bare", "defence": "none", "n": 32},
+        **{"attack": ["momentum_pgd"], "crafted_on": "bare", "defence": "none", "n": 32, "targeted": False},
         **{"accuracy": 0.5, "ci_low": 0.25, "ci_high": 0.75, "seconds_per_image": 0.125},
         **{"psnr_attacked": 15.0, "ssim_attacked": 0.5, "psnr_defended": math.nan, "ssim_defended": math.nan},
     }
@@ -135,7 +144,7 @@ def test_what_is_printed_under_a_bar_stays_on_stdout_unless_that_is_the_same_ter
     monkeypatch.setattr("dipdefense.cli.shown.console", Console(force_terminal=terminal))
     with progress_bar("percent") as progress:
         progress(1, 2)
-        typer.echo("a row")
+        sys.stdout.write("a row\n")
     assert ("a row" in bar.getvalue()) == terminal
     assert capsys.readouterr().out == ("" if terminal else "a row\n")
 

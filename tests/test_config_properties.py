@@ -108,7 +108,7 @@ def test_a_run_survives_json(config):
 @given(
     config=st.builds(
         AdaptiveConfig,
-        rungs=st.lists(st.sampled_from(list(LADDER)), min_size=1, unique=True),
+        rungs=st.lists(st.sampled_from(AdaptiveConfig(norm="l2").rungs), min_size=1, unique=True),
         eps=share,
         norm=st.sampled_from(["linf", "l2"]),
         n=st.fixed_dictionaries({cost: counts for cost in COSTS}),
@@ -182,6 +182,7 @@ BAD: dict[Callable[..., Any], dict[str, st.SearchStrategy[Any]]] = {
         "crafted_on": texts.filter(lambda name: name not in CRAFTED_ON),
         "n": too_few,
         "n_defended": too_few,
+        "attacks_defended": st.just(["cw"]),
         "seed": st.integers(max_value=-1),
         "batch_size": too_few,
     },

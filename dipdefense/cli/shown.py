@@ -1,6 +1,7 @@
 """What the commands show: progress on stderr, tables on stdout; `--quiet` and `--json` of all of them."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -104,7 +105,8 @@ def accuracies_as_made() -> Callable[[Any], None]:
         rows = [*header, *(_cells(row) for row in table.itertuples())]
         header.clear()
         if manner.get() == "text":
-            typer.echo("\n".join(map(_aligned if console.is_terminal else "\t".join, rows)))
+            lines = map(_aligned if console.is_terminal else "\t".join, rows)
+            sys.stdout.write("".join(f"{line}\n" for line in lines))  # typer.echo would write through the bar
 
     return show
 
