@@ -77,6 +77,7 @@ class Asked(nn.Module):
     def __init__(self, classifier: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.classifier, self.dtype = classifier, dtype
+        self.training = classifier.training
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) float32 -> logits (B, K) float32; the gradient is the classifier's."""

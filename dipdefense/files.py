@@ -22,7 +22,7 @@ def purify_files(
     batch_size: int = 64,
     device: str | torch.device = "cpu",
     progress: Callable[[float, float], None] | None = None,
-) -> list[ValueError | OSError]:
+) -> list[ValueError | OSError | torch.OutOfMemoryError]:
     """Purify each source into its target; files of one shape are fitted together and written when they are done.
 
     At most `batch_size` images wait, fewer if they are large: the shape with the most of them goes first.
@@ -53,13 +53,13 @@ def purify_files(
     jobs = map(_Job, sources, targets)
     report = None if progress is None else lambda done: progress(done, len(sources))
     readers = ((job, partial(read_image, job.source)) for job in jobs)
-    failures: list[ValueError | OSError] = []
+    failures: list[ValueError | OSError | torch.OutOfMemoryError] = []
     for job, result in purify_each(readers, purifier, batch_size=batch_size, device=device, progress=report):
         try:
             if not isinstance(result, Purified):
                 raise result
             write_image(result.image, job.target)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, torch.OutOfMemoryError) as error:
             failures.append(error)
     return failures
 

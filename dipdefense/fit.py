@@ -33,7 +33,7 @@ from dipdefense.losses import Loss
 from dipdefense.problem import Degrade, Prior, Problem, per_row, pose
 from dipdefense.stopping import Iterate
 
-__all__ = ["FitResult", "Progress", "fit", "surroundings"]
+__all__ = ["FitResult", "Progress", "fit", "is_out_of_memory", "surroundings"]
 
 CHECK_EVERY = 10  # iterations between two looks at who leaves and who rolls back
 FITTED = 1e-4  # a loss below it (40 dB) counts as fitted: its ups and downs roll nothing back
@@ -207,7 +207,7 @@ def _fit_chunks(run: _Run) -> None:
                 try:
                     _fit_chunk(run, problem, index)
                 except RuntimeError as error:
-                    if not _out_of_memory(error) or len(index) == 1:
+                    if not is_out_of_memory(error) or len(index) == 1:
                         raise
                     with run.lock:
                         run.largest = min(run.largest, math.ceil(len(index) / 2))
@@ -307,7 +307,7 @@ def _may_leave(done: Tensor, config: FitConfig) -> bool:
     return bool(done.all() if config.compile else done.any())
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """CUDA has a class for it; MPS and the CPU's allocator say it."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from dipdefense.fit import Progress
+from dipdefense.fit import Progress, is_out_of_memory
 from dipdefense.purify import Purifier
 
 __all__ = ["Purified", "Result", "purify_each"]
@@ -25,7 +25,8 @@ class Purified(NamedTuple):
     iterations: int  # of its fit; of the longest, where it was cut into tiles
 
 
-Result = Purified | ValueError | OSError  # an image that cannot be read or fitted has its error
+# An image that cannot be read or fitted has its error; of OutOfMemoryError the machine may be at fault.
+Result = Purified | ValueError | OSError | torch.OutOfMemoryError
 
 
 def purify_each(
@@ -48,7 +49,8 @@ def purify_each(
         progress: called with the images done; a batch under way counts in part.
 
     Yields:
-        Each key with what became of its image, in the order in which they are done.
+        Each key with what became of its image, in the order in which they are done. A batch that fails, or for which
+        the memory does not suffice, is fitted again in halves: only an image that fails alone has an error.
 
     Raises:
         ValueError: a batch size below 1.
@@ -57,7 +59,7 @@ def purify_each(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     waiting: dict[tuple[int, ...], list[tuple[K, Tensor]]] = defaultdict(list)
-    done = 0
+    done, shown = 0, 0.0
 
     def finish() -> Iterator[tuple[K, Result]]:
         nonlocal done
@@ -67,8 +69,10 @@ def purify_each(
         report(done)
 
     def report(images: float) -> None:
+        nonlocal shown
+        shown = max(shown, images)  # a batch that is fitted again in parts does not go back
         if progress is not None:
-            progress(images)
+            progress(shown)
 
     for key, read in sources:
         try:
@@ -88,8 +92,32 @@ def purify_each(
 def _together(
     batch: list[tuple[K, Tensor]], purifier: Purifier, device: str | torch.device, report: Callable[[float], None]
 ) -> Iterator[tuple[K, Result]]:
-    """The results of images of one shape; where the fit cannot be made, its error for each of them."""
-    images = torch.stack([image for _, image in batch]).to(device)
+    """The results of images of one shape; where the fit fails, of either half alone, down to the image at fault."""
+    fault: Exception
+    try:
+        purified, iterations = _fit([image for _, image in batch], purifier, device, report)
+    except torch.AcceleratorError:  # the device is at fault, and would be for every image to come
+        raise
+    except (ValueError, RuntimeError) as error:
+        fault = error.with_traceback(None)  # whose frames hold on to the memory of the fit
+    else:
+        for (key, _), image, count in zip(batch, purified, iterations, strict=True):
+            yield key, Purified(image, count)
+        return
+    if len(batch) == 1:
+        kind = torch.OutOfMemoryError if is_out_of_memory(fault) else ValueError
+        yield batch[0][0], kind(f"{batch[0][0]}: {fault}")
+        return
+    half = len(batch) // 2
+    for part in (batch[:half], batch[half:]):
+        yield from _together(part, purifier, device, report)
+
+
+def _fit(
+    batch: list[Tensor], purifier: Purifier, device: str | torch.device, report: Callable[[float], None]
+) -> tuple[Tensor, list[int]]:
+    """The purified images on the CPU, and how many iterations each took."""
+    images = torch.stack(batch).to(device)
     iterations = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
     def watch(state: Progress) -> None:
@@ -97,13 +125,4 @@ def _together(
         iterations.scatter_reduce_(0, image, torch.full_like(image, state.iteration), "amax")
         report(state.share)
 
-    try:
-        purified = purifier.reconstruct(images, watch).cpu()
-    except torch.AcceleratorError:  # the device is at fault, and would be for every image to come
-        raise
-    except (ValueError, RuntimeError) as error:
-        for key, _ in batch:
-            yield key, ValueError(f"{key}: {error}")
-        return
-    for (key, _), image, count in zip(batch, purified, iterations.tolist(), strict=True):
-        yield key, Purified(image, count)
+    return purifier.reconstruct(images, watch).cpu(), iterations.tolist()

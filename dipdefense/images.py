@@ -6,6 +6,9 @@ import math
 import os
 import secrets
 import struct
+import threading
+import warnings
+import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,10 +16,11 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 __all__ = [
+    "MAX_PIXELS",
     "READABLE",
     "WRITABLE",
     "check_images",
@@ -24,6 +28,7 @@ __all__ = [
     "decode_image",
     "encode_png",
     "list_images",
+    "pixel_limit",
     "read_image",
     "write_image",
 ]
@@ -40,15 +45,17 @@ WRITABLE: dict[str, dict[str, Any]] = {
 }
 READABLE = (*WRITABLE, ".gif", ".pbm", ".pgm", ".pnm", ".ppm")
 
+MAX_PIXELS = 120_000_000  # of a file that is read, unless it is raised: photographs of 108 megapixels pass
+
 # Content decides the format, among these only: Pillow would run Ghostscript on an EPS.
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
 
 # Pillow's modes that are read, by what becomes of them.
 GREY = ("1", "L", "LA")
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-GREY_16_BIT = ("I;16", "I;16B", "I;16L", "I")
+GREY_16_BIT = ("I;16", "I;16B", "I;16L")
 
-# What Pillow's decoders raise on damaged files; Warning counts where the caller made warnings errors.
+# What Pillow's decoders raise on damaged files.
 DAMAGE = (
     OSError,
     SyntaxError,
@@ -58,21 +65,35 @@ DAMAGE = (
     TypeError,
     OverflowError,
     struct.error,
+    zlib.error,
     Image.DecompressionBombError,
-    Warning,
 )
 
+decoding = threading.Lock()  # `warnings.catch_warnings` works for one thread at a time
 
-def read_image(path: str | Path) -> Tensor:
+
+def pixel_limit() -> int:
+    """The most pixels that a file may have to be read: the environment's DIPDEFENSE_MAX_PIXELS, or `MAX_PIXELS`.
+
+    Raises:
+        ValueError: the variable is no positive integer.
+    """
+    text = os.environ.get("DIPDEFENSE_MAX_PIXELS") or str(MAX_PIXELS)
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"DIPDEFENSE_MAX_PIXELS must be a positive integer such as {MAX_PIXELS}, got {text!r}")
+    return int(text)
+
+
+def read_image(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
     """Read an image file as a viewer shows it: EXIF orientation applied, palette and CMYK as RGB.
 
     16-bit grey keeps its precision; 16-bit colour comes at 8 bits, all that Pillow reads. A fully opaque
-    alpha channel says nothing and is dropped. Colour profiles are ignored. Of a camera's multi-picture
-    JPEG the primary picture is read. Pillow warns above `PIL.Image.MAX_IMAGE_PIXELS` pixels; above twice
-    that the file is refused.
+    alpha channel says nothing and is dropped. Colour profiles and damaged metadata are ignored. Of a camera's
+    multi-picture JPEG the primary picture is read.
 
     Args:
         path: a PNG, JPEG, TIFF, WebP, BMP, GIF or PNM file; its content counts, not its suffix.
+        max_pixels: the most pixels that the file may declare, checked before any is decoded; `pixel_limit()` if None.
 
     Returns:
         (C, H, W) float32 in [0, 1], C = 1 for grey and 3 for colour.
@@ -80,20 +101,22 @@ def read_image(path: str | Path) -> Tensor:
     Raises:
         OSError: the file is missing, a folder, or closed to this user.
         ValueError: the file is no image, damaged, too large, transparent, of several frames, or of a mode
-            without a known white level.
+            without a known white level, such as 32-bit grey.
     """
     with Path(path).open("rb") as file:
-        return decode_image(file, str(path))
+        return decode_image(file, str(path), max_pixels=max_pixels)
 
 
-def decode_image(file: IO[bytes], name: str) -> Tensor:
+def decode_image(file: IO[bytes], name: str, *, max_pixels: int | None = None) -> Tensor:
     """An image from an open file, as `read_image` reads it; `name` is what messages call it.
 
     Raises:
         ValueError: as `read_image`.
     """
+    limit = pixel_limit() if max_pixels is None else max_pixels
     try:
-        pixels = _decode(file)
+        with decoding, warnings.catch_warnings(action="ignore"):  # of metadata
+            pixels = _decode(file, limit)
     except UnidentifiedImageError as error:
         raise ValueError(f"{name}: not an image ({', '.join(FORMATS)}), or damaged") from error
     except DAMAGE as error:
@@ -102,41 +125,99 @@ def decode_image(file: IO[bytes], name: str) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (C, H, W)
 
 
-def _decode(file: IO[bytes]) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _decode(file: IO[bytes], limit: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Pixels of an open image file, (H, W, C) in [0, 1]."""
-    with Image.open(file, formats=FORMATS) as opened:
+    with _open(file) as opened:
+        if (declared := opened.width * opened.height) > limit:
+            raise ValueError(
+                f"an image must have at most {limit} pixels, got {opened.width} x {opened.height} = {declared}; "
+                f"set the environment variable DIPDEFENSE_MAX_PIXELS={declared} if it is to be read"
+            )
         frames = getattr(opened, "n_frames", 1)
         if frames > 1 and opened.format != "MPO":
             raise ValueError(f"an image must have one frame, got {frames}; extract one of them first")
         _check_mode(opened)
+        _check_strips(opened)
         image = _opaque(ImageOps.exif_transpose(opened))
-    if image.mode in GREY_16_BIT:
-        white = 65535
-    else:
+    if opened.format == "PNG":
+        _check_rows(file)
+    if image.mode in GREY + COLOUR:
         white = 255
         image = image.convert("L" if image.mode in GREY else "RGB")
+    else:
+        white = 65535
     pixels = np.array(image, dtype=np.float32)
-    if pixels.min() < 0 or pixels.max() > white:
-        raise ValueError(f"grey values must be within [0, {white}], got [{pixels.min():g}, {pixels.max():g}]")
     return pixels.reshape(*pixels.shape[:2], -1) / np.float32(white)
 
 
-def _check_mode(image: Image.Image) -> None:
+def _open(file: IO[bytes]) -> ImageFile.ImageFile:
+    """`Image.open` without Pillow's own limit of pixels, which first only warns, and is one for the whole process."""
+    Image.init()  # registers the formats
+    file.seek(0)
+    prefix = file.read(16)
+    for name in FORMATS:
+        opener, accepts = Image.OPEN[name]
+        if accepts is not None and accepts(prefix):
+            file.seek(0)
+            return opener(file, "")
+    raise UnidentifiedImageError
+
+
+def _check_mode(image: ImageFile.ImageFile) -> None:
     """Refuse the modes, and the TIFF variants of 16-bit grey, whose black or white Pillow does not tell."""
     modes = GREY + COLOUR + GREY_16_BIT
-    if image.mode not in modes:
-        raise ValueError(f"the mode must be one of {', '.join(modes)}, got {image.mode}; convert it first")
+    scaled = image.mode == "I" and image.format == "PPM"  # Pillow brings the maximum that such a file states to 65535
+    if image.mode not in modes and not scaled:
+        unknown = ", whose white level is unknown; convert it to 8-bit or 16-bit grey first"
+        remedy = unknown if image.mode in ("I", "F") else "; convert it first"
+        raise ValueError(f"the mode must be one of {', '.join(modes)}, got {image.mode}{remedy}")
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode in GREY_16_BIT:
         white_is_zero = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
         if white_is_zero or image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE) == (12,):
             raise ValueError("12-bit and white-is-zero grey are not supported; convert it to 16-bit grey first")
 
 
+def _check_strips(image: ImageFile.ImageFile) -> None:
+    """Refuse a TIFF file that lists strips for its upper rows only: Pillow leaves the others black."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        height = image.tag_v2[TiffImagePlugin.IMAGELENGTH]  # as stored: `image.height` is that of the turned image
+        listed = max((extents[3] for _, extents, *_ in image.tile if extents), default=0)  # left, upper, right, lower
+        if listed < height:
+            raise ValueError(f"the file is damaged: it holds {listed} of {height} rows")
+
+
+def _check_rows(file: IO[bytes]) -> None:
+    """Refuse a PNG file whose compressed pixels end before its last row: Pillow leaves the others black."""
+    file.seek(16)
+    width, height, bits, colour = struct.unpack(">IIBB", file.read(10))
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    needed = height * (1 + (width * channels * bits + 7) // 8)  # each row follows one byte; interlaced, several
+    inflate, held = zlib.decompressobj(), 0
+    for block in _compressed(file):
+        while block and held < needed:
+            held += len(inflate.decompress(block, 2**20))
+            block = inflate.unconsumed_tail
+    held += len(inflate.flush())
+    if held < needed:
+        raise ValueError(f"the file is damaged: its pixels take {needed} bytes, it holds {held}")
+
+
+def _compressed(file: IO[bytes]) -> Iterator[bytes]:
+    """The compressed pixels of a PNG file, in small blocks."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        left, kind = struct.unpack(">I4s", head)
+        while kind == b"IDAT" and left and (block := file.read(min(left, 2**16))):
+            yield block
+            left -= len(block)
+        file.seek(left + 4, os.SEEK_CUR)  # the checksum, too
+
+
 def _opaque(image: Image.Image) -> Image.Image:
     """The image without its alpha channel, which must be opaque everywhere."""
     if not image.has_transparency_data:
         return image
-    rgba = image if image.mode in GREY_16_BIT else image.convert("RGBA")
+    rgba = image.convert("RGBA") if image.mode in GREY + COLOUR else image
     if rgba.mode != "RGBA" or rgba.getchannel("A").getextrema() != (255, 255):
         raise ValueError("an image must be opaque, got transparent pixels; flatten it onto a background first")
     return rgba.getchannel("R") if image.mode in GREY else rgba.convert("RGB")
@@ -178,7 +259,7 @@ def encode_png(image: Tensor) -> bytes:
 
 
 def _eight_bit(image: Tensor) -> Image.Image:
-    check_images(image, "image", ndim=3, channels=(1, 3))
+    check_images(image, "image", ndim=3, channels=(1, 3), half=True)
     levels = (image.detach().cpu().float() * 255).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).squeeze(2).numpy())
 
@@ -218,19 +299,30 @@ def _beside(path: Path) -> Iterator[IO[bytes]]:
             temporary.unlink()
 
 
+ROUNDING = 1e-3  # by which a resize may leave [0, 1]: a quarter of a grey level
+
+
 def check_images(
-    images: Tensor, name: str = "images", *, ndim: int = 4, channels: Collection[int] | None = None
+    images: Tensor,
+    name: str = "images",
+    *,
+    ndim: int = 4,
+    channels: Collection[int] | None = None,
+    half: bool = False,
+    empty: bool = False,
 ) -> None:
-    """Raise unless `images` is what every public entry expects: a finite float tensor in [0, 1].
+    """Raise unless `images` is what every public entry expects: a finite float32 or float64 tensor in [0, 1].
 
     Args:
         images: what came in; 4 dimensions are (B, C, H, W), 3 are (C, H, W).
         name: what messages call it.
         ndim: number of dimensions it must have.
         channels: allowed sizes of C; `None` allows any.
+        half: allow floats of less than 32 bits too.
+        empty: allow B to be 0.
 
     Raises:
-        TypeError: not a tensor, or not of a floating dtype.
+        TypeError: not a tensor, or not of such a dtype.
         ValueError: wrong shape, empty, not finite, or outside [0, 1].
     """
     if not isinstance(images, Tensor):
@@ -238,20 +330,26 @@ def check_images(
     if not images.is_floating_point():
         remedy = "; convert with images.float() / 255" if images.dtype == torch.uint8 else ""
         raise TypeError(f"{name} must have a floating dtype, got {images.dtype}{remedy}")
+    if images.dtype not in (torch.float32, torch.float64) and not half:
+        raise TypeError(f"{name} must be float32 or float64, got {images.dtype}: convert with images.float()")
     shape = tuple(images.shape)
     if images.ndim != ndim:
         wanted = {3: " (C, H, W)", 4: " (B, C, H, W)"}.get(ndim, "")
         raise ValueError(f"{name} must have {ndim} dimensions{wanted}, got shape {shape}")
-    if images.numel() == 0:
+    if 0 in (shape[1:] if empty else shape):
         raise ValueError(f"{name} must not be empty, got shape {shape}")
     if channels is not None and images.shape[-3] not in channels:
         allowed = " or ".join(str(count) for count in channels)
         raise ValueError(f"{name} must have {allowed} channels, got {images.shape[-3]} in shape {shape}")
+    if images.numel() == 0:
+        return
     low, high = (bound.item() for bound in torch.aminmax(images.detach()))  # NaN if any value is
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name} must be finite, got NaN or infinite values")
     if low < 0 or high > 1:
         remedy = "divide 0..255 values by 255, undo any mean/std normalisation"
+        if low >= -ROUNDING and high <= 1 + ROUNDING:
+            remedy = "clamp rounding errors with images.clamp(0, 1)"
         raise ValueError(f"{name} must be within [0, 1], got [{low:.9g}, {high:.9g}]; {remedy}")
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from dipdefense.compatibility import check_classifier
 from dipdefense.config import FitConfig
@@ -132,11 +133,13 @@ class Purifier(nn.Module):
 
         `iterations` None is the iterate that the stopping rule chooses, (1, B, C, H, W). Raises as `trajectory` does.
         """
-        check_images(images)
+        check_images(images, empty=True)
         config = self.config_for(images)
         if iterations is not None:
             _check_looks(iterations, config)
             config = replace(config, iterations=max(iterations))
+        if len(images) == 0:  # nothing to fit
+            return images.expand(1 if iterations is None else len(iterations), *images.shape)
         seed = None if self.seed is None else self.seed + restart
         tile = self.tile_for(images)
         pieces = images if tile is None else cut(images, tile, tile // 4)
@@ -183,9 +186,14 @@ class Judgement(NamedTuple):
 class DefendedClassifier(Wrapper):
     """Purify, then classify. Works under `no_grad` and `inference_mode`; its state dict is the classifier's.
 
+    It evaluates: a call asks the classifier several times, about the image and about its reconstructions, so that in
+    training mode batch normalisation would update its statistics, and dropout would draw, several times a call. A
+    classifier with such a layer in training mode is refused. The fit does not depend on the classifier, so to fine-tune
+    a classifier, purify the training images once and train it alone on them.
+
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K); normalisation is its own first layer.
-        purifier: what stands in front; `Purifier()` if None.
+        purifier: what stands in front, put into the classifier's mode; `Purifier()` if None.
         gradient: meaning of a backward pass, see `Purifier`; the purifier's own if None. It holds for every
             reconstruction that a decision classifies, so their gradients add up; that of bare logits is exact.
         decision: how reconstructions become logits, or its name in `DECISIONS`. None: the evidence-based one of the
@@ -205,7 +213,7 @@ class DefendedClassifier(Wrapper):
         decision: Decision | str | None = None,
     ):
         super().__init__(classifier)
-        self.purifier = purifier or Purifier()
+        self.purifier = (purifier or Purifier()).train(self.training)
         self.gradient = self.purifier.gradient if gradient is None else gradient
         known_gradient(self.gradient)
         self.decision = None if decision is None else _known_decision(decision)
@@ -215,7 +223,7 @@ class DefendedClassifier(Wrapper):
 
         Raises:
             TypeError, ValueError: not a floating image batch, or outside [0, 1]; iterations of the decision that the
-                fit does not have; a classifier that does not return finite logits (B, K).
+                fit does not have; a classifier that is in training mode, or does not return finite logits (B, K).
         """
         return self.judge(images).logits
 
@@ -233,7 +241,8 @@ class DefendedClassifier(Wrapper):
 
     def look(self, images: Tensor) -> tuple[Looks, Decision, Tensor]:
         """What the decision sees, the decision, and the mean of all that was classified, (B, C, H, W)."""
-        check_images(images)
+        check_images(images, empty=True)
+        _check_mode(self.classifier)
         purifier, decision = self.plan(images)
         if purifier.seed is None:  # drawn here, so that all that a derived class makes of it is of one draw
             purifier = purifier.variant(seed=secrets.randbits(32))
@@ -353,6 +362,18 @@ def _check_looks(iterations: Sequence[int], config: FitConfig) -> None:
             f"iterations must be one or more integers from 1 to the {config.iterations} of the fit, got "
             f"{tuple(iterations)!r}"
         )
+
+
+def _check_mode(classifier: nn.Module) -> None:
+    """Refuse layers that a call, which asks the classifier several times, would update or draw from every time."""
+    for layer in classifier.modules():
+        updates = getattr(layer, "running_mean", None) is not None
+        draws = isinstance(layer, _DropoutNd) and layer.p > 0
+        if layer.training and (updates or draws):
+            raise ValueError(
+                f"classifier must be in eval mode, got {type(layer).__name__} in training mode: call .eval(); to "
+                "train the classifier, train it alone on purified images"
+            )
 
 
 def _known_decision(decision: Decision | str) -> Decision:

@@ -4,11 +4,16 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["Wrapper", "apart"]
 
 Module = TypeVar("Module", bound=nn.Module)
+
+INSIDE = (
+    "what the classifier holds is under .classifier, and functional_call takes the names of named_parameters() and "
+    "named_buffers()"
+)
 
 
 def apart(module: Module) -> Module:
@@ -22,6 +27,12 @@ def apart(module: Module) -> Module:
 class Wrapper(nn.Module):
     """Around a classifier: `state_dict` holds the classifier's own keys, and loads from them, alone or inside a model.
 
+    `named_parameters` and `named_buffers` give paths from the wrapper, such as `classifier.fc.weight`: as everywhere in
+    torch, `torch.func.functional_call` takes these names, and not the keys of `state_dict`.
+
+    The mode is that of the classifier. Libraries that put a model in eval mode and back go by the outermost module
+    alone, so a wrapper starts in training mode only if every module of the classifier is in it.
+
     Raises:
         TypeError: the classifier is no module.
     """
@@ -31,6 +42,20 @@ class Wrapper(nn.Module):
         if not isinstance(classifier, nn.Module):
             raise TypeError(f"classifier must be a torch.nn.Module, got {type(classifier).__name__}")
         self.classifier = classifier
+        self.training = all(module.training for module in classifier.modules())
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for what is not found: says where to look."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(f"{error}: {INSIDE}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse a tensor that would hide one of the classifier's, as `functional_call` by keys of its own does."""
+        if isinstance(value, Tensor) and name in {**self.classifier._parameters, **self.classifier._buffers}:
+            raise AttributeError(f"{name} must not be set on {type(self).__name__}: {INSIDE}")
+        super().__setattr__(name, value)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """That of the classifier."""

@@ -1,12 +1,12 @@
 """What each part of a denoising fit is worth: one table of small networks, and one configuration for every task.
 
 Each row is one call of the engine for all images of its task, with the same noise, or the same lost pixels, as the
-other rows of the task. A row is kept as it is made: killed, a run goes on where it was.
+other rows of the task. A row is kept as it is made: killed, a run goes on where it was. `config.json` says which run it
+is, and another one is refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from dipdefense.problem import Degrade
 from eval.denoising import SMALL
 from eval.metrics import psnr, ssim
 from eval.noise import gaussian, generator_of
-from eval.records import Record, Run, digest, write_whole
+from eval.records import Record, Run, digest, made_with, write_whole
 from eval.scores import mean_interval
 
 __all__ = ["FIXED", "OWN", "Task", "benchmark_ablation", "build_tasks", "variants"]
@@ -150,10 +150,9 @@ def benchmark_ablation(
         the images.
 
     Raises:
-        ValueError: what `build_tasks` refuses.
+        ValueError: what `build_tasks` refuses, a folder that holds another run.
     """
-    tasks, run = build_tasks(photos, digits, seed), Run(out, ("config",))
-    run.folder.mkdir(parents=True, exist_ok=True)
+    tasks = build_tasks(photos, digits, seed)
     rows = [
         (task, network, config)
         for task in tasks
@@ -162,7 +161,13 @@ def benchmark_ablation(
             ("fixed", fixed),
         )
     ]
-    table = []
+    described = {
+        **{"run": "benchmark ablation", "seed": seed, "device": str(device), **made_with("dipdefense", "torch")},
+        "images": {name: _digests(task) for name, task in tasks.items()},
+        "rows": {f"{name}, {network}": asdict(config) for name, network, config in rows},
+    }
+    run, table = Run(out, ("config",), described, grows=("images", "rows")), list[Record]()
+    run.begin()
     for number, (name, network, config) in enumerate(rows):
         task = tasks[name]
         head = {"config": _key(task, config, seed, device), "task": name, "network": network}
@@ -201,10 +206,12 @@ def _fitted(
 
 def _key(task: Task, config: FitConfig, seed: int, device: str | torch.device) -> str:
     """Names all that the scores depend on: two rows of one configuration are one fit."""
-    images = [digest(task.references), digest(task.observed)]
-    versions = {name: version(name) for name in ("dipdefense", "torch")}
-    numbers = {"fit": asdict(config), "seed": seed, "device": str(device), "images": images}
-    return configuration_hash(numbers | versions)
+    numbers = {"fit": asdict(config), "seed": seed, "device": str(device), "images": _digests(task)}
+    return configuration_hash(numbers | made_with("dipdefense", "torch"))
+
+
+def _digests(task: Task) -> list[str]:
+    return [digest(task.references), digest(task.observed)]
 
 
 def _input(task: Task, config: FitConfig, seed: int, device: str | torch.device) -> Tensor | None:

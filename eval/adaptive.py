@@ -1,14 +1,13 @@
-"""The adaptive evaluation: a ladder of attacks that know the defence, and the worst case of each image over them.
+"""The adaptive evaluation: a ladder of attacks that know the defence, and the worst case over its rungs.
 
-A run writes into its folder `config.json`, one record per image and rung to `records.jsonl` as it is made, and at its
-end `ladder.csv` and `ladder.json`. Killed, it goes on where it was, and loses one batch at most.
+A run writes into its folder `config.json` and `probe.json`, by which it is known again, one record per image and rung
+to `records.jsonl` as it is made, and at its end `ladder.csv` and `ladder.json`. Killed, it goes on where it was, and
+loses one batch at most. Rungs and images may be added.
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,24 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.adaptive import COSTS, LADDER, Climb, Query, Rung
+from attacks.adaptive import COSTS, LADDER, SURROGATES, Climb, Query, Rung
 from dipdefense import DefendedClassifier
-from dipdefense.digest import configuration_hash
+from dipdefense.digest import configuration_hash, describe, fingerprint
 from dipdefense.problem import pose
 from dipdefense.unroll import unroll_bytes
-from eval.attacked import RunConfig, check_run, describe_purifier, fingerprint, identify
+from eval.attacked import RunConfig, check_run, describe_purifier, describe_subject, identify
 from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.peak import peak_bytes
-from eval.records import Record, Run, write_whole
+from eval.probe import Answers, probe, probe_images
+from eval.records import Record, Run, made_with, write_whole
 from eval.worst_case import QUERIES, tabulate
 
 __all__ = ["AdaptiveConfig", "evaluate_adaptive"]
 
 PROBED = 4  # images that a run's time is estimated by
+# of the description what may be otherwise, and what may be more, where a run goes on
+FREE, GROWS = ("rungs", "n", "queries", "budget", "hashes"), ("ladder",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,8 @@ def evaluate_adaptive(
 
     Raises:
         ValueError: more images than there are, what `evaluate_robustness` refuses of a classifier, `transfer` without
-            a source, a run that by its estimate exceeds the budget, an unrolled fit that exceeds `memory_gb`.
+            a source, a run that by its estimate exceeds the budget, an unrolled fit that exceeds `memory_gb`, a
+            folder that holds another run.
         OSError: the folder cannot be written.
     """
     config = config or AdaptiveConfig()
@@ -123,13 +126,13 @@ def evaluate_adaptive(
     _check_rungs(defended, dataset, config)
     _check_memory(defended, dataset, config, device)
     described = _description(defended, dataset, config, source, classifier_name, device)
-    fixed = {k: v for k, v in described.items() if k not in ("rungs", "ladder", "n", "queries", "budget")}
-    keys = {name: configuration_hash(fixed | {"rung": repr(config.rung(name))}) for name in ("clean", *config.rungs)}
-    run, tasks = Run(out, ("config", "rung", "index", "image")), _tasks(dataset, config, keys)
+    keys = described["hashes"]
+    probes = _probes(defended, dataset, source if "transfer" in config.rungs else None, device)
+    run = Run(out, ("config", "rung", "index", "image"), described, free=FREE, grows=GROWS, probes=probes)
+    tasks = _tasks(dataset, config, keys)
     left = [task for task in tasks if run.missing(task[2])]
     _check_budget(defended, dataset, config, left, device)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(run.folder / "config.json", json.dumps(described | {"hashes": keys}, indent=2) + "\n")
+    run.begin()
     total = sum(len(heads) for _, _, heads in tasks)
     done = total - sum(len(heads) for _, _, heads in left)
     for rung, positions, heads in left:
@@ -275,20 +278,39 @@ def _description(
     classifier_name: str | None,
     device: str | torch.device,
 ) -> dict[str, Any]:
-    """All that a figure depends on, in plain values; the images are named in the records."""
+    """All that a figure depends on, in plain values; `hashes` name what the records of a rung share."""
     example = dataset.batch([0])
     purifier, decision = defended.plan(example)
-    return {
-        "dataset": dataset.name,
-        "classifier": classifier_name or type(defended.classifier).__name__,
-        "weights": fingerprint(defended.classifier),
-        "source": None if source is None else fingerprint(source),
-        **describe_purifier(purifier, example),
-        "decision": repr(decision),
-        "ladder": {name: repr(config.rung(name)) for name in config.rungs},
-        "device": str(device),
-        "versions": {name: version(name) for name in ("dipdefense", "torch", "torchattacks", "pyautoattack")},
+    described = {
+        "run": "evaluate --adaptive",
         **asdict(config),
-        "rungs": list(config.rungs),
         "budget": None if math.isinf(config.budget) else config.budget,
+        **describe_subject(defended.classifier, classifier_name, dataset),
+        **describe_purifier(purifier, example),
+        "decision": describe(decision),
+        "gradient": describe(defended.gradient),
+        "device": str(device),
+        **made_with("dipdefense", "torch", "torchattacks", "pyautoattack"),
     }
+    fixed = {name: value for name, value in described.items() if name not in FREE}
+    ladder = {name: _settings(name, rung, source) for name in config.rungs if (rung := config.rung(name))}
+    rungs = {"clean": None, **ladder}
+    hashes = {name: configuration_hash(fixed | {"rung": settings}) for name, settings in rungs.items()}
+    return described | {"ladder": ladder, "hashes": hashes}
+
+
+def _settings(name: str, rung: Rung, source: nn.Module | None) -> dict[str, Any]:
+    """All that a rung does, in plain values: its class and fields, what a gradient's name stands for, the source."""
+    settings = {field: value if field != "gradient" else SURROGATES[value] for field, value in vars(rung).items()}
+    plain = {field: value if isinstance(value, int | float) else describe(value) for field, value in settings.items()}
+    held = {"source": fingerprint(source)} if name == "transfer" and source is not None else {}
+    return {"attack_code": describe(type(rung)), **plain, **held}
+
+
+def _probes(
+    defended: DefendedClassifier, dataset: ImageDataset, source: nn.Module | None, device: str | torch.device
+) -> dict[str, Answers]:
+    """What the classifiers answer; a fit may end elsewhere with another number of threads."""
+    asked = {"classifier": defended.classifier} | ({} if source is None else {"source": source})
+    images = probe_images(dataset).to(device)
+    return {name: probe(net, images) for name, net in asked.items()}

@@ -4,7 +4,6 @@ import hashlib
 import inspect
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,18 +12,20 @@ from torch import Tensor, nn
 
 from attacks import ATTACKS, CONTROLS
 from dipdefense import Purifier
+from dipdefense.digest import configuration_hash, describe, fingerprint
 from eval.datasets import ImageDataset
-from eval.records import Record
+from eval.probe import check_logits, probe_images
+from eval.records import Record, digest
 
 __all__ = [
     "CRAFTED_ON",
     "RunConfig",
     "attacks_in",
-    "check_logits",
     "check_run",
     "craft",
+    "describe_attacks",
     "describe_purifier",
-    "fingerprint",
+    "describe_subject",
     "identify",
 ]
 
@@ -108,12 +109,6 @@ def check_run(classifier: nn.Module, dataset: ImageDataset, config: RunConfig, d
         )
 
 
-def check_logits(logits: Tensor, n: int) -> None:
-    """Refuse what is no finite tensor of n rows."""
-    if logits.dim() != 2 or len(logits) != n or not logits.isfinite().all():
-        raise ValueError(f"classifier must return finite logits (B, K), got shape {tuple(logits.shape)}")
-
-
 def craft(attack: str, target: nn.Module, images: Tensor, labels: Tensor, config: RunConfig) -> Tensor:
     """Adversarial examples by an attack's name; it gets those of the run's numbers that it knows."""
     function = (ATTACKS | CONTROLS)[attack]
@@ -130,23 +125,30 @@ def identify(images: Tensor, labels: Tensor, index: Tensor) -> list[Record]:
     ]
 
 
+def describe_subject(classifier: nn.Module, name: str | None, dataset: ImageDataset) -> dict[str, Any]:
+    """Classifier and data set, in plain values; of the images all labels, and the pixels of the first."""
+    parts = {"labels": dataset.labels, "index": dataset.index, "pixels": probe_images(dataset)}
+    images = configuration_hash({part: digest(tensor) for part, tensor in parts.items()})
+    return {
+        "dataset": dataset.name,
+        "images": f"{len(dataset)} ({images})",
+        "classifier": name or type(classifier).__name__,
+        "weights": fingerprint(classifier),
+    }
+
+
+def describe_attacks(attacks: Sequence[str]) -> dict[str, str]:
+    """The functions that the names of attacks stand for."""
+    return {attack: describe((ATTACKS | CONTROLS)[attack]) for attack in attacks}
+
+
 def describe_purifier(purifier: Purifier, images: Tensor) -> dict[str, Any]:
     """All that the fits to images of this shape, (B, C, H, W), depend on, in plain values."""
     drawn = purifier if purifier.seed is not None else purifier.variant(seed=0)  # numbers drawn from a seed: one draw
+    own = {name: value for name, value in vars(drawn).items() if name not in vars(Purifier())}  # of a derived class
     return {
-        "purifier": f"{type(purifier).__module__}.{type(purifier).__qualname__}",
+        "purifier": describe(type(purifier), purifier.gradient, own),
         "fit": asdict(drawn.config_for(images)),
         "fit_seed": purifier.seed,
         "tile": drawn.tile_for(images),
     }
-
-
-def fingerprint(net: nn.Module) -> str:
-    """A digest of a classifier's structure, code, parameters and buffers, those out of its state dict too."""
-    digest = hashlib.sha256(str(net).encode())
-    for kind in sorted({type(module) for module in net.modules()}, key=lambda kind: kind.__qualname__):
-        with suppress(OSError, TypeError):  # built where there is no source file
-            digest.update(inspect.getsource(kind).encode())
-    for _, tensor in (*net.named_parameters(), *net.named_buffers()):
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

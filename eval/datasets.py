@@ -29,6 +29,7 @@ from dipdefense.images import read_image
 __all__ = ["DATASETS", "ImageDataset", "cache_folder", "digits_split", "load_dataset"]
 
 DIGITS = tuple("0123456789")
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,7 +73,8 @@ def load_dataset(name: str, path: str | Path | None = None, *, size: int | None 
         name: one of `DATASETS`.
             `digits`: scikit-learn's digits, held-out part, 1x32x32; `digits_train`: those that `digits_cnn` saw.
             `mnist`: 1x28x28, from a folder of idx files (`t10k-*`, plain or gzip).
-            `cifar10`: 3x32x32, from an npz of images, labels, index and class_names, or the python batches.
+            `cifar10`: 3x32x32, from the python batches, or from an npz of images, uint8 (N, H, W, C), and labels, N
+                integers; optional are index, N integers (0 to N - 1), and class_names (those of CIFAR-10).
             `folder`: RGB photographs listed in labels.csv (file, class_index), or one folder per class.
         path: where the data lie; None downloads `mnist` and `cifar10` into `cache_folder()`.
         size: side in pixels of the square cut from a photograph of `folder` (224 by default), after its short
@@ -136,7 +138,7 @@ def _mnist(path: Path | None, size: int | None) -> ImageDataset:
     if path is None:
         path = Path(MNIST(cache_folder(), train=False, download=True).raw_folder)
     images, labels = _read_idx(path, "t10k-images-idx3-ubyte"), _read_idx(path, "t10k-labels-idx1-ubyte")
-    return _from_arrays("mnist", path, images[..., None], labels, np.arange(len(images)), DIGITS)
+    return _from_arrays("mnist", path, images[..., None], labels, DIGITS)
 
 
 def _read_idx(folder: Path, name: str) -> np.ndarray[Any, Any]:
@@ -173,33 +175,41 @@ def _cifar10(path: Path | None, size: int | None) -> ImageDataset:
         cifar = CIFAR10(root, train=False, download=path is None)
     except RuntimeError as error:  # torchvision's word for a wrong checksum
         raise ValueError(f"{root / CIFAR10.base_folder} must hold the original batches: {error}") from error
-    return _from_arrays("cifar10", root, cifar.data, cifar.targets, np.arange(len(cifar.data)), cifar.classes)
+    return _from_arrays("cifar10", root, cifar.data, cifar.targets, cifar.classes)
 
 
 def _read_npz(path: Path) -> ImageDataset:
+    expected = f"{path} must be an npz of images and labels (index and class_names are optional)"
     try:
         with path.open("rb") as file, np.load(file) as archive:
-            arrays = {key: archive[key] for key in ("images", "labels", "index", "class_names")}
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} must be an npz of images, labels, index, class_names: {error}") from error
-    names = [str(name) for name in arrays["class_names"]]
-    return _from_arrays("cifar10", path, arrays["images"], arrays["labels"], arrays["index"], names)
+            found = archive.files
+            arrays = {name: archive[name] for name in ("images", "labels", "index", "class_names") if name in found}
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{expected}: {error}") from error
+    if not {"images", "labels"} <= arrays.keys():
+        raise ValueError(f"{expected}, got {', '.join(found) or 'none'}")
+    names = arrays.get("class_names", np.array(CIFAR10_CLASSES))
+    if names.ndim != 1:
+        raise ValueError(f"class_names in {path} must be a row of names, got shape {names.shape}")
+    return _from_arrays("cifar10", path, arrays["images"], arrays["labels"], names.astype(str), arrays.get("index"))
 
 
 def _from_arrays(
-    name: str, source: Path, images: Any, labels: Any, index: Any, class_names: Sequence[str]
+    name: str, source: Path, images: Any, labels: Any, class_names: Sequence[str], index: Any = None
 ) -> ImageDataset:
-    """Check arrays read from `source` and wrap them; images are uint8 (N, H, W, C)."""
-    labels, index = np.asarray(labels), np.asarray(index)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise ValueError(f"images in {source} must be uint8 (N, H, W, C), got {images.dtype} {images.shape}")
+    """Check arrays read from `source` and wrap them; images are uint8 (N, H, W, C), `index` 0 to N - 1 if None."""
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape[1:] or images.shape[3] not in (1, 3):
+        raise ValueError(
+            f"images in {source} must be uint8 (N, H, W, C), C = 1 or 3, got {images.dtype} {images.shape}"
+        )
+    labels, index = np.asarray(labels), np.arange(len(images)) if index is None else index
     for key, array in {"labels": labels, "index": index}.items():
         if array.shape != (len(images),) or not np.issubdtype(array.dtype, np.integer):
             raise ValueError(f"{key} in {source} must be {len(images)} integers, got {array.dtype} {array.shape}")
     _check_labels(labels, len(class_names), source)
     return ImageDataset(
         name=name,
-        class_names=tuple(class_names),
+        class_names=tuple(map(str, class_names)),
         labels=torch.from_numpy(labels.astype(np.int64)),
         index=torch.from_numpy(index.astype(np.int64)),
         read=partial(_read_array, images),

@@ -1,15 +1,13 @@
 """Many defences over their strengths on identical adversarial examples: one resumable run, tables and curves.
 
-A run writes into its folder `config.json`, one record per image, attack and setting to `records.jsonl` as it is made,
-and at its end `table.csv`, `table.json`, `paired.csv`, `roc.csv`, `curves.png` and `roc.png`. Killed, it goes on where
-it was. The attacks know the bare classifier alone: no figure here is robustness against an adaptive attack.
+A run writes into its folder `config.json` and `probe.json`, by which it is known again, one record per image, attack
+and setting to `records.jsonl` as it is made, and at its end `table.csv`, `table.json`, `paired.csv`, `roc.csv`,
+`curves.png` and `roc.png`. Killed, it goes on where it was. Methods, attacks and radii may be added. The attacks know
+the bare classifier alone: no figure here is robustness against an adaptive attack.
 """
 
-import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense.digest import configuration_hash
-from eval.attacked import RunConfig, check_run, craft, fingerprint, identify
+from eval.attacked import RunConfig, check_run, craft, describe_attacks, describe_subject, identify
 from eval.curves import save_curves, save_rocs
 from eval.datasets import ImageDataset
-from eval.intervals import paired_bootstrap, wilson
-from eval.records import Record, Run, write_whole
+from eval.intervals import tango, wilson
+from eval.probe import probe, probe_images
+from eval.records import Record, Run, made_with, write_whole
 from eval.roc import detection_table
 from eval.verdicts import Method, Setting, Verdict
 
@@ -30,6 +29,8 @@ __all__ = ["accuracy_table", "benchmark_defence", "paired_table"]
 
 KEY = ("config", "attack", "eps", "method", "strength", "setting", "index", "image")
 GROUP = ["method", "strength", "attack", "eps"]
+# of the description what may be otherwise, and what may be more, where a run goes on
+FREE, GROWS = ("attacks", "eps", "methods", "hash"), ("attack_code", "settings")
 
 
 def benchmark_defence(
@@ -65,7 +66,7 @@ def benchmark_defence(
     Raises:
         ValueError: no method, two of one setting, a baseline that is none of them, attacks that are targeted or
             crafted on the defended model, a method whose logits or scores are not finite or not (B, K) and (B,), and
-            what `evaluate_robustness` refuses of classifier, data set and numbers.
+            what `evaluate_robustness` refuses of classifier, data set, numbers and folder.
         OSError: the folder cannot be written.
     """
     config = config or RunConfig()
@@ -78,10 +79,11 @@ def benchmark_defence(
         raise ValueError("config must have untargeted attacks, crafted on the bare classifier")
     plan = _plan(config, radii)
     check_run(classifier, dataset, config, device)
-    run, folder = Run(out, KEY), Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     described = _description(classifier, classifier_name, dataset, methods, config, radii, device)
-    write_whole(folder / "config.json", json.dumps(described, indent=2) + "\n")
+    answers = probe(classifier, probe_images(dataset).to(device))
+    run = Run(out, KEY, described, free=FREE, grows=GROWS, probes={"classifier": answers})
+    run.begin()
+    folder = run.folder
     records = _run(classifier, dataset, methods, plan, run, described, device, progress)
     table = accuracy_table(records)
     roc = detection_table(records)
@@ -109,7 +111,7 @@ def accuracy_table(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def paired_table(records: Iterable[Record], baseline: Setting) -> pd.DataFrame:
-    """Accuracy minus that of the baseline on the same images, with the 95 % paired bootstrap interval.
+    """Accuracy minus that of the baseline on the same images, with Tango's 95 % score interval.
 
     Columns `method, strength, attack, eps, against, against_strength, n, difference, ci_low, ci_high`.
     """
@@ -118,13 +120,11 @@ def paired_table(records: Iterable[Record], baseline: Setting) -> pd.DataFrame:
         right: dict[Any, pd.Series[bool]] = {
             setting: rows_of.set_index("index")["correct"] for setting, rows_of in group.groupby(GROUP[:2], sort=False)
         }
-        base = right[baseline].astype(float)
+        base = right[baseline]
         for setting, correct in right.items():
             if setting == baseline:
                 continue
-            own = correct.reindex(base.index).astype(float)
-            one = (float(own.iloc[0] - base.iloc[0]), math.nan, math.nan)  # a single image has no interval
-            found = paired_bootstrap(own.to_numpy(), base.to_numpy()) if len(base) > 1 else one
+            found = tango(correct.reindex(base.index), base)
             rows.append((*setting, attack, eps, baseline.method, float(baseline.strength), len(base), *found))
     columns = [*GROUP, "against", "against_strength", "n", "difference", "ci_low", "ci_high"]
     return pd.DataFrame(rows, columns=columns)
@@ -163,21 +163,28 @@ def _description(
     """All that the figures depend on, in plain values; `hash` names what all records share."""
     example = dataset.batch([0])
     shared = {
-        "dataset": dataset.name,
-        "classifier": classifier_name or type(classifier).__name__,
-        "weights": fingerprint(classifier),
-        "device": str(device),
-        "versions": {name: version(name) for name in ("dipdefense", "torch", "torchattacks", "scikit-image")},
+        "run": "benchmark defence",
         **{name: value for name, value in asdict(config).items() if name not in ("attacks", "eps")},
+        **describe_subject(classifier, classifier_name, dataset),
+        "device": str(device),
+        **made_with("dipdefense", "torch", "torchattacks", "scikit-image"),
     }
-    settings = [{**s._asdict(), **method.describe(s, example)} for method in methods for s in method.settings]
+    settings = {
+        _title(s): {**s._asdict(), **method.describe(s, example)} for method in methods for s in method.settings
+    }
     return {
         **shared,
         "attacks": list(config.attacks),
+        "attack_code": describe_attacks(config.attacks),
         "eps": list(radii),
         "hash": configuration_hash(shared),
+        "methods": list(settings),
         "settings": settings,
     }
+
+
+def _title(setting: Setting) -> str:
+    return f"{setting.method} {setting.strength:g}"
 
 
 def _run(
@@ -192,7 +199,7 @@ def _run(
 ) -> list[Record]:
     """All records of the plan, making those that are missing."""
     config, records = plan[0][1], list[Record]()
-    digests = {Setting(d["method"], d["strength"]): configuration_hash(d) for d in described["settings"]}
+    digests = {Setting(d["method"], d["strength"]): configuration_hash(d) for d in described["settings"].values()}
     total = config.n * len(plan) * len(digests)
     order = dataset.first(config.n, config.seed)
     for positions in order.split(config.batch_size):  # type: ignore[no-untyped-call]

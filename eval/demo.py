@@ -28,12 +28,12 @@ ADAPTIVE = 8  # images that are attacked through the defence; each step of that 
 DEMO = RunConfig(
     attacks=("fgsm", "pgd", "momentum_pgd"),
     eps=0.2,
-    steps=20,
+    steps=10,
     crafted_on="both",
     attacks_defended=("pgd",),
-    n=32,
+    n=24,
     n_defended=ADAPTIVE,
-    batch_size=32,
+    batch_size=24,
 )
 BLUR = 1.5  # std in pixels
 SHOWN = 4  # images of the picture, and of the gallery
@@ -96,13 +96,15 @@ def _telling(tell: Callable[[float], None]) -> Purifier:
     fitted = 0
 
     class Telling(Purifier):
-        def frames(self, images: Tensor, *given: Any, **named: Any) -> Tensor:
+        def frames(self, images: Tensor, *given: Any, callback: Any = None, **named: Any) -> Tensor:
             nonlocal fitted
 
             def watch(state: Progress) -> None:
                 tell(fitted + state.share * len(images))
+                if callback is not None:
+                    callback(state)
 
-            frames = super().frames(images, *given, **named | {"callback": watch})
+            frames = super().frames(images, *given, **named, callback=watch)
             fitted += len(images)
             return frames
 

@@ -1,9 +1,9 @@
 """The denoising benchmark: the deep image prior and classical denoisers on identical noise.
 
-A run writes one record per image, seed and method to `records.jsonl` as it is made, and at its end `scores.csv` (the
-records, and their mean over the images of each seed), `summary.csv` (one row a method), `paired.csv` (all others
-against one), `results.json` (all of them, with the run's numbers) and `contact_sheet.jpg`. Killed, it goes on where
-it was.
+A run writes `config.json`, by which it is known again, one record per image, seed and method to `records.jsonl` as it
+is made, and at its end `scores.csv` (the records, and their mean over the images of each seed), `summary.csv` (one row
+a method), `paired.csv` (all others against one), `results.json` (all of them, with the run's numbers) and
+`contact_sheet.jpg`. Killed, it goes on where it was. Methods, images and seeds may be added.
 
 The reference is for scores alone. Only `dip_oracle`, which is named so, chooses by it.
 """
@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +28,7 @@ from eval.denoised import KEY, SHOWN, keep_picture
 from eval.denoisers import DENOISERS, estimated_sigma
 from eval.metrics import psnr, ssim
 from eval.noise import NOISES, generator_of
-from eval.records import Record, Run, digest
+from eval.records import Record, Run, digest, made_with
 from eval.scores import write_scores
 
 __all__ = ["METHODS", "SMALL", "benchmark_denoising"]
@@ -110,17 +109,30 @@ def benchmark_denoising(
 
     Raises:
         ValueError: no image, an image of a wrong shape or range, a sigma outside (0, 1], an unknown method or noise, a
-            level that it does not have, neither sigma nor level nor noisy images, or numbers below 1.
+            level that it does not have, neither sigma nor level nor noisy images, numbers below 1, or a folder that
+            holds another run.
         ImportError: a method's package is not installed.
         OSError: the folder cannot be written.
     """
     _check_noise(sigma, noise, level, noisy, clip)
     _check(references, methods, config, sigma, noisy, {"seeds": seeds, "runs": runs, "batch_size": batch_size})
     labels = [_label(method, sigma) for method in methods]
-    heads = [_head(label, sigma, config, runs, device) for label in labels]
-    run, records = Run(out, KEY), list[Record]()
+    made = made_with("dipdefense", "torch")
+    settings = {label: _settings(label, sigma, config, runs, device) for label in labels}
+    heads = [{"config": configuration_hash(made | settings[label]), "method": label} for label in labels]
+    described: Record = {
+        **{"run": "benchmark denoising", "noise": noise if noisy is None else "real", "level": level, "clip": clip},
+        "sigma": sigma
+        if noise == "gaussian" and noisy is None
+        else None,  # else what filters are told, in their settings
+        "methods": settings,
+        "images": _digests(references, noisy),
+        **made,
+    }
+    run, records = Run(out, KEY, described, grows=("methods", "images")), list[Record]()
+    run.begin()
     pictures = run.folder / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
+    pictures.mkdir(exist_ok=True)
     own: Record = {"level": sigma, "clip": clip} if noise == "gaussian" else {"level": level}
     add = partial(NOISES[noise], **own)
     total, shown = len(references) * len(labels) * seeds, [name for name, _ in references[:SHOWN]]
@@ -239,18 +251,19 @@ def _label(method: str, sigma: float | None) -> str:
     return method if told else method + ESTIMATED
 
 
-def _head(label: str, sigma: float | None, config: FitConfig, runs: int, device: str | torch.device) -> Record:
-    """What names the record of each image: `config` is the hash of all that it depends on besides the images."""
-    numbers: dict[str, Any]
+def _settings(label: str, sigma: float | None, config: FitConfig, runs: int, device: str | torch.device) -> Record:
+    """All that the estimates of a method depend on besides the images, in plain values."""
     if label in PRIORS:
-        numbers = {"fit": dataclasses.asdict(config), "runs": runs, "device": str(device), "torch": version("torch")}
-    else:
-        package = "bm3d" if "bm3d" in label else "scikit-image"
-        numbers = {"sigma": None if label.endswith(ESTIMATED) else sigma, package: version(package)}
-    return {
-        "config": configuration_hash({"method": label, "dipdefense": version("dipdefense"), **numbers}),
-        "method": label,
-    }
+        return {"method": label, "fit": dataclasses.asdict(config), "runs": runs, "device": str(device)}
+    package = "bm3d" if "bm3d" in label else "scikit-image"
+    told = None if label == "noisy" or label.endswith(ESTIMATED) else sigma
+    return {"method": label, "sigma": told, package: version(package)}
+
+
+def _digests(references: Sequence[tuple[str, Tensor]], noisy: Sequence[Tensor] | None) -> dict[str, str]:
+    """What names the pixels of each image, and of what was shot of it."""
+    shots = [image for _, image in references] if noisy is None else noisy
+    return {name: digest(torch.stack([shot, image])) for (name, image), shot in zip(references, shots, strict=True)}
 
 
 def _check_noise(

@@ -1,16 +1,17 @@
-"""Intervals for the figures of a benchmark: Wilson for a rate, paired bootstrap for a difference of means."""
+"""Intervals for the figures of a benchmark: Wilson for a rate, Tango for a difference of rates, bootstrap for means."""
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 try:
-    from scipy import stats
+    from scipy import optimize, stats
 except ImportError as error:
     raise ImportError("eval.intervals needs scipy: pip install 'dipdefense[eval]'") from error
 
-__all__ = ["paired_bootstrap", "wilson"]
+__all__ = ["paired_bootstrap", "tango", "wilson"]
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -25,6 +26,54 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
         raise ValueError(f"successes must lie in [0, {n}], got {successes}")
     interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def tango(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Score interval of the difference of two rates on the same images, as (difference, low, high).
+
+    It has a width where all images agree and where none does, and for a single image.
+
+    Source: Tango (1998), "Equivalence test and confidence interval for the difference in proportions for the
+    paired-sample design", Statistics in Medicine 17:891-908, eq. (24) to (26).
+
+    Args:
+        a: whether each image is right, (N,), True and False or 1 and 0.
+        b: the same for another defence, on the same images in the same order.
+        confidence: coverage, in (0, 1).
+
+    Raises:
+        ValueError: the arrays are not two of one length, or hold other values.
+    """
+    _check_confidence(confidence)
+    first, second = np.asarray(a), np.asarray(b)
+    if first.ndim != 1 or first.shape != second.shape or not len(first):
+        raise ValueError(f"a and b must be (N,) with N at least 1, got {first.shape} and {second.shape}")
+    if not np.isin([first, second], [0, 1]).all():
+        raise ValueError("a and b must hold True and False, or 1 and 0, got other values: use paired_bootstrap")
+    n, z = len(first), float(stats.norm.ppf((1 + confidence) / 2))
+    gained, lost = int((first > second).sum()), int((first < second).sum())
+    return (gained - lost) / n, _score_limit(gained, lost, n, z), -_score_limit(lost, gained, n, z)
+
+
+def _score_limit(gained: int, lost: int, n: int, z: float) -> float:
+    """The lower limit: the difference of the rates at which the score statistic T is z.
+
+    T falls from infinity at -1 to 0 at the observed difference. T / sqrt(1 + T^2) is solved for, which is finite.
+    """
+    observed = (gained - lost) / n
+    if observed == -1:
+        return -1.0
+
+    def bounded(difference: float) -> float:
+        """T / sqrt(1 + T^2)."""
+        half = (gained + lost - (2 * n - gained + lost) * difference) / (4 * n)
+        root = half**2 + lost * difference * (1 - difference) / (2 * n)
+        likeliest = half + math.sqrt(max(0.0, root))  # rate of the images that are lost, under this difference
+        variance = n * (2 * likeliest + difference * (1 - difference))
+        excess = gained - lost - n * difference
+        return excess / math.hypot(excess, math.sqrt(max(0.0, variance))) if excess else 0.0
+
+    return float(optimize.brentq(lambda difference: bounded(difference) - z / math.hypot(1, z), -1, observed))
 
 
 def paired_bootstrap(

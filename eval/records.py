@@ -1,17 +1,28 @@
-"""Append-only records: one JSON line for each image and row of the table, so that a run can be killed."""
+"""Append-only records: one JSON line for each image and row of the table, so that a run can be killed.
+
+The folder of a run holds one configuration. It says which, and another is refused.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Record", "Records", "Run", "append_records", "digest", "read_records", "write_whole"]
+from dipdefense.digest import source_hash
+from eval.probe import Answers, disagreement
+
+__all__ = ["Record", "Records", "Run", "append_records", "digest", "made_with", "read_records", "write_whole"]
 
 Record = dict[str, Any]
+CONFIG, PROBE, RECORDS = "config.json", "probe.json", "records.jsonl"
+NAMED = 3  # differences that a refusal names
+LONGEST = 60  # characters of a value that it shows
 
 
 def digest(image: Tensor) -> str:
@@ -50,22 +61,124 @@ class Records:
 
 
 class Run(Records):
-    """A run that can be killed: a folder, and the records in its `records.jsonl`, found there or added.
+    """A run that can be killed: a folder of one configuration, and its records, found there or added.
+
+    `config.json` in the folder holds the description, `probe.json` the probes, `records.jsonl` the records.
 
     Args:
-        folder: the caller makes it, before the first record.
+        folder: `begin` makes it.
         key: as in `Records`.
+        description: all that the figures depend on, in plain values, the most telling first.
+        free: names in the description of what another start may have otherwise; the folder keeps that of the last.
+        grows: names of mappings in it, such as that of methods to their settings, of which another start may have more
+            or fewer entries. Those that both have must agree; the folder keeps all.
+        probes: what the classifier and its like answer, see `eval.probe`; they must agree, too.
+
+    Raises:
+        ValueError: the folder holds another run (the message says what differs), or records and no description.
     """
 
-    def __init__(self, folder: str | Path, key: Sequence[str]):
+    def __init__(
+        self,
+        folder: str | Path,
+        key: Sequence[str],
+        description: Mapping[str, Any],
+        *,
+        free: Sequence[str] = (),
+        grows: Sequence[str] = (),
+        probes: Mapping[str, Answers] | None = None,
+    ):
         super().__init__(key)
-        self.folder = Path(folder)
-        super().add(read_records(self.folder / "records.jsonl"))
+        self.folder, self._probes = Path(folder), dict(probes or {})
+        self._description: Record = json.loads(json.dumps(description))
+        before = _read_object(self.folder / CONFIG)
+        if before is not None:
+            self._agree(before, free, grows)
+            self._recognise()
+        elif (self.folder / RECORDS).exists():
+            raise ValueError(f"out {folder} holds records and no {CONFIG} that says of what: name another folder")
+        super().add(read_records(self.folder / RECORDS))
+
+    def _agree(self, before: Record, free: Sequence[str], grows: Sequence[str]) -> None:
+        """Take over the entries that the folder holds, or refuse it."""
+        grown = {name: before[name] | self._description[name] for name in grows if isinstance(before.get(name), dict)}
+        now = {name: value for name, value in (self._description | grown).items() if name not in free}
+        differing = list(_differences({name: held for name, held in before.items() if name not in free}, now, grown))
+        if differing:
+            more = f", and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+            raise ValueError(
+                f"out {self.folder} holds a run with {', '.join(differing[:NAMED])}{more}: name another folder"
+            )
+        self._description |= grown
+
+    def _recognise(self) -> None:
+        """Refuse what answers otherwise than it did when the folder was made."""
+        answers = _read_object(self.folder / PROBE)
+        if answers is None and self._probes:
+            raise ValueError(f"out {self.folder} must hold {PROBE}, by which it is known again: name another folder")
+        for name, now in self._probes.items():
+            said = disagreement(answers[name], now) if answers and name in answers else None
+            if said is not None:
+                raise ValueError(f"out {self.folder} holds a run with another {name}, {said}: name another folder")
+        self._probes |= answers or {}
+
+    def begin(self) -> None:
+        """Make the folder, and keep in it which run it holds; before the first record."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._probes:
+            write_whole(self.folder / PROBE, json.dumps(self._probes) + "\n")
+        write_whole(self.folder / CONFIG, json.dumps(self._description, indent=2) + "\n")
 
     def add(self, records: Sequence[Record]) -> None:
         """Append records to the file."""
-        append_records(self.folder / "records.jsonl", records)
+        append_records(self.folder / RECORDS, records)
         super().add(records)
+
+
+def made_with(*packages: str) -> Record:
+    """The versions of Python and of packages, and a hash of the code of this project: parts of any description."""
+    versions = {"python": ".".join(map(str, sys.version_info[:2])), **{name: version(name) for name in packages}}
+    return {"versions": versions, "code": source_hash("dipdefense", "attacks", "eval")}
+
+
+def _differences(before: Any, now: Any, grown: Collection[str] = (), name: str = "") -> Iterator[str]:
+    """What differs between two plain values, in words, as in `eps 0.1 where this one has 0.2`.
+
+    In the mappings of the names `grown` there may be more entries now than before.
+    """
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys((*now, *before)):
+            where = f"{name}.{key}" if name else key
+            if key in before and key in now:
+                yield from _differences(before[key], now[key], grown, where)
+            elif key in before:
+                yield f"{where} {_shown(before[key])} where this one has none"
+            elif name not in grown:
+                yield f"no {where} where this one has {_shown(now[key])}"
+    elif before != now:
+        pair = _shown(before), _shown(now)
+        old, new = pair if pair[0] != pair[1] else (json.dumps(before), json.dumps(now))
+        yield f"{name} {old} where this one has {new}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def _read_object(path: Path) -> Record | None:
+    """The JSON object in a file; None if there is no file."""
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must be a JSON object: name another folder for this run")
+    return value
 
 
 def read_records(path: Path) -> list[Record]:

@@ -1,13 +1,13 @@
 """How well restorations restore: deep image prior, total variation and library methods on damaged real images.
 
-A run writes one record per image and method to `records.jsonl` and the restored image to `images/` as they are made,
-and `summary.csv`, `summary.json` and the contact sheet `sheet.png` at its end. Killed, it goes on where it was.
+A run writes `config.json`, by which it is known again, one record per image and method to `records.jsonl` and the
+restored image to `images/` as they are made, and `summary.csv`, `summary.json` and the contact sheet `sheet.png` at its
+end. Killed, it goes on where it was. Tasks and methods may be added.
 """
 
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from dipdefense import FitConfig
 from dipdefense.digest import configuration_hash
 from dipdefense.images import read_image, write_image
 from dipdefense.tasks import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
-from eval.records import Record, Run, write_whole
+from eval.records import Record, Run, made_with, write_whole
 from eval.restored import FIGURES, score_restored
 from eval.scenes import SCENES, Scene, by_pillow
 from eval.sheet import save_sheet
@@ -110,7 +110,8 @@ def benchmark_restoration(
         The table of `summarise_restoration`, also in `out`.
 
     Raises:
-        ValueError: an unknown task or method, a size below 16, a size beyond an image, `config` with `published`.
+        ValueError: an unknown task or method, a size below 16, a size beyond an image, `config` with `published`,
+            a folder that holds another run.
         OSError: an image is missing, the folder cannot be written.
     """
     for name, chosen, known in (("tasks", tasks, tuple(SCENES)), ("methods", methods, METHODS)):
@@ -125,11 +126,15 @@ def benchmark_restoration(
     jobs = [(scene, method) for scene in scenes for method in _methods(scene, methods)]
     if not jobs:
         raise ValueError(f"methods must be such that one restores {', '.join(tasks)}, got {', '.join(methods)}")
-    run, records = Run(out, ("key",)), list[Record]()
-    (run.folder / "images").mkdir(parents=True, exist_ok=True)
-    for done, (scene, method) in enumerate(jobs, 1):
+    heads = [
+        _head(scene, method, _numbers(scene, method, config, published, iterations), size, seed, device)
+        for scene, method in jobs
+    ]
+    run, records = Run(out, ("key",), _description(heads), grows=("scenes", "fits")), list[Record]()
+    run.begin()
+    (run.folder / "images").mkdir(exist_ok=True)
+    for done, ((scene, method), head) in enumerate(zip(jobs, heads, strict=True), 1):
         numbers = _numbers(scene, method, config, published, iterations)
-        head = _head(scene, method, numbers, size, seed, device)
         file = run.folder / head["file"]
         if run.missing([head]) or not file.exists():
             start = time.perf_counter()
@@ -200,7 +205,7 @@ def _head(
         "config": None if numbers is None else dataclasses.asdict(numbers),
         "tv": VARIATION[scene.function] if method == "tv" else 0.0,
         "device": torch.device(device).type,
-        "versions": {name: version(name) for name in ("dipdefense", "torch", "scikit-image", "pillow")},
+        **made_with("dipdefense", "torch", "scikit-image", "pillow"),
         "contents": configuration_hash(scene.contents()),
     }
     key = configuration_hash(configuration)
@@ -208,6 +213,19 @@ def _head(
         "key": key,
         "file": f"images/{scene.task}-{scene.image}-{method}-{key[:8]}.png",
         "iterations": None if numbers is None else numbers.iterations,
+    }
+
+
+def _description(heads: Sequence[Record]) -> dict[str, Any]:
+    """All that the records depend on, in plain values."""
+    return {
+        "run": "benchmark restoration",
+        **{name: heads[0][name] for name in ("size", "seed", "device", "versions", "code")},
+        "scenes": {f"{head['task']} {head['image']}": head["contents"] for head in heads},
+        "fits": {
+            f"{head['task']} {head['image']} {head['method']}": {"tv": head["tv"], "fit": head["config"]}
+            for head in heads
+        },
     }
 
 

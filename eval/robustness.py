@@ -1,10 +1,10 @@
 """Accuracy of a classifier, bare and defended, on clean and attacked images: one resumable run, one table.
 
-A run writes into its folder `config.json`, one record per image and row to `records.jsonl` as it is made, and at
-its end `summary.csv`, `summary.json` and `paired.csv`. Killed, it goes on where it was.
+A run writes into its folder `config.json` and `probe.json`, by which it is known again, one record per image and row
+to `records.jsonl` as it is made, and at its end `summary.csv`, `summary.json` and `paired.csv`. Killed, it goes on
+where it was. Attacks may be added, those on the defended model too; what changes another figure needs another folder.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from dipdefense import Decision, Purifier
 from eval.attacked import RunConfig
 from eval.datasets import ImageDataset
 from eval.records import Record, Run, write_whole
-from eval.scoring import KEY, Defence, Scoring
+from eval.scoring import FREE, GROWS, KEY, Defence, Scoring
 from eval.summary import ROW, paired_differences, summarise
 
 __all__ = ["begin", "evaluate_robustness", "finish"]
@@ -59,7 +59,8 @@ def evaluate_robustness(
 
     Raises:
         ValueError: more images asked for than there are; a classifier in training mode, with other classes than
-            the data set, or whose logits are not finite or not (B, K); a filter named `none` or `dip`.
+            the data set, or whose logits are not finite or not (B, K); a filter named `none` or `dip`; a folder that
+            holds another run.
         OSError: the folder cannot be written.
     """
     run = Scoring(
@@ -91,10 +92,10 @@ def evaluate_robustness(
 
 
 def begin(run: Scoring, out: Path) -> Run:
-    """Make the folder of a run and its `config.json`; the records that it holds already."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "config.json", json.dumps(run.description | {"hash": run.key}, indent=2) + "\n")
-    return Run(out, KEY)
+    """Make the folder of a run, or find it; the records that it holds already."""
+    made = Run(out, KEY, run.description, free=FREE, grows=GROWS, probes=run.probes())
+    made.begin()
+    return made
 
 
 def finish(run: Scoring, out: Path, records: list[Record]) -> pd.DataFrame:

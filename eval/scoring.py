@@ -4,33 +4,34 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dipdefense import Decision, DefendedClassifier, Purifier
-from dipdefense.digest import configuration_hash
+from dipdefense.digest import configuration_hash, describe
 from eval.attacked import (
     CRAFTED_ON,
     RunConfig,
-    check_logits,
     check_run,
     craft,
+    describe_attacks,
     describe_purifier,
-    fingerprint,
+    describe_subject,
     identify,
 )
 from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.metrics import psnr, ssim
-from eval.records import Record, Records
+from eval.probe import Answers, check_logits, probe, probe_images
+from eval.records import Record, Records, made_with
 
-__all__ = ["KEY", "Defence", "Scoring"]
+__all__ = ["FREE", "GROWS", "KEY", "Defence", "Scoring"]
 
 KEY = ("config", "attack", "crafted_on", "defence", "index", "image")  # what names a record
-ROWS = ("attacks", "crafted_on", "attacks_defended")  # which rows a run has; no record depends on it
+# of the description what may be otherwise, and what may be more, where a run goes on; no record depends on it
+FREE, GROWS = ("attacks", "attacks_defended", "crafted_on", "hash"), ("attack_code",)
 
 Defence = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> same
 Judge = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # images -> logits, and what the classifier saw in their place
@@ -68,11 +69,25 @@ class Scoring:
         if gradient == "none" and self.config.crafted_on != "bare" and self.config.attacks:
             raise ValueError("gradient must not be none where attacks are crafted on the defended model")
         self._targets = {"bare": classifier, "defended": defended}
-        name = classifier_name or type(classifier).__name__
-        self.description = _description(defended, name, dataset, self.config, filters, recorded_device or device)
-        self.key = configuration_hash({k: v for k, v in self.description.items() if k not in ROWS})
+        self._filters = filters
+        described = _description(defended, classifier_name, dataset, self.config, filters, recorded_device or device)
+        self.key = configuration_hash({k: v for k, v in described.items() if k not in FREE + GROWS})
+        self.description = described | {"hash": self.key}
         self._order = dataset.first(self.config.n, self.config.seed)
         self._plan = _plan(self.config, list(self._judges))
+
+    def probes(self) -> dict[str, Answers]:
+        """What the classifier answers to a few images, alone and behind each filter that does not fit.
+
+        A fit may end elsewhere with another number of threads; it is known by its code and its numbers.
+        """
+        images = probe_images(self.dataset).to(self.device)
+        answers = {"classifier": probe(self._targets["bare"], images)}
+        for name, function in self._filters.items():
+            if not _fits(function):
+                few = images[:: len(images) // 2]  # an image and the same with noise, since filters are slow
+                answers[f"filter {name}"] = probe(partial(_logits, self._judges[name]), few)
+        return answers
 
     @property
     def starts(self) -> range:
@@ -117,7 +132,7 @@ class Scoring:
 
 def _description(
     defended: DefendedClassifier,
-    classifier_name: str,
+    classifier_name: str | None,
     dataset: ImageDataset,
     config: RunConfig,
     filters: Mapping[str, Defence],
@@ -127,16 +142,16 @@ def _description(
     example = dataset.batch([0])
     purifier, decision = defended.plan(example)
     return {
-        "dataset": dataset.name,
-        "classifier": classifier_name,
-        "weights": fingerprint(defended.classifier),
-        **describe_purifier(purifier, example),
-        "decision": repr(decision),
-        "gradient": defended.gradient,
-        "filters": {name: _describe(function) for name, function in filters.items()},
-        "device": str(device),
-        "versions": {name: version(name) for name in ("dipdefense", "torch", "torchattacks")},
+        "run": "evaluate",
         **asdict(config),
+        **describe_subject(defended.classifier, classifier_name, dataset),
+        **describe_purifier(purifier, example),
+        "decision": describe(decision),
+        "gradient": describe(defended.gradient),
+        "filters": {name: _describe(function) for name, function in filters.items()},
+        "attack_code": describe_attacks(config.attacks),
+        "device": str(device),
+        **made_with("dipdefense", "torch", "torchattacks"),
     }
 
 
@@ -168,6 +183,10 @@ def _filtered(classifier: nn.Module, defence: Defence, images: Tensor) -> tuple[
     return classifier(purified), purified
 
 
+def _logits(judge: Judge, images: Tensor) -> Tensor:
+    return judge(images)[0]
+
+
 @torch.no_grad()
 def _score(judge: Judge, clean: Tensor, attacked: Tensor, labels: Tensor) -> list[Record]:
     """One record per image: prediction, PSNR and SSIM against the clean image, seconds of defence and classifier."""
@@ -194,14 +213,16 @@ def _finite(values: Tensor) -> list[float | None]:
     return [value if math.isfinite(value) else None for value in values.tolist()]
 
 
+def _fits(function: Defence) -> bool:
+    """Whether a filter is, or holds, a purifier."""
+    return isinstance(function, nn.Module) and any(isinstance(module, Purifier) for module in function.modules())
+
+
 def _describe(function: Defence) -> str:
-    """A filter's name and parameters, for the hash of the configuration."""
-    if isinstance(function, nn.Module):
-        return f"{function!r} {fingerprint(function)}"
+    """A filter's name, code and parameters, for the hash of the configuration."""
     inner = getattr(function, "func", function)
-    name = getattr(inner, "__qualname__", "<lambda>")
-    if "<lambda>" in name:
+    if not isinstance(function, nn.Module) and "<lambda>" in getattr(inner, "__qualname__", "<lambda>"):
         raise ValueError(
             f"filters must be functions with a name, or modules, so that a run knows them, got {function!r}"
         )
-    return f"{inner.__module__}.{name}{getattr(function, 'args', ())}{getattr(function, 'keywords', {})}"
+    return describe(function)

@@ -14,8 +14,9 @@ import pandas as pd
 from dipdefense import FitConfig, Purifier
 from dipdefense.digest import configuration_hash
 from dipdefense.scale import Cluster
-from dipdefense.scale.cluster import compute
+from dipdefense.scale.outages import persist
 from dipdefense.scale.plan import Plan
+from dipdefense.scale.pool import Lost, compute
 from dipdefense.scale.storage import Storage
 from eval.attacked import RunConfig
 from eval.baselines import BASELINES
@@ -75,7 +76,10 @@ def evaluate_shards(
     """What `evaluate_robustness` returns and writes, its batches computed by the workers of a cluster.
 
     A worker writes the records of a batch to `shards/HASH/part-*.jsonl` in the folder of the run, in one move. Started
-    again, the run computes the shards that are missing; HASH names its whole configuration.
+    again, the run computes the shards that are missing or damaged; HASH names its whole configuration.
+
+    A batch that no worker could finish (`dipdefense.scale.pool`) ends the run with an error after the others are done:
+    a table without its images would be another figure.
 
     Args:
         spec: the run; its files must be visible to all workers under these paths.
@@ -87,7 +91,7 @@ def evaluate_shards(
         ImportError: ray is not installed.
         OSError: the folder cannot be written, no cluster answers.
         ValueError: as `evaluate_robustness`, `out` is no path, and where the cluster has no room.
-        RuntimeError: a worker failed, or a shard does not hold its records.
+        RuntimeError: a worker failed, a batch could not be finished, or storage does not answer.
     """
     cluster, out = cluster or Cluster(), Path(out)
     if out.parts and out.parts[0].endswith(":") and len(out.parts[0]) > 2:
@@ -96,17 +100,35 @@ def evaluate_shards(
     plan, whole = Plan(spec.config.n, spec.config.batch_size, "jsonl"), configuration_hash(run.description)
     folder = Storage.at(str(out / "shards" / whole))
     made = begin(run, out)
-    missing = plan.missing(folder)
+    missing = [shard for shard in range(len(plan)) if _read(run, plan, folder, shard) is None]
     held = [len(run.rows(start)) for start in run.starts]
     done = sum(held) - sum(held[shard] for shard in missing)
     build = partial(_BatchScorer, spec, Path.cwd(), plan, folder, cluster.device, whole)
-    for shard in compute(cluster, build, ((shard, None) for shard in missing)):
+    lost: dict[int, Lost] = {}
+    for shard, result in compute(cluster, build, missing, int):
+        if isinstance(result, Lost):
+            lost[shard] = result
+            continue
         done += held[shard]
         if progress is not None:
             progress(done, sum(held))
+    if lost:
+        raise RuntimeError(_told(run, lost))
     folder.sweep()
     records = [record for shard in range(len(plan)) for record in _join(run, plan, folder, shard, made)]
     return finish(run, out, records)
+
+
+def _told(run: Scoring, lost: dict[int, Lost]) -> str:
+    """Which images have no records, and why."""
+    reasons = []
+    for shard in sorted(lost):
+        images = sorted({index for *_, index in run.rows(run.starts[shard])})
+        reasons.append(f"that of images {', '.join(map(str, images))} {lost[shard].reason}")
+    return (
+        f"{len(lost)} of {len(run.starts)} batches have no records: {'; '.join(reasons)}. The others are done: the "
+        "same command computes these alone"
+    )
 
 
 class _BatchScorer:
@@ -120,29 +142,32 @@ class _BatchScorer:
         if configuration_hash(self.run.description) != whole:
             raise RuntimeError("classifier, weights and versions must be the same on all machines, differ on this one")
 
-    def __call__(self, shard: int, sent: None) -> None:
-        name = self.plan.name(shard)
-        if self.folder.holds(name):  # its writer died between the last byte and the answer
+    def __call__(self, shard: int) -> None:
+        if _read(self.run, self.plan, self.folder, shard) is not None:  # its writer died before it could answer
             return
+        name = self.plan.name(shard)
         rows = self.run.batch(self.run.starts[shard], Records(KEY))
         lines = [json.dumps(record, allow_nan=False) + "\n" for records, _ in rows for record in records]
-        self.folder.write(name, "".join(lines).encode())
+        persist(name, partial(self.folder.write, name, "".join(lines).encode()))
+
+
+def _read(run: Scoring, plan: Plan, folder: Storage, shard: int) -> list[Record] | None:
+    """The records of a shard; None where it is missing, damaged or holds others, and is to be made again."""
+    name = plan.name(shard)
+    try:
+        content = persist(name, partial(folder.read, name))
+        records = [json.loads(line) for line in content.splitlines()]
+        held = [(r["attack"], r["crafted_on"], r["defence"], r["index"]) for r in records]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    wanted = run.rows(run.starts[shard])
+    return records if len(held) == len(wanted) and set(held) == wanted else None
 
 
 def _join(run: Scoring, plan: Plan, folder: Storage, shard: int, made: Records) -> list[Record]:
-    """The records of a shard, each once, as the run keeps them."""
-    file, wanted = f"{folder.path}/{plan.name(shard)}", run.rows(run.starts[shard])
-    try:
-        records = [json.loads(line) for line in folder.read(plan.name(shard)).splitlines()]
-        held = [(r["attack"], r["crafted_on"], r["defence"], r["index"]) for r in records]
-    except FileNotFoundError as error:
-        raise RuntimeError(f"{file}: must be there, is missing: start again") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise RuntimeError(f"{file}: must hold one record a line, {error}: delete it and start again") from error
-    if len(held) != len(wanted) or set(held) != wanted:
-        raise RuntimeError(
-            f"{file}: must hold {len(wanted)} records, one for each image and row, holds {len(set(held) & wanted)} of "
-            f"them in {len(held)}: delete it and start again"
-        )
+    """The records of a shard, as the run keeps them."""
+    records = _read(run, plan, folder, shard)
+    if records is None:
+        raise RuntimeError(f"{folder.path}/{plan.name(shard)}: must hold the records of its batch: start again")
     made.add(made.missing(records))
     return made.records(records)

@@ -1,13 +1,13 @@
 """Where stopping rules stop, beside the best iterate of the same fit, on images under known noise.
 
-A run writes one record per image, noise, level and rule to `records.jsonl` as it is made, and `summary.csv` at its
-end. Killed, it goes on where it was.
+A run writes `config.json`, by which it is known again, one record per image, noise, level and rule to `records.jsonl`
+as it is made, and `summary.csv` at its end. Killed, it goes on where it was. Rules, noises, levels and images may be
+added.
 """
 
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from dipdefense.stopping import StoppingRule
 from eval.intervals import paired_bootstrap
 from eval.metrics import psnr
 from eval.noise import LEVELS, NOISES, generator_of
-from eval.records import Record, Run, digest, write_whole
+from eval.records import Record, Run, digest, made_with, write_whole
 from eval.watch import Watch, build, plain_name
 
 __all__ = ["benchmark_stopping", "summarise_stopping"]
@@ -70,19 +70,20 @@ def benchmark_stopping(
 
     Raises:
         ValueError: an unknown name, bad options of a rule, a rule that needs more iterations, images that are not of
-            one shape or bear one name.
+            one shape or bear one name, a folder that holds another run.
         OSError: the folder cannot be written.
     """
     longest = config.iterations if longest is None else longest
     _check(images, rules, config, noises, levels, longest, batch_size)
     clean = torch.stack([image for _, image in images])
-    run, records = Run(out, ("config", "noise", "level", "image", "pixels")), list[Record]()
-    run.folder.mkdir(parents=True, exist_ok=True)
-    cells = [(noise, level) for noise in noises for level in levels]
+    cells = {(noise, level): _told(rules, images, noise, level, seed) for noise in noises for level in levels}
+    described = _description(cells, images, config, longest, seed, device)
+    key = ("config", "noise", "level", "image", "pixels")
+    run, records = Run(out, key, described, grows=("rules", "images")), list[Record]()
+    run.begin()
     total = len(cells) * len(images) * len(rules)
-    for noise, level in cells:
-        noisy = torch.stack([_noisy(name, image, noise, level, seed) for name, image in images])
-        told = _with_sigma(rules, round((noisy - clean).square().mean().sqrt().item(), 6))
+    for (noise, level), told in cells.items():
+        noisy = _all_noisy(images, noise, level, seed)
         heads = {rule: _heads(rule, told[rule], images, noise, level, config, longest, seed, device) for rule in rules}
         missing = [i for i in range(len(images)) if run.missing(rows[i] for rows in heads.values())]
         for start in range(0, len(missing), batch_size):
@@ -199,9 +200,44 @@ def _with_sigma(rules: Rules, sigma: float) -> Rules:
     return {rule: ({"sigma": sigma} if rule in asks else {}) | dict(options) for rule, options in rules.items()}
 
 
-def _noisy(name: str, image: Tensor, noise: str, level: str, seed: int) -> Tensor:
-    """A function of the image, its name and the seed alone."""
-    return NOISES[noise](image[None], LEVELS[noise][level], generator=generator_of(seed, name, noise, level))[0]
+def _told(rules: Rules, images: Sequence[tuple[str, Tensor]], noise: str, level: str, seed: int) -> Rules:
+    """The options at one noise and level, sigma being the root mean square of the noise of all images."""
+    clean = torch.stack([image for _, image in images])
+    error = (_all_noisy(images, noise, level, seed) - clean).square().mean().sqrt().item()
+    return _with_sigma(rules, round(error, 6))
+
+
+def _all_noisy(images: Sequence[tuple[str, Tensor]], noise: str, level: str, seed: int) -> Tensor:
+    """(N, 3, H, W); each a function of the image, its name and the seed alone."""
+    strength, add = LEVELS[noise][level], NOISES[noise]
+    return torch.cat(
+        [add(image[None], strength, generator=generator_of(seed, name, noise, level)) for name, image in images]
+    )
+
+
+def _description(
+    cells: Mapping[tuple[str, str], Rules],
+    images: Sequence[tuple[str, Tensor]],
+    config: FitConfig,
+    longest: int,
+    seed: int,
+    device: str | torch.device,
+) -> dict[str, Any]:
+    """All that the records depend on, in plain values."""
+    return {
+        "run": "benchmark stopping",
+        "fit": dataclasses.asdict(config),
+        "longest": longest,
+        "seed": seed,
+        "device": str(device),
+        "rules": {
+            f"{rule} under {noise} noise, {level}": dict(options)
+            for (noise, level), told in cells.items()
+            for rule, options in told.items()
+        },
+        "images": {name: digest(image) for name, image in images},
+        **made_with("dipdefense", "torch"),
+    }
 
 
 def _heads(
@@ -216,9 +252,9 @@ def _heads(
     device: str | torch.device,
 ) -> list[Record]:
     """What names the record of each image; `config` is the hash of all that it depends on besides the rest."""
-    versions = {name: version(name) for name in ("dipdefense", "torch")}
     numbers = {"fit": dataclasses.asdict(config), "longest": longest, "seed": seed, "device": str(device)}
-    key = configuration_hash({"rule": rule, "options": dict(options), "versions": versions, **numbers})
+    made = made_with("dipdefense", "torch")
+    key = configuration_hash({"rule": rule, "options": dict(options), **numbers, **made})
     head = {"config": key, "rule": rule, "options": dict(options), "noise": noise, "level": level}
     return [head | {"image": name, "pixels": digest(image)} for name, image in images]
 

@@ -11,6 +11,7 @@ from skimage import restoration
 from torch import Tensor, nn
 
 from dipdefense import Decision, DefendedClassifier, Purifier
+from dipdefense.digest import describe
 from dipdefense.looks import Looks, contradiction, log_mean_softmax, see
 from eval.attacked import describe_purifier
 from eval.clock import clock
@@ -75,7 +76,7 @@ class Filtered:
 
     def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
         """See `Method.describe`."""
-        name = "" if self.filter is None else f"{self.filter.__module__}.{self.filter.__qualname__}"
+        name = "" if self.filter is None else describe(self.filter)
         (views,) = (views for views in self.views if viewed(self.name, views) == setting.method)
         return {"filter": name, self.keyword: setting.strength, "views": list(views)}
 
@@ -145,8 +146,7 @@ class OneFit:
 
     def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
         """See `Method.describe`."""
-        decision = self.decisions[setting]
-        return {**describe_purifier(self.purifier, images), "decision": repr(decision)}
+        return {**describe_purifier(self.purifier, images), "decision": describe(self.decisions[setting])}
 
     def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
         """See `Method`."""
@@ -209,7 +209,7 @@ class Defended:
     def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
         """See `Method.describe`."""
         purifier, decision = self.defended.plan(images)
-        return {**describe_purifier(purifier, images), "decision": repr(decision)}
+        return {**describe_purifier(purifier, images), "decision": describe(decision)}
 
     def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
         """See `Method`."""

@@ -1,4 +1,4 @@
-"""From the records of a ladder to its table, and to the worst case of each image."""
+"""From the records of a ladder to its table, and to the worst case over its rungs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,7 +28,11 @@ def tabulate(
     description: Mapping[str, Any],
     rung: Callable[[str], Rung | None] = LADDER.get,
 ) -> pd.DataFrame:
-    """One row a way of asking and rung, and the worst case of each image over the rungs.
+    """One row a way of asking and rung, and the worst case over the rungs.
+
+    In the worst case an image is lost if it is wrong when clean, or under any rung that attacked it. The row holds the
+    lowest share of images that are not lost, over the images of each row in turn and over all images: rungs that
+    attack few images can neither raise it nor hide what they win, and it is never above a rung.
 
     Args:
         records: of one run.
@@ -37,11 +41,13 @@ def tabulate(
 
     Columns:
         query: `single`, `majority` of five or `worst` of five queries; only `single` where the defence's seed is fixed.
-        rung: `clean` for images as they are; `worst case` for the images that every rung attacked, each right only
-            where it is right under every rung and clean.
-        n, accuracy, ci_low, ci_high: with the 95 % Wilson interval.
+        rung: `clean` for images as they are; `worst case` as above.
+        n: images that the row counts; in the worst case those on which the lowest share was found.
+        n_all: images of all rows together; where n is smaller, the row says nothing of the others.
+        accuracy, ci_low, ci_high: with the 95 % Wilson interval for n images.
         flagged: share whose detection score, the mean over the queries, exceeds that of 95 % of the clean images.
-        right_or_flagged: share that is right, or flagged; what a user sees who discards what is flagged.
+        right_or_flagged: share that is right, or flagged; what a user sees who discards what is flagged. In the worst
+            case the lowest share as above, perhaps on other images than those of the accuracy.
         gradient .. calls: the attack's numbers, as in `attacks.adaptive.LADDER`.
         seconds, peak_gb: of the attack, an image; of the whole process so far.
     """
@@ -51,24 +57,32 @@ def tabulate(
     rows = []
     for query in ("single",) if description["fit_seed"] is not None else WAYS:
         frame["correct"] = [bool(WAYS[query](right)) for right in frame["right"]]
+        frame["right_or_flagged"] = frame["correct"] | frame["flagged"]
         for name, group in frame.groupby("rung", sort=False):
             rows.append(
                 {
                     **_share(query, str(name), group["correct"]),
                     "flagged": group["flagged"].mean(),
-                    "right_or_flagged": (group["correct"] | group["flagged"]).mean(),
+                    "right_or_flagged": group["right_or_flagged"].mean(),
                     **{number: getattr(rung(str(name)), number, "") for number in NUMBERS},
                     "seconds": group["seconds"].mean(),
                     "peak_gb": group["peak_gb"].max(),
                 }
             )
-        everywhere = frame[frame.groupby("index")["rung"].transform("nunique") == frame["rung"].nunique()]
-        if frame["rung"].nunique() > 1 and len(everywhere):
-            right = everywhere.groupby("index")["correct"].all()
-            unseen = (everywhere["correct"] | everywhere["flagged"]).groupby(everywhere["index"]).all()
-            worst = _share(query, "worst case", right) | dict.fromkeys(NUMBERS, "")
-            rows.append(worst | {"right_or_flagged": unseen.mean()})  # NaN in the columns of a single rung
-    return pd.DataFrame(rows)
+        if frame["rung"].nunique() > 1:
+            rows.append(_worst_case(query, frame))  # NaN in the columns of a single rung
+    table = pd.DataFrame(rows)
+    table.insert(list(table).index("n") + 1, "n_all", frame["index"].nunique())
+    return table
+
+
+def _worst_case(query: str, frame: pd.DataFrame) -> dict[str, Any]:
+    """The lowest share of images that no rung won, over the images of each rung and over all; of equals the largest."""
+    stands = frame.groupby("index")[["correct", "right_or_flagged"]].all()
+    sets = [stands, *(stands.loc[group["index"]] for _, group in frame.groupby("rung"))]
+    lowest = min(sets, key=lambda images: (images["correct"].mean(), -len(images)))
+    unseen = min(images["right_or_flagged"].mean() for images in sets)
+    return _share(query, "worst case", lowest["correct"]) | dict.fromkeys(NUMBERS, "") | {"right_or_flagged": unseen}
 
 
 def _share(query: str, rung: str, correct: "pd.Series[bool]") -> dict[str, Any]:

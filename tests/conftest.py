@@ -7,6 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# A property test draws the same examples at every run, so that a failure is the code's; DIPDEFENSE_EXAMPLES draws more.
+settings.register_profile(
+    "dipdefense",
+    max_examples=int(os.environ.get("DIPDEFENSE_EXAMPLES", 24)),
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("dipdefense")
 
 # The networks of the tests are tiny: threads would only wait for each other. CI also runs some tests with two.
 THREADS = int(os.environ.get("DIPDEFENSE_TEST_THREADS", "1"))

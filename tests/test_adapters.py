@@ -3,7 +3,9 @@
 import copy
 import importlib
 import io
+import pickle
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +13,16 @@ import torch
 from torch import Tensor, nn
 
 import dipdefense
+from attacks.adaptive.averaged import Averaged
+from attacks.square import Asked
 from dipdefense import FitConfig, Purifier, check_classifier, defend
 from dipdefense.adapters.art import DIPPurification
 from dipdefense.adapters.huggingface import Logits
 from dipdefense.adapters.sklearn import NumpyClassifier
 from dipdefense.adapters.torchvision import Purify
 from dipdefense.wrapper import Wrapper
+from eval.diagnose.run import _Counted
+from eval.diagnose.trace import _Watched
 
 TINY = FitConfig(architecture_options={"channels": [4, 4], "skip_channels": 0}, input_channels=4, iterations=2)
 EPS = 0.1
@@ -68,10 +74,13 @@ def check_adversarial(defended: nn.Module, images: Tensor, labels: Tensor, adver
         assert (defended(adversarial.clamp(0, 1)).argmax(1) != labels).any()
 
 
-def test_torchattacks(defended, images, labels):
+def test_torchattacks(net, images):
     import torchattacks
 
+    defended = defend(net, replace(TINY, iterations=10))  # after 2 its answer hardly depends on the image
+    labels = defended(images).argmax(1)
     with torch.random.fork_rng():
+        torch.manual_seed(1)
         adversarial = torchattacks.PGD(defended, eps=EPS, alpha=EPS / 2, steps=4)(images, labels)
     check_adversarial(defended, images, labels, adversarial)
 
@@ -321,6 +330,101 @@ def test_scikit_learn_refuses(call, error, message, images):
         call(images.numpy())
 
 
+WRAPPERS = {
+    "Wrapper": Wrapper,
+    "DefendedClassifier": defend,
+    "OnDevices": lambda net: dipdefense.OnDevices(defend(net), ["cpu", "cpu"]),
+    "Logits": Logits,
+    "defended Logits": lambda net: defend(Logits(net)),
+    "a variant": lambda net: defend(net).variant(seed=1, gradient="none"),
+    "Averaged": lambda net: Averaged(defend(net), samples=2),
+    "Asked": lambda net: Asked(net, torch.float32),
+    "Purify": lambda net: Purify(defend(net).purifier),
+    "_Counted": _Counted,
+    "_Watched": lambda net: _Watched(net, torch.zeros(1)),
+}
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_the_mode_of_a_wrapper_is_that_of_what_it_wraps(wrap, mode):
+    net = Net().train(mode)
+    wrapped = wrap(net)
+    assert {module.training for module in wrapped.modules()} == {mode}
+    assert {module.training for module in net.modules()} == {mode}
+    inside = {*net.modules()} & {*wrapped.modules()}
+    assert inside or isinstance(wrapped, Purify)
+    wrapped.train(not mode)
+    assert {module.training for module in wrapped.modules()} == {not mode}
+    assert all(module.training is not mode for module in inside)
+
+
+def test_a_classifier_in_a_sequence_that_was_never_put_in_eval_mode_stays_asleep(net, images, labels):
+    import torchattacks
+
+    around = nn.Sequential(nn.Identity(), net)
+    assert around.training
+    torchattacks.FGSM(defend(around, TINY), eps=EPS)(images, labels)
+    assert not any(module.training for module in net.modules())
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+@pytest.mark.parametrize("wrap", [defend, lambda net, config: dipdefense.OnDevices(defend(net, config), ["cpu"])])
+def test_functional_call_takes_the_names_of_parameters_and_buffers(wrap, net, images):
+    defended, other = wrap(net, TINY), wrap(Net(), TINY).eval()
+    for parameter in other.parameters():
+        parameter.data.mul_(0.5)
+    before = copy.deepcopy(net.state_dict())
+    result = torch.func.functional_call(defended, named_tensors(other), (images,), strict=True)
+    assert torch.equal(result, other(images))
+    assert not torch.equal(result, defended(images))
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_functional_call_takes_a_state_dict_under_the_name_of_the_classifier(net, defended, images):
+    state = {f"classifier.{key}": value * 0.5 for key, value in defended.state_dict().items()}
+    result = torch.func.functional_call(defended, state, (images,), strict=True)
+    net.load_state_dict({key.removeprefix("classifier."): value for key, value in state.items()})
+    assert torch.equal(result, defended(images))
+
+
+@pytest.mark.parametrize(
+    "build", [Net, lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, K)), lambda: nn.Linear(8, K)]
+)
+def test_functional_call_with_keys_of_the_state_dict_says_which_names_it_takes(build, images):
+    defended = defend(build().eval(), TINY)
+    before = list(vars(defended))
+    with pytest.raises(AttributeError) as caught:
+        torch.func.functional_call(defended, defended.state_dict(), (images,))
+    said = str(caught.value.__cause__ or caught.value)
+    assert said.endswith(
+        "what the classifier holds is under .classifier, and functional_call takes the names of named_parameters() and "
+        "named_buffers()"
+    )
+    assert list(vars(defended)) == before
+
+
+def test_what_is_missing_is_missing(defended):
+    assert not hasattr(defended, "features")
+    with pytest.raises(AttributeError, match="object has no attribute 'features': what the classifier holds is under"):
+        _ = defended.features
+    defended.threshold = torch.tensor(0.5)  # the classifier has none
+    assert defended.threshold == 0.5
+
+
+def test_a_stack_of_states(net, images):
+    models = [defend(net, TINY), defend(copy.deepcopy(net), TINY)]
+    for parameter in models[1].parameters():
+        parameter.data.mul_(0.5)
+    stacked = torch.func.stack_module_state(models)
+    for i, model in enumerate(models):
+        named = {name: tensor[i] for part in stacked for name, tensor in part.items()}
+        assert torch.equal(torch.func.functional_call(models[0], named, (images,), strict=True), model(images))
+
+
 def test_wrapping_leaves_the_state_dict_as_it_was(net, defended):
     assert list(defended.state_dict()) == list(net.state_dict())
     assert "classifier.weight" in net.state_dict()  # the hard case: its own key begins like the wrapper's child
@@ -348,8 +452,12 @@ def test_saved_and_copied(defended, images):
     buffer = io.BytesIO()
     torch.save(defended, buffer)
     buffer.seek(0)
-    for again in (torch.load(buffer, weights_only=False), copy.deepcopy(defended)):
+    copies = (torch.load(buffer, weights_only=False), copy.deepcopy(defended), pickle.loads(pickle.dumps(defended)))
+    for again in copies:
         assert torch.equal(again(images), expected)
+        assert list(named_tensors(again)) == list(named_tensors(defended))
+        assert {module.training for module in again.modules()} == {False}
+        assert str(again.load_state_dict(defended.state_dict(), strict=True)) == "<All keys matched successfully>"
     fresh = defend(Net(), TINY).eval()
     buffer = io.BytesIO()
     torch.save(defended.state_dict(), buffer)

@@ -198,7 +198,14 @@ def test_surrogates_are_what_they_say():
     assert not torch.allclose(Smoothed()(fitted, w), plain, rtol=0.1)
 
 
-@pytest.mark.parametrize("name", [name for name in LADDER if name not in ("autoattack", "nes", "rays", "square")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if rung.cost == "unrolled" and name != "truncated" else name
+        for name, rung in LADDER.items()
+        if rung.cost != "queries"
+    ],
+)
 def test_every_rung_keeps_the_ball_and_leaves_all_as_found(name):
     net = Linear().train()
     defended = defend(net, TINY, decision=TRUST)
@@ -247,7 +254,7 @@ def test_every_rung_breaks_a_linear_classifier_beyond_its_radius_and_never_below
         assert ((defended(attacked).argmax(1) == labels) == stands).all()
 
 
-@pytest.mark.parametrize("seed", [0, None])
+@pytest.mark.parametrize("seed", [0, pytest.param(None, marks=pytest.mark.slow)])
 def test_bpda_breaks_a_linear_classifier_behind_a_fit_at_a_huge_eps(seed):
     defended = DefendedClassifier(Linear(), Purifier(replace(TINY, iterations=25), seed=seed))
     x = images()

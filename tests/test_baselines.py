@@ -182,6 +182,7 @@ def test_parameters_are_checked(apply, value: float, message: str) -> None:
         apply(photos(), value)
 
 
+@pytest.mark.slow
 def test_bm3d_keeps_what_every_filter_keeps_and_denoises() -> None:
     pytest.importorskip("bm3d")
     clean = photos(1)[:2, :, :16, :24]

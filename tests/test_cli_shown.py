@@ -17,6 +17,15 @@ from typer.testing import CliRunner
 from dipdefense.cli import app, main
 from dipdefense.cli.shown import accuracies_as_made, manner, print_accuracies, print_frame, progress_bar
 
+
+@pytest.fixture(autouse=True)
+def text():
+    """Whatever manner another test left in this process."""
+    before = manner.set("text")
+    yield
+    manner.reset(before)
+
+
 RUN = ["evaluate", "--n", "4", "--steps", "2", "--eps", "0.2", "--attacks", "pgd"]
 
 
@@ -100,7 +109,7 @@ def test_frames_in_each_manner(capsys):
 
 ROW = pd.DataFrame(
     {
-        **{"attack": ["momentum_pgd"], "crafted_on": "bare", "defence": "none", "n": 32},
+        **{"attack": ["momentum_pgd"], "crafted_on": "bare", "defence": "none", "n": 32, "targeted": False},
         **{"accuracy": 0.5, "ci_low": 0.25, "ci_high": 0.75, "seconds_per_image": 0.125},
         **{"psnr_attacked": 15.0, "ssim_attacked": 0.5, "psnr_defended": math.nan, "ssim_defended": math.nan},
     }
@@ -129,7 +138,7 @@ def test_accuracies_as_they_are_made(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_rows_under_a_bar_stand_above_it_or_on_a_stdout_that_is_no_terminal(capsys, monkeypatch, terminal):
+def test_what_is_printed_under_a_bar_stays_on_stdout_unless_that_is_the_same_terminal(capsys, monkeypatch, terminal):
     bar = io.StringIO()
     monkeypatch.setattr("dipdefense.cli.shown.errors", Console(file=bar, force_terminal=True))
     monkeypatch.setattr("dipdefense.cli.shown.console", Console(force_terminal=terminal))

@@ -182,7 +182,13 @@ def test_torn_mnist_is_named(damage: Callable[[Path], None], message: str, tmp_p
         ({"labels": np.arange(6.0)}, "labels in .* must be 6 integers, got float64"),
         ({"labels": np.arange(6) + 5}, r"labels in .*test.npz must lie in \[0, 10\), got 5 to 10"),
         ({"index": np.arange(7)}, "index in .* must be 6 integers"),
-        ({"labels": np.array([object()] * 6)}, "must be an npz of images, labels"),
+        ({"images": pixels(6, 3, 32, 32)}, r"must be uint8 \(N, H, W, C\), C = 1 or 3, got uint8 \(6, 3, 32, 32\)"),
+        ({"images": pixels(6, 32, 0, 3)}, r"must be uint8 .* got uint8 \(6, 32, 0, 3\)"),
+        ({"labels": np.eye(6, 10, dtype=int)}, r"labels in .* must be 6 integers, got int64 \(6, 10\)"),
+        ({"labels": np.int64(3)}, r"labels in .* must be 6 integers, got int64 \(\)"),
+        ({"labels": np.array([object()] * 6)}, "must be an npz of images and labels"),
+        ({"class_names": np.array("cat")}, r"class_names in .* must be a row of names, got shape \(\)"),
+        ({"class_names": np.array(["cat"])}, r"labels in .* must lie in \[0, 1\), got 0 to 5"),
         (
             {"images": pixels(0, 32, 32, 3), "labels": np.arange(0), "index": np.arange(0)},
             "at least one image",
@@ -209,10 +215,31 @@ def test_an_array_in_place_of_an_npz_is_named(tmp_path: Path) -> None:
         load_dataset("cifar10", tmp_path)
 
 
-def test_npz_without_labels_is_named(tmp_path: Path) -> None:
-    np.savez(tmp_path / "test.npz", images=pixels(2, 32, 32, 3))
-    with pytest.raises(ValueError, match=r"test\.npz must be an npz of .*labels"):
-        load_dataset("cifar10", tmp_path)
+def test_an_npz_of_images_and_labels_is_cifar10(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", images=pixels(3, 32, 32, 3), labels=np.array([9, 0, 3], np.uint8))
+    dataset = load_dataset("cifar10", tmp_path / "mine.npz")
+    assert dataset.index.tolist() == [0, 1, 2]
+    assert dataset.class_names == tuple(CIFAR_NAMES)
+    assert [dataset.class_names[label] for label in dataset.labels] == ["truck", "airplane", "cat"]
+    assert torch.equal(dataset[1][0], torch.from_numpy(pixels(3, 32, 32, 3)[1]).permute(2, 0, 1) / 255)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "found"),
+    [
+        ({"x": pixels(2, 32, 32, 3), "y": np.arange(2)}, "x, y"),
+        ({"images": pixels(2, 32, 32, 3)}, "images"),
+        ({"labels": np.arange(2), "index": np.arange(2)}, "labels, index"),
+        ({}, "none"),
+    ],
+)
+def test_an_npz_of_other_arrays_names_those_expected_and_found(
+    arrays: dict[str, np.ndarray], found: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "mine.npz", **arrays)
+    expected = r"mine\.npz must be an npz of images and labels \(index and class_names are optional\)"
+    with pytest.raises(ValueError, match=rf"{expected}, got {found}$"):
+        load_dataset("cifar10", tmp_path / "mine.npz")
 
 
 def test_cifar10_batches_with_a_wrong_checksum_are_refused(tmp_path: Path) -> None:
@@ -339,6 +366,15 @@ def test_an_unreadable_photograph_is_named(damage: Callable[[Path], None], tmp_p
     with pytest.raises((ValueError, OSError), match=r"a\.png") as caught:
         dataset[1]
     assert "\n" not in str(caught.value)
+
+
+def test_a_photograph_above_the_pixel_limit_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = load_dataset("folder", write_folder(tmp_path))
+    monkeypatch.setenv("DIPDEFENSE_MAX_PIXELS", "119999")
+    with pytest.raises(ValueError, match=r"a\.png: an image must have at most 119999 pixels, got 400 x 300 = 120000"):
+        dataset[1]
+    monkeypatch.setenv("DIPDEFENSE_MAX_PIXELS", "120000")
+    assert dataset[1][0].shape == (3, 224, 224)
 
 
 def test_sixteen_bits_keep_their_value(tmp_path: Path) -> None:

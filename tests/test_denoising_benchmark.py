@@ -152,15 +152,34 @@ def test_a_run_goes_on_where_it_was_and_adds_methods(tmp_path, monkeypatch):
     benchmark_denoising(methods=["median", "dip", "noisy"], **run)
     assert len(fits) == 3  # a filter that is new costs no fit
     assert len(records(tmp_path)) == 12
-    benchmark_denoising(methods=["median"], **run | {"sigma": 0.2})
-    assert len(records(tmp_path)) == 15
+    for changed, message in (
+        ({"sigma": 0.2}, "sigma 0.0980392 where this one has 0.2"),
+        ({"config": dataclasses.replace(QUICK, iterations=7)}, r"methods.dip.fit.iterations \d+ where this one has 7"),
+        ({"references": [("0.png", images(1)[0][1] / 2)]}, "images.0.png [0-9a-f]{16} where"),
+    ):
+        with pytest.raises(ValueError, match=f"out .* holds a run with {message}.*: name another folder"):
+            benchmark_denoising(methods=["median", "dip"], **run | changed)
+    assert len(records(tmp_path)) == 12
     result = json.loads((tmp_path / "results.json").read_text())
     assert result["numbers"] == {
-        **{"sigma": 0.2, "level": None, "clip": False, "noisy": "gaussian", "seeds": 1, "runs": 1},
+        **{"sigma": SIGMA, "level": None, "clip": False, "noisy": "gaussian", "seeds": 1, "runs": 1},
         "fit": dataclasses.asdict(QUICK),
     }
-    assert [row["image"] for row in result["scores"]] == ["0.png", "1.png", "2.png", "mean"]
-    names = {"records.jsonl", "scores.csv", "summary.csv", "paired.csv", "results.json", "contact_sheet.jpg"}
+    assert [row["image"] for row in result["scores"] if row["method"] == "median"] == [
+        "0.png",
+        "1.png",
+        "2.png",
+        "mean",
+    ]
+    names = {
+        "config.json",
+        "records.jsonl",
+        "scores.csv",
+        "summary.csv",
+        "paired.csv",
+        "results.json",
+        "contact_sheet.jpg",
+    }
     assert {path.name for path in tmp_path.iterdir()} == names | {"pictures"}
     assert (tmp_path / "contact_sheet.jpg").read_bytes()[:2] == b"\xff\xd8"
 
@@ -199,8 +218,10 @@ def test_other_noise_is_that_of_its_name_and_nobody_is_told_a_sigma(tmp_path, sp
     told = benchmark_denoising(images(1), ["median"], QUICK, sigma=0.1, **options)
     assert told["method"].tolist() == ["median"]
     assert spied["median"][-1][1] == 0.1
-    benchmark_denoising(images(1), ["noisy"], QUICK, **options | {"level": level / 2})
+    benchmark_denoising(images(1), ["noisy"], QUICK, **options | {"level": level / 2, "out": tmp_path / "other"})
     assert len(spied["noisy"]) == 2  # another level is another image
+    with pytest.raises(ValueError, match=f"holds a run with level {level:g} where this one has {level / 2:g}: name"):
+        benchmark_denoising(images(1), ["noisy"], QUICK, **options | {"level": level / 2})
 
 
 def test_clipped_noise(tmp_path, spied):

@@ -10,6 +10,7 @@ import torch
 
 from dipdefense import ARCHITECTURES, FitConfig, fit, masked_mse
 from dipdefense.config import build_network
+from dipdefense.fit import FitResult
 from dipdefense.inputs import INPUTS
 
 TINY = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=30)
@@ -192,7 +193,7 @@ def test_masks_follow_their_images_when_others_leave():
     generator = torch.Generator().manual_seed(0)
     observed = torch.cat([images(2), torch.rand(1, 3, 16, 16, generator=generator)])
     mask = (torch.rand(3, 1, 16, 16, generator=generator) > 0.3).float()
-    config = dataclasses.replace(TINY, iterations=600, stopping="emv", stopping_options={"patience": 40})
+    config = dataclasses.replace(TINY, iterations=400, stopping="emv", stopping_options={"patience": 40})
     result = fit(observed, config, loss=masked_mse(mask))
     again = fit(torch.where(mask.bool(), observed, 1 - observed), config, loss=masked_mse(mask))
     assert len(set(result.iterations.tolist())) > 1
@@ -211,7 +212,7 @@ def test_degrade_sees_original_positions():
     factor = torch.tensor([1.0, 0.8, 0.6, 0.4], dtype=torch.float64)
     noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     observed = factor.view(4, 1, 1, 1) * torch.cat([images(3), noise]).double()
-    config = dataclasses.replace(TINY, iterations=600, stopping="emv", stopping_options={"patience": 40})
+    config = dataclasses.replace(TINY, iterations=300, stopping="emv", stopping_options={"patience": 20})
     result = fit(observed, config, degrade=lambda x, index: factor[index].view(-1, 1, 1, 1) * x)
     assert len(set(result.iterations.tolist())) > 1
     for i in range(4):
@@ -314,6 +315,15 @@ class Poison(torch.autograd.Function):
         return torch.where(gradient == 0, 0.0, math.nan)
 
 
+WELL: dict[str, FitResult] = {}  # the fit that no error disturbs, by its stopping rule
+
+
+def fit_well(config: FitConfig, stopping: str) -> FitResult:
+    if stopping not in WELL:
+        WELL[stopping] = fit(images(2), config)
+    return WELL[stopping]
+
+
 @pytest.mark.parametrize("stopping", ["fixed", "emv"])
 @pytest.mark.parametrize("iteration", [2, 10, 54, 59, 60, 61])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -329,14 +339,14 @@ def test_not_a_number_in_the_middle_is_survived(where, iteration, stopping):
             return torch.where(ill, Poison.apply(error), error)
         return error * torch.where(ill, math.nan, 1.0)
 
-    options = {} if stopping == "fixed" else {"patience": 100}
-    config = dataclasses.replace(TINY, iterations=150, ema=0.5, stopping=stopping, stopping_options=options)
+    options = {} if stopping == "fixed" else {"patience": 50}
+    config = dataclasses.replace(TINY, iterations=90, ema=0.5, stopping=stopping, stopping_options=options)
     result = fit(images(2), config, loss=sick)
-    well = fit(images(2), config)
+    well = fit_well(config, stopping)
     assert result.reconstruction.isfinite().all()
     assert torch.equal(result.reconstruction[0], well.reconstruction[0])
     if stopping == "fixed":
-        assert result.iterations.tolist() == [150, 150]
+        assert result.iterations.tolist() == [90, 90]
         assert db(result.reconstruction[1], images(2)[1]) > 18
 
 

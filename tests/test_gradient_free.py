@@ -126,7 +126,7 @@ def test_type_and_layout_follow_the_input(name, norm):
 
 @every
 def test_a_defence_without_gradients_is_attacked(name):
-    """Its backward pass raises, and so do values outside [0, 1] and an empty batch."""
+    """Its backward pass raises, and so do values outside [0, 1]."""
     net = conv_net()
     defended = defend(net, FIT, gradient="none")
     images = batch(net)[0]

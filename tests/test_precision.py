@@ -23,6 +23,7 @@ def decibels(a: torch.Tensor, b: torch.Tensor) -> float:
     return (-10 * (a - b).square().mean().clamp_min(1e-30).log10()).item()
 
 
+@pytest.mark.slow
 @BOTH
 def test_bfloat16_fits_as_well_with_weights_of_full_precision(tiny):
     config = dataclasses.replace(tiny, iterations=400)

@@ -1,5 +1,6 @@
 """The defence as a module: shapes, what a backward pass means, and what it leaves alone."""
 
+import contextlib
 import copy
 import dataclasses
 import pickle
@@ -11,9 +12,21 @@ import torch
 from torch import nn
 
 import dipdefense
-from dipdefense import DefendedClassifier, FitConfig, MeanSoftmax, Purifier, Suspicion, Trust, Unrolled, defend
+from dipdefense import (
+    DECISIONS,
+    DefendedClassifier,
+    FitConfig,
+    MeanSoftmax,
+    OnDevices,
+    Purifier,
+    Suspicion,
+    Trust,
+    Unrolled,
+    defend,
+)
 
 TINY = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=20)
+SHORT = replace(TINY, iterations=2)
 
 
 def images(n: int = 2) -> torch.Tensor:
@@ -84,8 +97,10 @@ def test_works_without_gradients_and_keeps_every_mode():
     with torch.inference_mode():
         assert torch.equal(defended(images()), plain)
         assert torch.is_inference_mode_enabled()
-    assert defended.training
-    assert torch.equal(defended.eval()(images()), plain)
+    for mode in (True, False):
+        defended.train(mode)
+        assert torch.equal(defended(images()), plain)
+        assert {module.training for module in defended.modules()} == {mode}
 
 
 def test_the_networks_of_a_fit_stay_out_of_the_module():
@@ -96,6 +111,121 @@ def test_the_networks_of_a_fit_stay_out_of_the_module():
     assert [id(p) for p in defended.parameters()] == [id(defended.classifier.weight)]
     again = copy.deepcopy(defended)
     torch.testing.assert_close(again(images()), defended(images()))
+
+
+def awake(*layers: nn.Module) -> nn.Sequential:
+    """A classifier in training mode."""
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(3 * 16 * 16, 5))
+
+
+@pytest.mark.parametrize("wrap", [lambda defended: defended, lambda defended: OnDevices(defended, ["cpu", "cpu"])])
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm2d(3), nn.Dropout(), nn.Dropout2d(0.1), nn.InstanceNorm2d(3, track_running_stats=True)]
+)
+def test_a_classifier_that_trains_is_refused_before_it_changes(layer, wrap):
+    net = awake(copy.deepcopy(layer))
+    before = copy.deepcopy(net.state_dict())
+    defended = wrap(defend(net, SHORT))
+    name = type(layer).__name__
+    message = (
+        rf"classifier must be in eval mode, got {name} in training mode: call \.eval\(\); to train .*, train it alone"
+    )
+    for mode in (contextlib.nullcontext(), torch.no_grad()):
+        with mode, pytest.raises(ValueError, match=message):
+            defended(images())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    first, again = defended.eval()(images()), defended(images())
+    assert torch.equal(first, again)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    with pytest.raises(ValueError, match=message):
+        defended.train()(images())
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.BatchNorm2d(3).eval(), nn.BatchNorm2d(3, track_running_stats=False), nn.Dropout(0), nn.GroupNorm(1, 3)]
+)
+def test_training_mode_is_no_matter_where_it_changes_nothing(layer):
+    net = awake(layer)
+    assert torch.equal(defend(net, SHORT)(images()), defend(copy.deepcopy(net).eval(), SHORT)(images()))
+
+
+def test_a_classifier_is_fine_tuned_alone_on_purified_images():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = awake(nn.BatchNorm2d(3), nn.Dropout(0.1)).eval()
+    defended, labels = defend(net, SHORT), torch.tensor([0, 1])
+    purified = defended.purifier.reconstruct(images())
+    loss = nn.functional.cross_entropy(defended(images()), labels)
+    loss.backward()  # in eval mode a gradient reaches the weights through the defence too
+    assert all(parameter.grad.any() for parameter in net.parameters())
+    net.train()
+    with torch.random.fork_rng():
+        for _ in range(20):
+            trained = nn.functional.cross_entropy(net(purified), labels)
+            for parameter, slope in zip(
+                net.parameters(), torch.autograd.grad(trained, [*net.parameters()]), strict=True
+            ):
+                parameter.data -= 0.1 * slope
+    assert net[0].num_batches_tracked == 20
+    assert nn.functional.cross_entropy(defended.eval()(images()), labels) < loss
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "unrolled", "none"])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16), (3, 80, 80)])  # the last one is cut into tiles
+@pytest.mark.parametrize("decision", [None, *DECISIONS])
+def test_an_empty_batch_gives_empty_results(decision, shape, gradient):
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * shape[0], 5)).eval()
+    defended = defend(net, gradient=gradient, decision=decision)
+    none = torch.rand(0, *shape, requires_grad=True)
+    judged = defended.judge(none)
+    assert [tuple(part.shape) for part in judged] == [(0, 5), (0,), (0, *shape)]
+    assert {part.dtype for part in judged} == {none.dtype}
+    assert torch.equal(defended(none), judged.logits)
+    assert torch.equal(defended.detect(none), judged.scores)
+    judged.logits.sum().backward()
+    assert none.grad.shape == none.shape
+
+
+def test_an_empty_batch_is_purified():
+    none, purifier = torch.rand(0, 3, 16, 16, dtype=torch.float64), Purifier(TINY)
+    for purified in (purifier(none), purifier.reconstruct(none), OnDevices(purifier, ["cpu", "cpu"])(none)):
+        assert (purified.shape, purified.dtype) == (none.shape, none.dtype)
+    assert purifier.trajectory(none, (1, 2, 3)).shape == (3, 0, 3, 16, 16)
+    with pytest.raises(
+        ValueError, match=r"iterations must be one or more integers from 1 to the 20 of the fit, got \(\)"
+    ):
+        purifier.trajectory(none, ())
+    for images in (torch.rand(0, 16, 16), torch.rand(2, 3, 0, 16), torch.rand(2, 0, 16, 16)):
+        with pytest.raises(ValueError, match="images must not be empty, got shape"):
+            purifier(images)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Purifier(TINY),
+        Purifier(TINY).reconstruct,
+        Purifier(TINY).fit,
+        defend(Linear(), TINY),
+        defend(Linear(), TINY).detect,
+        defend(Linear(), TINY).judge,
+    ],
+    ids=["Purifier", "reconstruct", "fit", "forward", "detect", "judge"],
+)
+@pytest.mark.parametrize(
+    ("convert", "error", "message"),
+    [
+        (torch.Tensor.half, TypeError, r"images must be float32 or float64, got torch\.float16: .* images\.float\(\)"),
+        (torch.Tensor.bfloat16, TypeError, r"float32 or float64, got torch\.bfloat16: convert with images\.float\(\)"),
+        (lambda x: x.clamp(1) + 1e-6, ValueError, r"; clamp rounding errors with images\.clamp\(0, 1\)$"),
+        (lambda x: x.clamp(0.5) - 0.5 - 1e-7, ValueError, r"; clamp rounding errors with images\.clamp\(0, 1\)$"),
+        (lambda x: x * 255, ValueError, "; divide 0..255 values by 255, undo any mean/std normalisation$"),
+    ],
+    ids=["float16", "bfloat16", "above 1", "below 0", "0..255"],
+)
+def test_every_entry_says_what_to_do(entry, convert, error, message):
+    with pytest.raises(error, match=message):
+        entry(convert(images()))
 
 
 @pytest.mark.parametrize(

@@ -187,8 +187,24 @@ def test_a_figure_of_an_adaptive_attack_silences_the_warning(copy):
     (copy / "ladder" / "ladder.csv").write_text(f"{columns}\nsingle,clean,4,1,0.5,1,0\nsingle,bpda,4,0.25,0.1,0.5,0\n")
     page = Page(report(copy)).text
     assert "25.0 (10.0 to 50.0)" in page
-    assert "worst case: no image was attacked by two rungs" in page
+    assert "worst case: ladder.csv lacks it" in page
     assert "No figure in this folder" not in page
+
+
+def test_a_targeted_run_is_a_share_of_hits_and_an_older_table_one_of_right_images(copy):
+    file = copy / "evaluated" / "summary.csv"
+    table = pd.read_csv(file, keep_default_na=False)
+    hits, right = "Share of images classified as their target", "Accuracy, with the 95 % Wilson interval"
+    for changed, shown, hidden in (
+        (table.assign(targeted=True), hits, right),
+        (table, right, hits),
+        (table.drop(columns="targeted"), right, hits),
+    ):
+        changed.to_csv(file, index=False)
+        write_report(copy / "evaluated", copy / "report.html")
+        text = Page((copy / "report.html").read_text(encoding="utf-8")).text
+        assert shown in text
+        assert hidden not in text
 
 
 def test_bad_folders_are_refused(tmp_path, copy):
@@ -338,6 +354,8 @@ def test_runs_of_several_eps_share_a_chart():
     assert [(point.x, point.y) for point in chart.series[0].points] == [(0, 100), (0.1, 70), (0.2, 40)]
     assert together([run(0.2, 0.4), run(0.2, 0.5)]) == []  # two figures of one defence at one eps
     assert together([run(0.2, 0.4)]) == []
+    aimed = [row | {"targeted": True} for row in run(0.1, 0.7)]
+    assert together([run(0.2, 0.4), aimed]) == []  # hits of a target are no accuracy
 
 
 def test_cells_and_radii():

@@ -147,7 +147,7 @@ def test_plain_pixels_and_the_network_take_the_same_steps_before_a_classifier(tm
 
 
 @pytest.mark.parametrize("part", ["inputs", "reference", "mask", "classifier"])
-def test_a_changed_scene_is_restored_again(tmp_path, scenes, monkeypatch, part):
+def test_a_changed_scene_needs_another_folder(tmp_path, scenes, monkeypatch, part):
     task = "inversion" if part == "classifier" else "text"
     scene, calls, restore = scenes[task], [], benchmark._restore
     monkeypatch.setattr(benchmark, "_restore", lambda *arguments: calls.append(1) or restore(*arguments))
@@ -163,8 +163,23 @@ def test_a_changed_scene_is_restored_again(tmp_path, scenes, monkeypatch, part):
         "classifier": {"classifier": net},
     }[part]
     monkeypatch.setitem(SCENES, task, lambda *arguments: [dataclasses.replace(scene, **change)])
-    run(tmp_path, tasks=[task], methods=["dip"])
-    assert len(calls) == 2
+    with pytest.raises(
+        ValueError, match=rf"holds a run with scenes.{task} \w+ [0-9a-f]{{16}} where this one has [0-9a-f]+"
+    ):
+        run(tmp_path, tasks=[task], methods=["dip"])
+    assert len(calls) == 1
+
+
+def test_tasks_and_methods_may_be_added_and_other_fits_not(tmp_path, scenes):
+    run(tmp_path, tasks=["text"], methods=["dip"])
+    table = run(tmp_path, tasks=["text", "zebra"], methods=["dip", "library"])
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == len(table) == 5
+    for changed, message in (
+        ({"iterations": 7}, r"fits.text \w+ dip.fit.iterations \d+ where this one has 7"),
+        ({"size": 32}, "size 16 where this one has 32"),
+    ):
+        with pytest.raises(ValueError, match=f"out .* holds a run with {message}.*: name another folder"):
+            run(tmp_path, tasks=["text"], methods=["dip"], **changed)
 
 
 def test_the_table_is_of_means():

@@ -3,15 +3,14 @@
 import copy
 import dataclasses
 import json
-import math
 import secrets
-from functools import partial
 
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
+from attacks import ATTACKS
 from dipdefense import FitConfig, Purifier
 from eval import RunConfig, evaluate_robustness
 from eval.attacked import describe_purifier
@@ -20,8 +19,10 @@ from eval.classifiers import Normalize, load_classifier
 from eval.datasets import load_dataset
 from eval.summary import COLUMNS, paired_differences, summarise
 
-QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=30)
-RUN = RunConfig(eps=0.2, steps=3, n=10, n_defended=3, crafted_on="both", batch_size=4)
+QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=10)
+RUN = RunConfig(
+    attacks=("fgsm", "pgd", "pgd_flip"), eps=0.2, steps=3, n=6, n_defended=2, crafted_on="both", batch_size=4
+)
 EXACT = [column for column in COLUMNS if column != "seconds_per_image"]
 
 
@@ -48,7 +49,7 @@ def test_one_row_for_each_attack_and_defence(tmp_path, classifier, digits):
     assert rows == [("clean", "", d) for d in ("none", "dip", "blur")] + bare + [
         (a, "defended", "dip") for a in RUN.attacks
     ]
-    assert table["n"].tolist() == [10] * 12 + [3] * 3
+    assert table["n"].tolist() == [6] * 12 + [2] * 3
     assert table["gradient"].tolist() == [""] * 3 + ["exact"] * 9 + ["straight_through"] * 3
     assert ((table["ci_low"] <= table["accuracy"]) & (table["accuracy"] <= table["ci_high"])).all()
     by_row = table.set_index(["attack", "crafted_on", "defence"])
@@ -66,6 +67,11 @@ def test_one_row_for_each_attack_and_defence(tmp_path, classifier, digits):
     assert len(paired) == 4
 
 
+def test_the_default_attacks_are_those_that_have_the_norm():
+    assert RunConfig().attacks == tuple(ATTACKS)
+    assert RunConfig(norm="l2").attacks == tuple(name for name in ATTACKS if name != "fgsm")
+
+
 def test_each_row_is_told_once_all_its_images_are_scored(tmp_path, classifier, digits):
     told = []
 
@@ -73,7 +79,7 @@ def test_each_row_is_told_once_all_its_images_are_scored(tmp_path, classifier, d
         lines = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
         name = row.loc[0, ["attack", "crafted_on", "defence"]].tolist()
         own = [line for line in lines if [line["attack"], line["crafted_on"], line["defence"]] == name]
-        assert len(own) == row.loc[0, "n"] == (3 if name[1] == "defended" else 10)
+        assert len(own) == row.loc[0, "n"] == (2 if name[1] == "defended" else 6)
         told.append(row)
 
     table = run(classifier, digits, tmp_path, dataclasses.replace(RUN, attacks=("fgsm",)), each=tell)
@@ -126,31 +132,6 @@ def test_a_finished_run_computes_nothing(tmp_path, classifier, digits):
     assert len(again) == 15
 
 
-def test_another_configuration_shares_no_record(tmp_path, classifier, digits):
-    small = dataclasses.replace(RUN, attacks=("fgsm",), crafted_on="bare", n=4)
-    run(classifier, digits, tmp_path, small)
-    calls = []
-    count = {"progress": lambda *n: calls.append(n)}
-    run(classifier, digits, tmp_path, dataclasses.replace(small, eps=0.1), **count)
-    run(classifier, digits, tmp_path, small, purifier=Purifier(QUICK, seed=1), **count)
-    run(classifier, digits, tmp_path, small, filters={"blur": partial(gaussian_blur, sigma=0.5)}, **count)
-    run(classifier, dataclasses.replace(digits, labels=(digits.labels + 1) % 10), tmp_path, small, **count)
-    darkened = dataclasses.replace(digits, read=lambda position: digits.read(position) / 2)
-    run(classifier, darkened, tmp_path, small, **count)
-    for seed in (1, 2):
-        run(classifier, digits, tmp_path, small, filters={"blur": Purifier(QUICK, seed=seed)}, **count)
-    for mean in (0.1, 0.2):
-        run(nn.Sequential(Normalize([mean], [0.9]), classifier).eval(), digits, tmp_path, small, **count)
-    assert len(calls) == 9 * 6
-
-
-def test_another_tile_shares_no_record(tmp_path, classifier, digits):
-    config = dataclasses.replace(RUN, attacks=(), n=4, crafted_on="bare")
-    whole = run(classifier, digits, tmp_path, config, filters={})
-    cut = run(classifier, digits, tmp_path, config, filters={}, purifier=Purifier(QUICK, tile=16))
-    assert whole["psnr_defended"][1] != cut["psnr_defended"][1]
-
-
 def test_another_attack_keeps_the_records_there_are(tmp_path, classifier, digits):
     small = dataclasses.replace(RUN, attacks=("fgsm",), crafted_on="bare", n=4)
     run(classifier, digits, tmp_path, small)
@@ -160,13 +141,15 @@ def test_another_attack_keeps_the_records_there_are(tmp_path, classifier, digits
     assert len(calls) == 3
     assert len(table) == 9
     assert len(run(classifier, digits, tmp_path, small)) == 6
+    both = run(classifier, digits, tmp_path, dataclasses.replace(small, crafted_on="both"))
+    assert both["crafted_on"].tolist() == ["", "", "", "bare", "bare", "bare", "defended"]
 
 
-def test_a_single_image_has_no_paired_interval(tmp_path, classifier, digits):
+def test_a_single_image_has_a_paired_interval(tmp_path, classifier, digits):
     run(classifier, digits, tmp_path, dataclasses.replace(RUN, attacks=(), n=1))
     (row,) = pd.read_csv(tmp_path / "paired.csv").to_dict("records")
     assert row["n"] == 1
-    assert math.isnan(row["ci_low"])
+    assert row["ci_high"] - row["ci_low"] > 1
 
 
 def test_targets_are_hit(tmp_path, classifier, digits):
@@ -175,6 +158,7 @@ def test_targets_are_hit(tmp_path, classifier, digits):
     table = run(classifier, targets, tmp_path, config).set_index(["attack", "defence"])
     assert table.loc[("clean", "none"), "accuracy"] <= 0.1
     assert table.loc[("pgd", "none"), "accuracy"] >= 0.9
+    assert pd.read_csv(tmp_path / "summary.csv")["targeted"].all()  # the clean rows count hits too
 
 
 def test_the_same_images_for_the_same_seed(tmp_path, classifier, digits):
@@ -197,11 +181,13 @@ def test_summary_by_hand():
     keys = {"attack": "pgd", "crafted_on": "bare", "defence": "none"}
     records = [{**keys, **base, "index": i, "correct": i < 3} for i in range(10)]
     described = {"dataset": "d", "classifier": "c", "norm": "linf", "eps": 0.1, "gradient": "none", "seed": 0}
+    described["targeted"] = False
     (row,) = summarise(records, described).to_dict("records")
     assert row["accuracy"] == pytest.approx(0.3)
     assert (row["ci_low"], row["ci_high"]) == pytest.approx((0.10779, 0.60322), abs=1e-4)  # Wilson, 3 of 10
     assert row["psnr_attacked"] == 30.0
     assert row["gradient"] == "exact"
+    assert row["targeted"] is False
 
 
 def test_paired_difference_by_hand():
@@ -211,6 +197,15 @@ def test_paired_difference_by_hand():
     (row,) = paired_differences(records).to_dict("records")
     assert row["difference"] == pytest.approx(0.45)
     assert 0 < row["ci_low"] < 0.45 < row["ci_high"] < 1
+
+
+def test_paired_intervals_have_a_width_where_one_defence_is_always_right():
+    base = {"attack": "pgd", "crafted_on": "bare"}
+    for wrong, low, high in ((range(10), 0.4449, 1.0), ((), -0.2775, 0.2775)):  # Tango's closed forms for 10 images
+        records = [{**base, "defence": "dip", "index": i, "correct": True} for i in range(10)]
+        records += [{**base, "defence": "blur", "index": i, "correct": i not in wrong} for i in range(10)]
+        (row,) = paired_differences(records).to_dict("records")
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high), abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +220,7 @@ def test_paired_difference_by_hand():
         ({"eps": float("nan")}, "eps must not be negative"),
         ({"eps": 8.0}, "eps must be at most 1 in the linf norm"),
         ({"norm": "l1"}, "norm must be one of linf, l2"),
-        ({"norm": "l2"}, "attacks must leave out fgsm when norm is l2"),
+        ({"norm": "l2", "attacks": ("fgsm",)}, "attacks must leave out fgsm when norm is l2"),
         ({"alpha": -1.0}, "alpha must be positive"),
         ({"alpha": 0.0}, "alpha must be positive"),
         ({"seed": -1}, "seed must not be negative"),
@@ -245,7 +240,7 @@ def test_bad_runs_are_refused(tmp_path, classifier, digits):
     with pytest.raises(ValueError, match="classifier must return finite logits"):
         run(nn.Flatten(0).eval(), digits, tmp_path)
     with pytest.raises(ValueError, match="classifier must return finite logits"):
-        run(nn.Sequential(nn.Flatten(), nn.Threshold(2, math.nan)).eval(), digits, tmp_path)
+        run(nn.Sequential(nn.Flatten(), nn.Threshold(2, float("nan"))).eval(), digits, tmp_path)
     with pytest.raises(ValueError, match=r"call classifier\.eval\(\)"):
         run(copy.deepcopy(classifier).train(), digits, tmp_path)
     with pytest.raises(ValueError, match="labels must be below the classifier's 10 classes, got 19"):

@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import pickle
 import socket
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock, call
@@ -18,10 +21,12 @@ from dipdefense import FitConfig, Purifier
 from dipdefense.cli import app
 from dipdefense.files import purify_files
 from dipdefense.images import encode_png, read_image, write_image
-from dipdefense.scale import Cluster, purify_shards
+from dipdefense.scale import Cluster, outages, purify_shards
 from dipdefense.scale import cluster as cluster_module
 from dipdefense.scale import purify as purify_module
+from dipdefense.scale.outages import OutageError, persist
 from dipdefense.scale.plan import Plan
+from dipdefense.scale.pool import Lost, compute
 from dipdefense.scale.sources import find_images
 from dipdefense.scale.storage import Storage
 from eval.attacked import RunConfig
@@ -30,6 +35,7 @@ from eval.shards import RunSpec, _BatchScorer, evaluate_shards
 TINY = FitConfig(
     architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=20, memory_gb=0.001
 )
+SHORT = replace(TINY, iterations=2)
 SHAPES = [(3, 8, 8), (1, 8, 8), (3, 8, 8), (3, 8, 12), (3, 8, 8)]
 
 
@@ -65,13 +71,13 @@ def read_all(source) -> dict[str, torch.Tensor]:
 def work_here(monkeypatch):
     """Do what the workers do in this process, pickled on its way as to theirs."""
 
-    def compute(cluster, build, items):
+    def compute(cluster, build, items, part):
         work = pickle.loads(pickle.dumps(build))()
-        for shard, sent in items:
-            work(shard, pickle.loads(pickle.dumps(sent)))
-            yield shard
+        for item in items:
+            yield item, work(pickle.loads(pickle.dumps(part(item))))
 
     monkeypatch.setattr(purify_module, "compute", compute)
+    monkeypatch.setattr(purify_module, "connected", lambda address: nullcontext())
 
 
 def records_of(folder) -> list[dict]:
@@ -87,6 +93,23 @@ def test_a_folder_is_its_files_below_sorted(folder):
         dict(source.images())["bad.png"]()
     assert list(find_images(f"{folder}/2.png").keys()) == ["2.png"]
     assert list(find_images(folder.as_uri()).keys()) == list(source.keys())
+
+
+@pytest.mark.parametrize("in_table", [False, True])
+def test_the_pixel_limit_of_the_driver_holds_where_images_are_read(tmp_path, images, monkeypatch, in_table):
+    if in_table:
+        write_table(tmp_path / "in" / "0.parquet", images)
+    else:
+        (tmp_path / "in").mkdir()
+        for i, image in enumerate(images):
+            write_image(image, tmp_path / "in" / f"{i}.png")
+    monkeypatch.setenv("DIPDEFENSE_MAX_PIXELS", "95")
+    sent = pickle.dumps(find_images(str(tmp_path / "in"), "picture").part(2, 4))
+    monkeypatch.delenv("DIPDEFENSE_MAX_PIXELS")
+    small, large = (read for _, read in pickle.loads(sent).images())
+    assert small().shape == (3, 8, 8)
+    with pytest.raises(ValueError, match="an image must have at most 95 pixels, got 12 x 8 = 96"):
+        large()
 
 
 @pytest.mark.parametrize("as_struct", [False, True])
@@ -149,8 +172,63 @@ def test_a_damaged_page_is_the_fault_of_its_rows(tmp_path, images):
         dict(source.images())["0.parquet:0"]()
 
 
+@pytest.fixture
+def waited(monkeypatch):
+    """The seconds that storage was waited for, which take no time."""
+    seconds = []
+    monkeypatch.setattr(outages.time, "sleep", seconds.append)
+    return seconds
+
+
+@pytest.mark.parametrize("failures", [0, 1, len(outages.WAITS)])
+def test_storage_that_comes_back_is_waited_for(waited, failures):
+    left = [TimeoutError("no route")] * failures
+
+    def request():
+        if left:
+            raise left.pop()
+        return "content"
+
+    assert persist("0.png", request) == "content"
+    assert waited == list(outages.WAITS[:failures])
+
+
+def test_storage_is_not_waited_for_without_end(waited):
+    def fail(error):
+        raise error
+
+    with pytest.raises(OutageError, match=r"0\.png: cannot be read or written at present: no route"):
+        persist("0.png", partial(fail, TimeoutError("no route")))
+    assert (waited, sum(waited)) == (list(outages.WAITS), 31)
+    with pytest.raises(FileNotFoundError, match="gone"):  # the file's own fault, at once
+        persist("0.png", partial(fail, FileNotFoundError("gone")))
+    assert len(waited) == len(outages.WAITS)
+
+
+def test_a_read_that_failed_is_repeated_from_its_place(tmp_path, images, monkeypatch, waited):
+    """Every read of a Parquet file fails once, after it has moved on in the file."""
+    path = tmp_path / "in" / "0.parquet"
+    write_table(path, images)
+    whole = read_all(find_images(str(path), "picture"))
+
+    class Shaky(io.BytesIO):
+        fails = True
+
+        def read(self, size=-1):
+            content, self.fails = super().read(size), not self.fails
+            if not self.fails:
+                raise TimeoutError("no route")
+            return content
+
+    monkeypatch.setattr(Storage, "open", lambda *_: Shaky(path.read_bytes()))
+    source = find_images(str(path), "picture")
+    assert len(source) == len(images)
+    assert all(torch.equal(image, whole[key]) for key, image in read_all(source).items())
+    assert waited
+
+
 @pytest.mark.parametrize("reads", [None, 0, 1])
-def test_an_outage_is_no_fault_of_a_row(tmp_path, images, monkeypatch, reads):
+def test_an_outage_is_no_fault_of_a_row(tmp_path, images, monkeypatch, reads, waited):
     """While the file is opened, its footer is read, or a page is."""
     path = tmp_path / "in" / "0.parquet"
     write_table(path, images)
@@ -171,7 +249,7 @@ def test_an_outage_is_no_fault_of_a_row(tmp_path, images, monkeypatch, reads):
         return Away(path.read_bytes())
 
     monkeypatch.setattr(Storage, "open", away)
-    with pytest.raises(RuntimeError, match=r"0\.parquet: cannot be read at present: no route"):
+    with pytest.raises(OutageError, match=r"0\.parquet: cannot be read or written at present: no route"):
         list(source.images())
 
 
@@ -202,10 +280,10 @@ def test_bad_sources_are_refused(tmp_path, folder, images):
         find_images(str(folder))
 
 
-def test_an_outage_is_no_fault_of_an_image(folder, monkeypatch):
+def test_an_outage_is_no_fault_of_an_image(folder, monkeypatch, waited):
     source = find_images(str(folder))
     monkeypatch.setattr(Storage, "read", lambda *_: (_ for _ in ()).throw(TimeoutError("no route")))
-    with pytest.raises(RuntimeError, match=r"0\.png: cannot be read at present: no route"):
+    with pytest.raises(OutageError, match=r"0\.png: cannot be read or written at present: no route"):
         dict(source.images())["0.png"]()
     (folder / "1.png").unlink()
     monkeypatch.undo()
@@ -224,7 +302,7 @@ def test_a_file_system_by_uri():
     assert not store.parent().inside(store)
 
 
-@pytest.mark.parametrize(("kind", "moves"), [("s3", 0), ("gcs", 0), ("abfs", 0), ("hdfs", 1), ("local", 1)])
+@pytest.mark.parametrize(("kind", "moves"), [("s3", 0), ("gcs", 0), ("abfs", 0), ("hdfs", 1)])
 def test_only_objects_are_written_under_their_names(kind, moves):
     files = Mock(type_name=kind)
     files.open_output_stream.return_value = io.BytesIO()
@@ -242,6 +320,25 @@ def test_local_files_appear_whole(tmp_path):
     assert list(store.sizes()) == ["a.bin"]
     store.sweep()
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".keep", "a.bin"]
+
+
+def test_a_local_file_has_its_name_when_the_disk_has_it(tmp_path, monkeypatch):
+    held = []
+
+    def sync(descriptor):
+        held.append((os.pread(descriptor, 9, 0), (tmp_path / "a.bin").exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    Storage.at(str(tmp_path)).write("a.bin", b"one")
+    assert held == [(b"one", False)]
+    assert (tmp_path / "a.bin").read_bytes() == b"one"
+
+
+def test_names_of_many_shards_sort_as_the_shards_do():
+    plan = Plan(100_001, 1)
+    names = [plan.name(shard) for shard in (0, 9_999, 10_000, 99_999, 100_000)]
+    assert names == sorted(names)
+    assert names[0] == "part-000000-of-100001.parquet"
 
 
 def test_a_plan_covers_each_image_once(tmp_path):
@@ -352,35 +449,123 @@ def test_settings_may_change_until_there_is_a_shard(tmp_path):
         plan.settle(store, {"device": "cuda"})
 
 
-def test_shards_that_are_wrong_or_missing_are_named(tmp_path, folder, monkeypatch):
+def test_a_shard_that_is_damaged_or_not_the_runs_is_made_again(tmp_path, folder, monkeypatch):
+    """Cut off, empty, or with the images of another; the whole ones stay."""
     work_here(monkeypatch)
-    run = partial(purify_shards, str(folder), str(tmp_path / "out"), Purifier(TINY), shard_size=2)
+    run = partial(purify_shards, str(folder), str(tmp_path / "out"), Purifier(SHORT), shard_size=2)
+    failures, count = run()
+    first, second, third = (tmp_path / "out" / f"part-0000{i}-of-00003.parquet" for i in range(3))
+    keys, content = pq.read_table(first, columns=["key"]), first.read_bytes()
+    for damaged in (second.read_bytes(), content[:100], b"", b"\0" * len(content)):
+        first.write_bytes(damaged)
+        before, seen = [path.stat().st_mtime_ns for path in (second, third)], []
+        assert run(progress=lambda *numbers, seen=seen: seen.append(numbers)) == (failures, count)
+        assert pq.read_table(first, columns=["key"]).equals(keys)
+        assert [path.stat().st_mtime_ns for path in (second, third)] == before
+        assert seen == [(6, 6)]
+
+
+def test_an_outage_makes_no_shard_again(tmp_path, folder, monkeypatch, waited):
+    work_here(monkeypatch)
+    run = partial(purify_shards, str(folder), str(tmp_path / "out"), Purifier(SHORT), shard_size=2)
     run()
-    first, second = (tmp_path / "out" / f"part-0000{i}-of-00003.parquet" for i in (0, 1))
-    content = first.read_bytes()
-    first.write_bytes(second.read_bytes())
-    with pytest.raises(RuntimeError, match=r"part-00000-of-00003\.parquet: must hold its 2 images .* 2 records of 0"):
+    monkeypatch.setattr(Storage, "open", lambda *_: (_ for _ in ()).throw(TimeoutError("no route")))
+    monkeypatch.setattr(Storage, "read", lambda self, name: Path(self.path, name).read_bytes())
+    with pytest.raises(OutageError, match=r"part-0000\d-of-00003\.parquet: cannot be read .* at present: no route"):
         run()
-    first.write_bytes(content[:100])
-    with pytest.raises(RuntimeError, match=r"part-00000-of-00003\.parquet: must be a shard of this run"):
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: path.write_bytes(b"torn")])
+def test_a_shard_that_is_harmed_after_it_was_made_is_named(tmp_path, folder, monkeypatch, harm):
+    work_here(monkeypatch)
+
+    def progress(done, total):
+        if done == total:
+            harm(tmp_path / "out" / "part-00001-of-00003.parquet")
+
+    with pytest.raises(RuntimeError, match=r"1 of 3 shards are missing or damaged, such as part-00001-of-00003\.par"):
+        purify_shards(str(folder), str(tmp_path / "out"), Purifier(SHORT), shard_size=2, progress=progress)
+
+
+def test_what_a_run_made_is_not_read_again(tmp_path, folder, monkeypatch):
+    """A worker tells of its shard; a second start reads what is there, once."""
+    work_here(monkeypatch)
+    read, opened = Storage.open, []
+
+    def count(self, name):
+        opened.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(Storage, "open", count)
+    run = partial(purify_shards, str(folder), str(tmp_path / "out"), Purifier(SHORT), shard_size=2)
+    for _ in range(2):
+        opened.clear()
+        failures, _count = run()
+        assert [failure.key for failure in failures] == ["bad.png"]
+        names = sorted(name for name in opened if name.startswith("part"))
+        assert names == [f"part-0000{i}-of-00003.parquet" for i in range(3)]  # here before a shard is made
+
+
+def lose(monkeypatch, shards, images, killed):
+    """Shards and images that no worker can finish."""
+
+    def compute(cluster, build, items, part):
+        work = pickle.loads(pickle.dumps(build))()
+        for item in items:
+            sent = part(item)
+            gone = sent[0] in shards if isinstance(sent, tuple) else not images.isdisjoint(sent.keys())
+            reason = "killed its worker 3 times" if killed else "failed 3 times: OutOfMemoryError: no memory"
+            yield item, Lost(reason, killed) if gone else work(sent)
+
+    monkeypatch.setattr(purify_module, "compute", compute)
+    monkeypatch.setattr(purify_module, "connected", lambda address: nullcontext())
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_of_a_shard_that_is_lost_only_the_image_at_fault_has_an_error(tmp_path, folder, monkeypatch, killed):
+    """The shard of three is made image by image, after the others."""
+    lose(monkeypatch, {0}, {"1.png"}, killed)
+    seen = []
+    run = partial(purify_shards, str(folder), str(tmp_path / "out"), Purifier(SHORT), shard_size=3)
+    failures, _ = run(progress=lambda *numbers: seen.append(numbers))
+    reason = "killed its worker 3 times" if killed else "failed 3 times: OutOfMemoryError: no memory"
+    assert failures[0] == ("1.png", f"1.png: {reason}")
+    assert [failure.key for failure in failures] == ["1.png", "bad.png"]
+    records = records_of(tmp_path / "out")
+    assert [record["key"] for record in records] == [*(f"{i}.png" for i in range(4)), "bad.png", "sub/4.png"]
+    assert [record["image"] is None for record in records] == [False, True, False, False, True, False]
+    assert [record["error"] for record in records if record["key"] == "1.png"] == [failures[0].error]
+    assert seen == [(3, 6), (6, 6)]
+    work_here(monkeypatch)
+    assert run()[0] == failures  # the run is complete
+
+
+def test_where_no_image_of_a_shard_can_be_made_the_machines_are_at_fault(tmp_path, folder, monkeypatch):
+    """But for images that kill their workers; shards that are made stay."""
+    every = {"0.png", "1.png", "2.png"}
+    lose(monkeypatch, {0}, every, killed=False)
+    run = partial(purify_shards, str(folder), str(tmp_path / "out"), Purifier(SHORT), shard_size=3)
+    with pytest.raises(RuntimeError, match=r"no image of 1 shards .*part-00000-of-00002.parquet failed 3 times: OutOf"):
         run()
-    first.write_bytes(content)
-    with monkeypatch.context() as outage:
-        outage.setattr(Storage, "open", lambda *_: (_ for _ in ()).throw(TimeoutError("no route")))
-        outage.setattr(Storage, "read", lambda self, name: Path(self.path, name).read_bytes())
-        with pytest.raises(RuntimeError, match=r"part-0000\d-of-00003\.parquet: cannot be read at present, no route"):
-            run()
-    first.unlink()
-    monkeypatch.setattr(purify_module, "compute", lambda *_: iter(()))
-    with pytest.raises(RuntimeError, match=r"1 of 3 shards are missing, such as part-00000-of-00003\.parquet"):
-        run()
+    assert [path.name for path in (tmp_path / "out").glob("part-*")] == ["part-00001-of-00002.parquet"]
+    lose(monkeypatch, {0}, every, killed=True)
+    assert [failure.key for failure in run()[0]] == [*sorted(every), "bad.png"]
+
+
+def test_memory_that_does_not_suffice_is_no_record(tmp_path, folder, monkeypatch):
+    """The worker raises it, so that another one tries."""
+    work_here(monkeypatch)
+    monkeypatch.setattr(Purifier, "reconstruct", lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA out of memory")))
+    with pytest.raises(torch.OutOfMemoryError, match=r"\d\.png: CUDA out of memory"):
+        purify_shards(str(folder), str(tmp_path / "out"), Purifier(SHORT), shard_size=2)
+    assert not list((tmp_path / "out").glob("part-*"))
 
 
 def test_two_runs_that_begin_in_one_folder_are_not_mixed(tmp_path, folder, monkeypatch):
     """The shard of the other is there after this one's plan was kept."""
     work_here(monkeypatch)
     run = partial(purify_shards, str(folder), shard_size=2)
-    run(str(tmp_path / "other"), Purifier(TINY, seed=1))
+    run(str(tmp_path / "other"), Purifier(SHORT, seed=1))
     name = "part-00002-of-00003.parquet"
 
     def other_writes(done, total):
@@ -388,7 +573,7 @@ def test_two_runs_that_begin_in_one_folder_are_not_mixed(tmp_path, folder, monke
             (tmp_path / "out" / name).write_bytes((tmp_path / "other" / name).read_bytes())
 
     with pytest.raises(RuntimeError, match=rf"{name}: must be a shard of this run, was made with other settings"):
-        run(str(tmp_path / "out"), Purifier(TINY), progress=other_writes)
+        run(str(tmp_path / "out"), Purifier(SHORT), progress=other_writes)
 
 
 def test_another_class_of_purifier_is_another_run(tmp_path, folder, monkeypatch):
@@ -399,10 +584,9 @@ def test_another_class_of_purifier_is_another_run(tmp_path, folder, monkeypatch)
         run(type("Mine", (Purifier,), {})(TINY))
 
 
-def test_machines_must_agree(tmp_path):
-    plan, store = Plan(1, 1), Storage.at(str(tmp_path))
+def test_machines_must_agree():
     with pytest.raises(RuntimeError, match=r"versions must be the same on all machines, {'torch': '0'}, got"):
-        purify_module._ShardPurifier(plan, store, Purifier(TINY), "cpu", {"torch": "0"}, "")
+        purify_module._Purification(Purifier(TINY), "cpu", {"torch": "0"})
 
 
 @pytest.mark.parametrize(
@@ -431,7 +615,7 @@ def test_a_port_that_is_not_rays_is_refused(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(ConnectionError, match=f"running Ray cluster, got {address}: no answer within 4 s; start"):
-            list(cluster_module.compute(Cluster(address=address), partial(print), [(0, None)]))
+            list(compute(Cluster(address=address), partial(print), [0], int))
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,15 @@
-"""The engine ray on a real local cluster of two CPUs: agreement, a worker that is killed, a driver that is stopped."""
+"""The engine ray on a real local cluster of two CPUs: agreement, and workers and drivers that are killed."""
 
 import json
-import logging
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
 import warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from dipdefense import FitConfig, Purifier
@@ -23,10 +25,10 @@ from dipdefense.cli import app
 from dipdefense.files import purify_files
 from dipdefense.images import read_image, write_image
 from dipdefense.scale import Cluster, purify_shards
-from dipdefense.scale.cluster import _check_reachable, compute
-from dipdefense.scale.plan import Plan
-from dipdefense.scale.purify import _ShardPurifier
-from dipdefense.scale.storage import Storage
+from dipdefense.scale.cluster import _check_reachable
+from dipdefense.scale.outages import OutageError
+from dipdefense.scale.pool import Lost, compute
+from dipdefense.scale.purify import _Purification
 from eval.attacked import RunConfig
 from eval.datasets import load_dataset
 from eval.robustness import evaluate_robustness
@@ -154,10 +156,6 @@ def test_evaluate_agrees_with_the_local_engine(address, tmp_path):
         for run in (here, lines)
     ]
     assert timeless[0] == timeless[1]
-    (shard, *_) = sorted((tmp_path / "ray" / "shards").glob("*/part-*"))
-    shard.write_text("".join(shard.read_text().splitlines(keepends=True)[1:]))
-    with pytest.raises(RuntimeError, match=r"must hold 21 records, one for each image and row, holds 20"):
-        run()
 
 
 def test_the_documentation_runs(address, tmp_path, folder, monkeypatch):
@@ -185,9 +183,9 @@ def test_more_than_the_cluster_has_is_refused_at_once(address, tmp_path, folder)
 
 def test_what_a_worker_raises_is_told(address, tmp_path):
     """Here of a machine with another torch than the driver's; on two workers at once."""
-    build = partial(_ShardPurifier, Plan(2, 1), Storage.at(str(tmp_path)), Purifier(), "cpu", {"torch": "0"}, "")
+    build = partial(_Purification, Purifier(), "cpu", {"torch": "0"})
     with pytest.raises(RuntimeError, match=r"a worker failed: RuntimeError: versions must be the same .*; start again"):
-        list(compute(Cluster(), build, [(0, None), (1, None)]))
+        list(compute(Cluster(), build, [0, 1], int))
 
 
 def test_what_ray_raises_is_told(address):
@@ -198,26 +196,20 @@ def test_what_ray_raises_is_told(address):
         def __reduce__(self):
             return __import__, ("not_on_this_node",)
 
-    def work(shard, sent):
+    def work(sent):
         raise UnreadableError
 
     with pytest.raises(RuntimeError, match=r"a worker failed: \w+: .*; start again, finished shards stay") as caught:
-        list(compute(ONE, partial(partial, work), [(0, None)]))
+        list(compute(ONE, partial(partial, work), [0], int))
     assert isinstance(caught.value.__cause__, ray.exceptions.RayError)
     assert not isinstance(caught.value.__cause__, ray.exceptions.RayTaskError)
     assert "\n" not in str(caught.value)
 
 
 def test_a_connection_that_is_there_is_used(address, tmp_path):
-    """Whatever the address; and what Ray logs is as before."""
-    import ray.data  # sets a level
-
-    logger = logging.getLogger(ray.data.__name__)
-    before = logger.level
-    assert list(
-        compute(Cluster(address="127.0.0.1:9", workers=1), partial(partial, print), [(0, None), (1, None)])
-    ) == [0, 1]
-    assert logger.level == before != logging.CRITICAL
+    """Whatever the address."""
+    results = compute(Cluster(address="127.0.0.1:9", workers=1), partial(partial, float), [0, 1], int)
+    assert list(results) == [(0, 0.0), (1, 1.0)]
 
 
 def test_a_cluster_with_a_token_is_told(address, monkeypatch):
@@ -227,3 +219,179 @@ def test_a_cluster_with_a_token_is_told(address, monkeypatch):
     monkeypatch.delenv("RAY_AUTH_MODE")
     with pytest.raises(ConnectionError, match=r"refuses it: set RAY_AUTH_MODE=token, or give --address auto"):
         _check_reachable(address)
+
+
+def test_an_image_that_kills_its_worker_costs_no_other(address, tmp_path, folder):
+    """It has an error that says so; the run ends, and a second start finds it complete."""
+
+    class Poisoned(Purifier):
+        def reconstruct(self, images, callback=None):
+            if (images == 0).flatten(1).all(1).any():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().reconstruct(images, callback)
+
+    for i in range(4, 12):
+        (folder / f"{i:02}.png").unlink()
+    write_image(torch.zeros(3, 32, 32), folder / "01.png")
+    out, seen = tmp_path / "out", []
+    run = partial(purify_shards, str(folder), str(out), Poisoned(FitConfig(**QUICK)), cluster=ONE, shard_size=3)
+    failures, images = run(progress=lambda *numbers: seen.append(numbers))
+    assert failures[0] == ("01.png", "01.png: killed its worker 3 times")
+    assert ([failure.key for failure in failures], images) == (["01.png", "bad.png"], 5)
+    records = records_of(out)
+    assert [record["key"] for record in records] == ["00.png", "01.png", "02.png", "03.png", "bad.png"]
+    assert [record["iterations"] for record in records] == [60, None, 60, 60, None]
+    assert [record["image"] is None for record in records] == [False, True, False, False, True]
+    assert seen == [(2, 5), (5, 5)]  # the other shard first
+    assert run() == (failures, images)
+
+
+POISONED = """
+import os, signal
+from pathlib import Path
+from eval.classifiers import load_classifier
+
+def poisoned():
+    net = load_classifier("digits_cnn")
+    net.register_forward_pre_hook(look)
+    return net
+
+def look(net, inputs):
+    found = (inputs[0].flatten(1).sum(1) - {light}).abs().min() < 1e-3
+    if found and os.getpid() != {driver} and Path({marker!r}).exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_batch_that_kills_its_worker_is_named_after_the_others_are_done(address, tmp_path):
+    """And is all that is computed when its cause is gone."""
+    digits = load_dataset("digits")
+    order = digits.first(6, 0).tolist()
+    marker, file = tmp_path / "poison", tmp_path / "poisoned.py"
+    light = digits.read(order[2]).sum().item()
+    file.write_text(POISONED.format(light=light, driver=os.getpid(), marker=str(marker)))
+    config = RunConfig(attacks=(), n=6, batch_size=2)
+    spec = RunSpec(dataset="digits", classifier=f"{file}:poisoned", config=config, fit=FitConfig(**QUICK))
+    run = partial(evaluate_shards, spec, cluster=ONE, out=tmp_path / "run")
+    marker.touch()
+    named = ", ".join(map(str, sorted(digits.index[order[2:4]].tolist())))
+    with pytest.raises(RuntimeError, match=rf"1 of 3 batches .*: that of images {named} killed its worker 3 times\."):
+        run()
+    held = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "shards").glob("*/part-*")}
+    assert sorted(held) == ["part-00000-of-00003.jsonl", "part-00002-of-00003.jsonl"]
+    assert not (tmp_path / "run" / "summary.csv").exists()
+    marker.unlink()
+    assert run()["n"].tolist() == [6, 6]
+    now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "run" / "shards").glob("*/part-*")}
+    assert (now.items() > held.items(), len(now)) == (True, 3)
+
+
+def test_a_worker_that_lost_its_device_is_not_used_again(address, tmp_path):
+    """Each try of an item that fails so has a process of its own, then it is given up; the others are done."""
+    tries = tmp_path / "tries"
+
+    def work(item):
+        with tries.open("a") as file:
+            file.write(f"{item} {os.getpid()}\n")
+        if item == 0:
+            raise torch.AcceleratorError("device lost\nthen more")
+        return os.getpid()
+
+    results = dict(compute(ONE, partial(partial, work), [0, 1], int))
+    assert results[0] == Lost("failed 3 times: AcceleratorError: device lost", killed=False)
+    tried = [tuple(map(int, line.split())) for line in tries.read_text().splitlines()]
+    assert [item for item, _ in tried] == [0, 1, 0, 0]  # again after the others
+    failed = {pid for item, pid in tried if item == 0}
+    assert len(failed) == 3
+    assert tried[1] == (1, results[1])
+    assert tried[2][1] == results[1]  # a worker that did well is used again
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in failed) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in failed if Path(f"/proc/{pid}").exists()]
+
+
+def test_an_outage_ends_the_run_after_the_others_are_done(address):
+    def work(item):
+        if item == 0:
+            raise OutageError("0.png: cannot be read or written at present: no route")
+        return item
+
+    results = compute(ONE, partial(partial, work), [0, 1, 2], int)
+    assert [next(results), next(results)] == [(1, 1), (2, 2)]
+    with pytest.raises(RuntimeError, match=r"0\.png: cannot be read or written .*: no route; start again, finished"):
+        next(results)
+
+
+def test_workers_that_die_while_they_start_end_the_run(address):
+    with pytest.raises(RuntimeError, match=r"a worker failed: \w+Error: .*; 3 in a row, each while it started"):
+        list(compute(ONE, partial(os._exit, 1), [0], int))
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process started; none where it has ended."""
+    with suppress(OSError):
+        tasks = [task / "children" for task in Path(f"/proc/{pid}/task").iterdir()]
+        return [int(child) for task in tasks for child in task.read_text().split()]
+    return []
+
+
+def workers() -> list[int]:
+    """The processes of this cluster's actors that start or do work."""
+    found = []
+    for pid in (worker for child in children(os.getpid()) for worker in children(child)):
+        with suppress(OSError):
+            found += [pid] * (b"ray::_Worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return found
+
+
+def timeless(folder: Path) -> tuple[pd.DataFrame, list[dict]]:
+    """The table and the records of an evaluation, but for what was timed."""
+    table = pd.read_csv(folder / "summary.csv")
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["seconds"]
+    records.sort(key=lambda record: (record["attack"], record["defence"], record["index"]))
+    return table[[name for name in table if "seconds" not in name]], records
+
+
+def test_a_run_that_is_killed_at_random_ends_with_the_same_table(address, tmp_path):
+    """An evaluation: its driver is killed while it starts; then after shards its worker, twice, and its driver."""
+    (tmp_path / "config.json").write_text(json.dumps(QUICK))
+    words = ["evaluate", "--n", "10", "--batch-size", "1", "--attacks", "fgsm", "--eps", "0.2", "--engine", "ray"]
+    words += ["--workers", "1", "--config", str(tmp_path / "config.json"), "--out"]
+    result = CliRunner().invoke(app, [*words, str(tmp_path / "whole")])
+    assert result.exit_code == 0, result.output
+    out, chance = tmp_path / "killed", random.Random(0)
+    program = [sys.executable, "-c", "from dipdefense.cli import main; main()", *words, str(out), "--address", address]
+
+    def wait_for(something, driver, seconds=120):
+        deadline = time.monotonic() + seconds
+        while not something():
+            assert driver.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def made():
+        return len(list(out.glob("shards/*/part-*")))
+
+    for victims in (("driver",), ("worker", "worker", "driver")):
+        with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+            for victim in victims:
+                before = made()
+                if len(victims) > 1:
+                    wait_for(lambda before=before: made() > before and workers(), driver)
+                time.sleep(chance.uniform(0, 0.5 if len(victims) > 1 else 5))
+                assert driver.poll() is None
+                for pid in workers() if victim == "worker" else [driver.pid]:
+                    with suppress(ProcessLookupError):  # a worker of the driver before, which has ended by itself
+                        os.kill(pid, signal.SIGKILL)
+        assert driver.returncode == -signal.SIGKILL
+        assert made() < 10
+    assert made() >= 3
+    subprocess.run(program, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    (table, records), (whole, expected) = timeless(out), timeless(tmp_path / "whole")
+    pd.testing.assert_frame_equal(table, whole, check_exact=True)
+    assert records == expected
+    assert len(records) == 40
+    assert not list(out.glob("shards/*/.*"))

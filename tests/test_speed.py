@@ -62,6 +62,7 @@ def test_the_flops_that_nearest_upsampling_saves_by_hand():
     assert _flop(nearest, stacked=True) == 2 * encoder + 3 * phases + 3 * output
 
 
+@pytest.mark.slow
 def test_without_a_compiler_there_is_a_warning_and_no_rate(caplog):
     torch.compiler.reset()  # forgets what an earlier test compiled
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}), caplog.at_level(logging.WARNING):
@@ -95,6 +96,7 @@ def test_the_plain_loop_returns_what_the_engine_fits():
     assert torch.equal(loop(3), plain_loop(image, config)(3))  # each call begins anew
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch_whatever_the_parent_took():
     parent = torch.ones(2**28)  # 1 GiB, which the peak of this process keeps
     del parent

@@ -38,13 +38,15 @@ def records(folder) -> pd.DataFrame:
 
 def test_rules_fare_as_in_fits_of_their_own(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setitem(NOISES, "gaussian", lambda x, level, generator: seen.append((x, level)) or noisy[len(seen) - 1])
+    monkeypatch.setitem(
+        NOISES, "gaussian", lambda x, level, generator: seen.append((x, level)) or noisy[len(seen) % 3 - 1]
+    )
     clean = torch.stack([image for _, image in images()])
     noisy = (clean + 0.2 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64))[
         :, None
     ]
     table = benchmark_stopping(images(), RULES, QUICK, out=tmp_path, **CELL)
-    assert [level for _, level in seen] == [LEVELS["gaussian"]["high"]] * 3
+    assert [level for _, level in seen] == [LEVELS["gaussian"]["high"]] * 6  # first the options of all rules
     made = records(tmp_path)
     assert len(made) == 15
     curve = torch.zeros(3, 60, dtype=torch.float64)
@@ -90,8 +92,15 @@ def test_a_run_goes_on_where_it_was_and_adds_rules(tmp_path):
     more = few | {"blind_discrepancy": {}}
     benchmark_stopping(images(), more, config, out=tmp_path, **CELL)
     assert records(tmp_path)["rule"].value_counts().to_dict() == {"fixed": 3, "emv": 3, "blind_discrepancy": 3}
-    benchmark_stopping(images(), few, config, out=tmp_path, seed=1, **CELL)
-    assert len(records(tmp_path)) == 15
+    for changed, message in (
+        ({"seed": 1}, "seed 0 where this one has 1"),
+        ({"rules": {"emv": {"patience": 20}}}, r"rules.emv under \w+ noise, \w+.patience 10 where this one has 20"),
+        ({"images": [("0.png", images()[0][1] / 2), *images()[1:]]}, "images.0.png [0-9a-f]{16} where this one has"),
+    ):
+        arguments = {"images": images(), "rules": few, "config": config, "out": tmp_path, **CELL} | changed
+        with pytest.raises(ValueError, match=f"out .* holds a run with {message}.*: name another folder"):
+            benchmark_stopping(**arguments)
+    assert len(records(tmp_path)) == 9
 
 
 def test_fits_that_are_too_short_are_repeated(tmp_path):

@@ -32,8 +32,8 @@ def decibels(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("stopping", ["fixed", "emv"])
 def test_the_results_are_those_of_one_thread(stopping):
-    options = {} if stopping == "fixed" else {"patience": 40}
-    config = dataclasses.replace(TINY, iterations=300, stopping=stopping, stopping_options=options)
+    options = {} if stopping == "fixed" else {"patience": 20}
+    config = dataclasses.replace(TINY, iterations=120, stopping=stopping, stopping_options=options)
     smooth = torch.nn.functional.interpolate(images(5)[..., :4, :4], (16, 16), mode="bilinear")
     threads = set()
     together = fit(smooth, config, callback=lambda p: threads.add(threading.get_ident()))

@@ -27,6 +27,7 @@ class Averaged(nn.Module):
         if samples < 1:
             raise ValueError(f"samples must be at least 1, got {samples}")
         self.model, self.samples = model, samples
+        self.training = model.training
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K)."""

@@ -24,6 +24,7 @@ class Purify(v2.Transform):  # type: ignore[misc]  # torchvision is untyped
     def __init__(self, purifier: Purifier | None = None):
         super().__init__()
         self.purifier = Purifier() if purifier is None else purifier
+        self.training = self.purifier.training
 
     _transformed_types = (tv_tensors.Image,)
 

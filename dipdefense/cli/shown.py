@@ -79,18 +79,22 @@ def note(text: str, *, err: bool = False) -> None:
 
 
 def print_accuracies(table: Any) -> None:
-    """Accuracy with its interval, PSNR, SSIM and time; as plain tab-separated text where stdout is no terminal."""
+    """Accuracy with its interval, PSNR, SSIM and time; as plain tab-separated text where stdout is no terminal.
+
+    In a targeted run the accuracy is the share of hits, and the header says so.
+    """
     if manner.get() != "text":
         print_frame(table)
         return
     rows = [_cells(row) for row in table.itertuples()]
+    header = tuple("hits" if name == "accuracy" and table["targeted"].any() else name for name in ACCURACIES)
     if console.is_terminal:
-        shown = Table(*ACCURACIES)
+        shown = Table(*header)
         for cells in rows:
             shown.add_row(*cells)
         console.print(shown)
     else:
-        typer.echo("\n".join(map("\t".join, (ACCURACIES, *rows))))
+        typer.echo("\n".join(map("\t".join, (header, *rows))))
 
 
 def accuracies_as_made() -> Callable[[Any], None]:
@@ -102,7 +106,7 @@ def accuracies_as_made() -> Callable[[Any], None]:
         header.clear()
         if manner.get() == "text":
             text = "\n".join(map(_aligned if console.is_terminal else "\t".join, rows))
-            typer.echo(text, file=sys.stdout)  # named, since typer writes past what the bar puts in its place
+            typer.echo(text, file=sys.stdout)  # flushed; named, since typer would write past the bar
 
     return show
 

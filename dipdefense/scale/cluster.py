@@ -1,26 +1,20 @@
-"""Workers on a Ray cluster: connect, start one actor per share of the machines, hand out the shards."""
+"""A Ray cluster: how to connect to it, and how many workers it has room for."""
 
 import contextlib
 import logging
 import os
-import pickle
 import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from dipdefense.scale.storage import needs_ray
 
-__all__ = ["Cluster", "Work", "compute"]
+__all__ = ["Cluster", "connected", "count_workers"]
 
 ANSWER_S = 20  # within which a cluster answers; a Python with Ray is started for it
-
-Work = Callable[[int, Any], None]  # shard, what was sent with it; the result is a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,74 +48,8 @@ class Cluster:
         return "cuda" if self.gpus else "cpu"
 
 
-def compute(cluster: Cluster, build: Callable[[], Work], items: Iterable[tuple[int, Any]]) -> Iterator[int]:
-    """Give every item to one of the workers, and name each shard when it is done.
-
-    A worker that dies, or whose machine does, is replaced and its shard given out again, so a shard may be computed
-    twice: what is done for it must be harmless to repeat.
-
-    Args:
-        cluster: where.
-        build: makes the work of a worker, once in each; picklable.
-        items: shards, and what is sent with each; picklable.
-
-    Raises:
-        ImportError: ray is not installed.
-        ConnectionError: no cluster answers at the address.
-        ValueError: more workers, or more CPUs or GPUs for each, than the cluster has.
-        RuntimeError: the work raised; shards that are done stay.
-    """
-    rows = [{"shard": shard, "sent": pickle.dumps(sent)} for shard, sent in items]
-    if not rows:
-        return
-    with _connected(cluster.address):
-        import ray.data
-        from ray.data import ActorPoolStrategy
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Ray's about its own settings
-            shards = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-                _Worker,
-                fn_constructor_args=(build, cluster.cpus),
-                batch_size=1,
-                num_cpus=cluster.cpus,
-                num_gpus=cluster.gpus,
-                # Actors of such a pool are restarted, and their tasks retried, without limit.
-                compute=ActorPoolStrategy(size=_workers(cluster, len(rows)), max_tasks_in_flight_per_actor=1),
-            )
-        shards.context.enable_progress_bars = False
-        shards.context.execution_no_progress_timeout_s = -1  # a shard may take more than its half an hour
-        shards.context.max_consecutive_actor_init_deaths = 3  # a worker may die while it starts, too
-        shards.context.raise_original_map_exception = True
-        logger = logging.getLogger("ray.data")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)  # what it has to say is raised
-        try:
-            for batch in shards.iter_batches(batch_size=None, prefetch_batches=0):
-                yield from batch["shard"].tolist()
-        except ray.exceptions.RayError as error:
-            raise RuntimeError(f"a worker failed: {_reason(error)}; start again, finished shards stay") from error
-        finally:
-            logger.setLevel(level)
-
-
-class _Worker:
-    """An actor: builds its work once, then does one shard after the other."""
-
-    def __init__(self, build: Callable[[], Work], cpus: int):
-        torch.set_num_threads(cpus)
-        self.build = build
-        self.work: Work | None = None
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        self.work = self.work or self.build()  # here and not above: what it raises ends the run, and is told
-        for shard, sent in zip(batch["shard"].tolist(), batch["sent"], strict=True):
-            self.work(shard, pickle.loads(sent))
-        return {"shard": batch["shard"]}
-
-
 @contextlib.contextmanager
-def _connected(address: str | None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[None]:
     """A connection to Ray, and its end; one that the caller made stays."""
     needs_ray()
     import ray
@@ -186,8 +114,8 @@ def _check_reachable(address: str) -> None:
     )
 
 
-def _workers(cluster: Cluster, shards: int) -> int:
-    """How many actors: never more than shards, and an error where they could not all be placed."""
+def count_workers(cluster: Cluster, items: int) -> int:
+    """How many there are to be: never more than items, and an error where they could not all be placed."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -206,11 +134,4 @@ def _workers(cluster: Cluster, shards: int) -> int:
             f"workers must be at most the {room} that the cluster has room for at {cluster.cpus} CPUs and "
             f"{cluster.gpus} GPUs each, got {cluster.workers}"
         )
-    return min(cluster.workers or room, shards)
-
-
-def _reason(error: BaseException) -> str:
-    """What the work raised, without the lines that Ray adds; where Ray itself failed, the last line, which says why."""
-    cause = getattr(error, "cause", None)
-    lines = str(cause or error).strip().splitlines() or [""]
-    return f"{type(cause or error).__name__}: {lines[0 if cause else -1].strip()}"
+    return min(cluster.workers or room, items)

@@ -38,9 +38,15 @@ class Plan:
         """The images of a shard, as start and stop."""
         return shard * self.shard_size, min((shard + 1) * self.shard_size, self.images)
 
+    def images_of(self, shard: int) -> int:
+        """How many images a shard has."""
+        start, stop = self.span(shard)
+        return stop - start
+
     def name(self, shard: int) -> str:
-        """The file of a shard."""
-        return f"part-{shard:05}-of-{len(self):05}.{self.suffix}"
+        """The file of a shard; names sort as the shards do."""
+        digits = max(5, len(str(len(self))))
+        return f"part-{shard:0{digits}}-of-{len(self):0{digits}}.{self.suffix}"
 
     def missing(self, folder: Storage) -> list[int]:
         """The shards that a folder does not hold."""

@@ -1,31 +1,28 @@
 """Purify any number of images into Parquet shards, with one record for each image."""
 
-import os
-import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
+
+import torch
 
 from dipdefense.grouping import Purified, Result, purify_each
 from dipdefense.images import encode_png
 from dipdefense.purify import Purifier
-from dipdefense.scale.cluster import Cluster, compute
+from dipdefense.scale.cluster import Cluster, connected
 from dipdefense.scale.plan import Plan
+from dipdefense.scale.pool import Lost, compute
+from dipdefense.scale.shards import Failure, Made, Record, Shards
 from dipdefense.scale.sources import Source, find_images
 from dipdefense.scale.storage import Storage
 
-__all__ = ["Failure", "purify_shards"]
+__all__ = ["purify_shards"]
 
-
-class Failure(NamedTuple):
-    """An image that was not purified."""
-
-    key: str
-    error: str
+READERS = 16  # shards that are read at once
 
 
 def purify_shards(
@@ -59,7 +56,7 @@ def purify_shards(
         ImportError: ray is not installed.
         OSError: the source cannot be read, the target not written, no cluster answers.
         ValueError: bad arguments; a target inside the source, or that belongs to another run.
-        RuntimeError: a worker failed, or a shard does not hold its images.
+        RuntimeError: a worker failed, storage does not answer, or a shard that was made is gone.
     """
     cluster = cluster or Cluster()
     images = find_images(source, column)
@@ -76,102 +73,138 @@ def purify_shards(
         "device": cluster.device,
         "versions": _versions(),
     }
-    run = plan.settle(folder, settings)
-    missing = plan.missing(folder)
-    done = len(images) - sum(stop - start for start, stop in map(plan.span, missing))
-    items = ((shard, images.part(*plan.span(shard))) for shard in missing)
-    build = partial(_ShardPurifier, plan, folder, purifier, cluster.device, settings["versions"], run)
-    for shard in compute(cluster, build, items):
-        start, stop = plan.span(shard)
-        done += stop - start
+    shards = Shards(plan, folder, plan.settle(folder, settings))
+    made = _found(shards, images, sorted(set(range(len(plan))) - set(plan.missing(folder))))
+    done = sum(plan.images_of(shard) for shard in made)
+    missing = [shard for shard in range(len(plan)) if shard not in made]
+    build = partial(_Purification, purifier, cluster.device, settings["versions"])
+    for shard, result in _make(cluster, shards, build, images, missing):
+        made[shard] = result
+        done += plan.images_of(shard)
         if progress is not None:
             progress(done, len(images))
+    _check(shards, images, made)
     folder.sweep()
-    return list(_check(plan, folder, images, run)), len(images)
+    return [failure for shard in range(len(plan)) for failure in made[shard].failures], len(images)
 
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("dipdefense", "torch")}
 
 
-class _ShardPurifier:
-    """The work of a worker: a shard's images in, its file out, marked as one of this run."""
+class _Purification:
+    """The work of a worker: images in; their records in the same order, and CPU seconds out."""
 
-    def __init__(
-        self, plan: Plan, folder: Storage, purifier: Purifier, device: str, versions: dict[str, str], run: str
-    ):
+    def __init__(self, purifier: Purifier, device: str, versions: dict[str, str]):
         if versions != _versions():
             raise RuntimeError(f"versions must be the same on all machines, {versions}, got {_versions()}")
-        self.plan, self.folder, self.purifier, self.device = plan, folder, purifier, device
-        self.run = run
+        self.purifier, self.device = purifier, device
 
-    def __call__(self, shard: int, images: Source) -> None:
-        name = self.plan.name(shard)
-        if self.folder.holds(name):  # its writer died between the last byte and the answer
-            return
-        wall, cpu, records = time.perf_counter(), time.process_time(), {}
+    def __call__(self, images: Source) -> tuple[list[Record], float]:
+        start, records = time.process_time(), {}
         for key, result in purify_each(images.images(), self.purifier, batch_size=len(images), device=self.device):
+            if isinstance(result, torch.OutOfMemoryError):  # perhaps no fault of the image: another worker tries
+                raise result
             records[key] = _record(key, result)
-        made = {
-            "run": self.run,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "seconds": round(time.perf_counter() - wall, 3),
-            "cpu_seconds": round(time.process_time() - cpu, 3),
-        }
-        self.folder.write(name, _parquet([records[key] for key in images.keys()], made))  # noqa: SIM118
+        return [records[key] for key in images.keys()], time.process_time() - start  # noqa: SIM118
 
 
-def _record(key: str, result: Result) -> dict[str, Any]:
+class _ShardWork:
+    """The work of a worker: a shard's images in, its file out."""
+
+    def __init__(self, shards: Shards, build: Callable[[], _Purification]):
+        self.shards, self.purify = shards, build()
+
+    def __call__(self, sent: tuple[int, Source]) -> Made:
+        shard, images = sent
+        made = self.shards.read(shard, images)  # its writer may have died between the last byte and the answer
+        if made is not None:
+            return made
+        start = time.perf_counter()
+        records, cpu_seconds = self.purify(images)
+        return self.shards.write(shard, records, time.perf_counter() - start, cpu_seconds)
+
+
+def _record(key: str, result: Result | Lost) -> Record:
     if isinstance(result, Purified):
         return {"key": key, "image": encode_png(result.image), "iterations": result.iterations, "error": None}
-    return {"key": key, "image": None, "iterations": None, "error": str(result)}
+    error = f"{key}: {result.reason}" if isinstance(result, Lost) else str(result)
+    return {"key": key, "image": None, "iterations": None, "error": error}
 
 
-def _parquet(records: list[dict[str, Any]], made: dict[str, Any]) -> bytes:
-    """The content of a shard's file, with where and how fast it was made."""
-    import pyarrow as pa
-    from pyarrow.parquet import write_table
+def _make(
+    cluster: Cluster, shards: Shards, build: Callable[[], _Purification], images: Source, missing: list[int]
+) -> Iterator[tuple[int, Made]]:
+    """Compute shards; after the others, image by image, those that no worker could finish.
 
-    kinds = {"key": pa.string(), "image": pa.binary(), "iterations": pa.int32(), "error": pa.string()}
-    schema = pa.schema(list(kinds.items()), metadata={name: str(value) for name, value in made.items()})
-    sink = pa.BufferOutputStream()
-    write_table(pa.Table.from_pylist(records, schema=schema), sink)
-    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+    Raises:
+        RuntimeError: for no image of a shard the memory sufficed, or the device worked.
+    """
 
+    def send(shard: int) -> tuple[int, Source]:
+        return shard, images.part(*shards.plan.span(shard))
 
-def _check(plan: Plan, folder: Storage, images: Source, run: str) -> Iterator[Failure]:
-    """Every shard is there and holds its images, each once and in order; what could not be purified."""
-    missing = plan.missing(folder)
-    if missing:
+    if not missing:
+        return
+    lost, failed = [], []
+    with connected(cluster.address):
+        for shard, result in compute(cluster, partial(_ShardWork, shards, build), missing, send):
+            if isinstance(result, Lost):
+                lost.append(shard)
+            else:
+                yield shard, result
+        for shard in lost:
+            rescued = _make_one_by_one(cluster, shards, build, *send(shard))
+            if isinstance(rescued, Lost):
+                failed.append(f"{shards.plan.name(shard)} {rescued.reason}")
+            else:
+                yield shard, rescued
+    if failed:
         raise RuntimeError(
-            f"{len(missing)} of {len(plan)} shards are missing, such as {plan.name(missing[0])}: start again"
+            f"no image of {len(failed)} shards could be purified, so the machines are at fault, {failed[0]}: start "
+            "again, finished shards stay"
         )
-    with ThreadPoolExecutor(16) as pool:
-        for found in pool.map(partial(_check_shard, plan, folder, images, run), range(len(plan))):
-            yield from found
 
 
-def _check_shard(plan: Plan, folder: Storage, images: Source, run: str, shard: int) -> list[Failure]:
-    import pyarrow as pa
-    from pyarrow.parquet import read_table
+def _make_one_by_one(
+    cluster: Cluster, shards: Shards, build: Callable[[], _Purification], shard: int, images: Source
+) -> Made | Lost:
+    """Write a shard whose images are each a task of its own: only one that is lost alone has the error.
 
-    name = plan.name(shard)
-    try:
-        with folder.open(name) as file:
-            table = read_table(file, columns=["key", "error"])
-    except pa.ArrowInvalid as error:
-        raise RuntimeError(f"{name}: must be a shard of this run, {error}: delete it and start again") from error
-    except OSError as error:
-        raise RuntimeError(f"{name}: cannot be read at present, {error}: start again") from error
-    if (table.schema.metadata or {}).get(b"run") != run.encode():
-        raise RuntimeError(f"{name}: must be a shard of this run, was made with other settings: take another folder")
-    planned, keys = list(images.part(*plan.span(shard)).keys()), table["key"].to_pylist()
-    if keys != planned:
-        raise RuntimeError(
-            f"{name}: must hold its {len(planned)} images once each and in order, holds {len(keys)} records of "
-            f"{len(set(keys) & set(planned))} of them: delete it and start again"
-        )
-    return [
-        Failure(key, error) for key, error in zip(keys, table["error"].to_pylist(), strict=True) if error is not None
+    Where one is lost by memory or device and none can be purified, the machines are at fault, and nothing is written.
+    """
+    start, records, cpu_seconds, keys = time.perf_counter(), {}, 0.0, list(images.keys())
+    fault: Lost | None = None
+    for i, result in compute(cluster, build, range(len(images)), lambda i: images.part(i, i + 1)):
+        if isinstance(result, Lost):
+            records[i] = _record(keys[i], result)
+            fault = fault if result.killed else result
+        else:
+            (records[i],), seconds = result
+            cpu_seconds += seconds
+    if fault is not None and all(record["error"] is not None for record in records.values()):
+        return fault
+    return shards.write(shard, [records[i] for i in range(len(images))], time.perf_counter() - start, cpu_seconds)
+
+
+def _found(shards: Shards, images: Source, numbers: Sequence[int]) -> dict[int, Made]:
+    """Those of these shards that are there, whole and of this run."""
+
+    def read(shard: int) -> Made | None:
+        return shards.read(shard, images.part(*shards.plan.span(shard)))
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return {shard: made for shard, made in zip(numbers, pool.map(read, numbers), strict=True) if made is not None}
+
+
+def _check(shards: Shards, images: Source, made: dict[int, Made]) -> None:
+    """Every shard is there with the size that it was written with, or is read once more."""
+    plan, sizes = shards.plan, shards.folder.sizes()
+    changed = [
+        shard for shard in range(len(plan)) if shard not in made or sizes.get(plan.name(shard)) != made[shard].size
     ]
+    wrong = set(changed) - _found(shards, images, changed).keys()
+    if wrong:
+        raise RuntimeError(
+            f"{len(wrong)} of {len(plan)} shards are missing or damaged, such as {plan.name(min(wrong))}: start again"
+        )

@@ -4,7 +4,7 @@ import hashlib
 import io
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, repeat
@@ -12,12 +12,13 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from dipdefense.images import READABLE, decode_image
+from dipdefense.images import READABLE, decode_image, pixel_limit
+from dipdefense.scale.outages import open_table, persist
 from dipdefense.scale.storage import Storage
 
 __all__ = ["Files", "Rows", "Source", "find_images"]
 
-ITS_OWN = (FileNotFoundError, IsADirectoryError, PermissionError)  # faults of one file; others are an outage
+READERS = 16  # footers that are read at once
 
 
 class Source(Protocol):
@@ -44,6 +45,7 @@ class Files:
 
     folder: Storage
     sizes: tuple[tuple[str, int], ...]  # name and bytes
+    max_pixels: int  # of an image
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -66,11 +68,10 @@ class Files:
 
     def _image(self, name: str) -> Tensor:
         try:
-            with _outage(name):
-                content = self.folder.read(name)
+            content = persist(name, partial(self.folder.read, name))
         except OSError as error:
             raise OSError(f"{name}: {error}") from error
-        return decode_image(io.BytesIO(content), name)
+        return decode_image(io.BytesIO(content), name, max_pixels=self.max_pixels)
 
 
 class Piece(NamedTuple):
@@ -90,6 +91,7 @@ class Rows:
     folder: Storage
     column: str
     pieces: tuple[Piece, ...]
+    max_pixels: int  # of an image
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -116,9 +118,8 @@ class Rows:
 
     def images(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         """See `Source`; row groups are read in small batches of rows."""
-        return (
-            (key, partial(_decode, content, key)) for key, content in zip(self.keys(), self._contents(), strict=True)
-        )
+        rows = zip(self.keys(), self._contents(), strict=True)
+        return ((key, partial(_decode, content, key, self.max_pixels)) for key, content in rows)
 
     def digest(self) -> str:
         """See `Source`; file names, column, and where rows lie in row groups."""
@@ -139,12 +140,9 @@ class Rows:
             yield from repeat(fault, left)
 
     def _piece(self, piece: Piece) -> Iterator[bytes | None]:
-        import pyarrow as pa
         from pyarrow.parquet import ParquetFile
 
-        with _outage(piece.file):
-            opened = self.folder.open(piece.file)
-        with opened, pa.PythonFile(_Watched(opened, piece.file), mode="r") as file:
+        with open_table(self.folder, piece.file) as file:
             table = ParquetFile(file, buffer_size=2**20)  # else a whole column chunk is read at once
             row = 0
             for batch in table.iter_batches(64, row_groups=[piece.group], columns=[self.column]):
@@ -156,39 +154,11 @@ class Rows:
                     break
 
 
-class _Watched:
-    """A file of which reading ends the run in an outage; pyarrow raises OSError for damaged content, too."""
-
-    def __init__(self, file: Any, name: str):
-        self.file, self.name = file, name
-
-    def read(self, size: int = -1) -> bytes:
-        with _outage(self.name):
-            return self.file.read(size)  # type: ignore[no-any-return]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-
-@contextmanager
-def _outage(name: str) -> Iterator[None]:
-    """Of what reading a file raises, let pass its own faults.
-
-    Raises:
-        RuntimeError: it cannot be read at present.
-    """
-    try:
-        yield
-    except ITS_OWN:
-        raise
-    except OSError as error:
-        raise RuntimeError(f"{name}: cannot be read at present: {error}") from error
-
-
 def find_images(where: str, column: str = "image") -> Source:
     """The images of a folder and its subfolders, of a Parquet file, a folder of those, or one image file.
 
-    Of Parquet files only the footers are read.
+    Of Parquet files only the footers are read. The pixel limit of this process, `images.pixel_limit()`, holds wherever
+    the images are read.
 
     Args:
         where: a path, or a URI such as `s3://bucket/folder`.
@@ -197,6 +167,7 @@ def find_images(where: str, column: str = "image") -> Source:
     Raises:
         FileNotFoundError: there is nothing.
         ValueError: no image; both kinds of files; a Parquet file without such a column.
+        OutageError: storage does not answer.
     """
     folder = Storage.at(where)
     if folder.is_folder():
@@ -208,21 +179,24 @@ def find_images(where: str, column: str = "image") -> Source:
     if tables and pictures:
         raise ValueError(f"{where}: must hold images or Parquet files, got both: {pictures[0]}, {tables[0]}")
     if tables:
-        pieces = (piece for name in tables for piece in _pieces(folder, name, column))
-        source: Source = Rows(folder, column, tuple(piece for piece in pieces if piece.stop))
+        with ThreadPoolExecutor(READERS) as pool:
+            pieces = list(pool.map(partial(_pieces, folder, column), tables))
+        source: Source = Rows(
+            folder, column, tuple(piece for of_file in pieces for piece in of_file if piece.stop), pixel_limit()
+        )
     else:
-        source = Files(folder, tuple((name, sizes[name]) for name in pictures))
+        source = Files(folder, tuple((name, sizes[name]) for name in pictures), pixel_limit())
     if not len(source):
         raise ValueError(f"{where}: must hold at least one image ({', '.join(READABLE)}, or .parquet), got none")
     return source
 
 
-def _pieces(folder: Storage, name: str, column: str) -> Iterator[Piece]:
+def _pieces(folder: Storage, column: str, name: str) -> list[Piece]:
     """The row groups of a file, from its footer."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
-    with folder.open(name) as opened:
+    with open_table(folder, name) as opened:
         try:
             file = ParquetFile(opened)
         except pa.ArrowInvalid as error:
@@ -237,23 +211,23 @@ def _pieces(folder: Storage, name: str, column: str) -> Iterator[Piece]:
             kind = kind.field("bytes").type
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
             raise ValueError(f"{name}: column {column} must hold bytes, or a struct with a field bytes, got {kind}")
-        first = 0
-        for group in range(file.metadata.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            yield Piece(name, group, first, 0, rows)
-            first += rows
+        rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        starts = accumulate(rows, initial=0)
+        return [
+            Piece(name, group, first, 0, count) for group, (first, count) in enumerate(zip(starts, rows, strict=False))
+        ]
 
 
 def _bytes(value: Any) -> bytes | None:
     return value.get("bytes") if isinstance(value, dict) else value
 
 
-def _decode(content: bytes | Exception | None, key: str) -> Tensor:
+def _decode(content: bytes | Exception | None, key: str, max_pixels: int) -> Tensor:
     if isinstance(content, Exception):
         raise ValueError(f"{key}: must be a row that can be read, {content}") from content
     if content is None:
         raise ValueError(f"{key}: must be the bytes of an image, got null")
-    return decode_image(io.BytesIO(content), key)
+    return decode_image(io.BytesIO(content), key, max_pixels=max_pixels)
 
 
 def _digest(values: tuple[Any, ...]) -> str:

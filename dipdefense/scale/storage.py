@@ -105,7 +105,8 @@ class Storage:
     def write(self, name: str, content: bytes) -> None:
         """Write a file of this folder, which is made if missing. Under its name it is never seen half-written.
 
-        It is moved to its name; but an object, which has no move, appears when it is complete.
+        It is moved to its name, of a local file when the disk has it; but an object, which has no move, appears when
+        it is complete.
         """
         moved = self.files.type_name not in OBJECT_STORES
         path = f"{self.path}/{name}"
@@ -113,6 +114,9 @@ class Storage:
         self.files.create_dir(self.path, recursive=True)
         with self.files.open_output_stream(written) as file:
             file.write(content)
+        if self.files.type_name == "local":
+            with Path(written).open("rb") as on_disk:
+                os.fsync(on_disk.fileno())
         if moved:
             self.files.move(written, path)
 

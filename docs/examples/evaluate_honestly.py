@@ -1,6 +1,6 @@
 """Climb a small ladder of attacks that know more and more of the defence. Offline; less than a minute on a CPU.
 
-The row to quote is `worst case`: images that stand under every rung. n is far too small here to quote anything.
+The row to quote is `worst case`: images that no rung wins. n is far too small here to quote anything.
 """
 
 import dipdefense

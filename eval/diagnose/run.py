@@ -115,6 +115,7 @@ class _Counted(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.training = model.training
         self.queries = 0
 
     def forward(self, images: Tensor) -> Tensor:

@@ -77,6 +77,7 @@ class _Watched(nn.Module):
     def __init__(self, model: nn.Module, labels: Tensor) -> None:
         super().__init__()
         self.model, self.labels = model, labels
+        self.training = model.training
         self.margins: list[Tensor] = []
         self.usable: list[Tensor] = []
 

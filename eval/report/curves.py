@@ -10,6 +10,7 @@ from eval.report.charts import COLOURS, Chart, Point, Series
 __all__ = ["along_fit", "clean_robust", "defences_against_eps", "methods_against_eps", "together"]
 
 Row = dict[str, Any]
+HITS = "Share of images classified as their target"  # what a targeted run calls accuracy
 BEST = (
     "Each method at the strength with the best mean of clean and attacked accuracy on these images, which flatters "
     "methods with many strengths."
@@ -19,23 +20,25 @@ BEST = (
 def defences_against_eps(rows: Sequence[Row]) -> list[Chart]:
     """Accuracy of `evaluate`: one chart an attack, the clean images at an eps of zero."""
     attacks = dict.fromkeys(row["attack"] for row in rows if row["attack"] != "clean")
-    return [_against_eps(f"Accuracy under {attack}", _lines(rows, attack), "") for attack in attacks]
+    measure = HITS if any(row.get("targeted") for row in rows) else "Accuracy"
+    return [_against_eps(f"{measure} under {attack}", _lines(rows, attack), "", measure) for attack in attacks]
 
 
 def together(tables: Sequence[Sequence[Row]]) -> list[Chart]:
     """Accuracy against eps over several runs of `evaluate`, where no two scored the same defence at the same eps."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for rows in tables:
         for row in rows:
-            groups.setdefault((row["dataset"], row["classifier"]), []).append(row)
+            measure = HITS if row.get("targeted") else "Accuracy"
+            groups.setdefault((measure, row["dataset"], row["classifier"]), []).append(row)
     charts = []
-    for (dataset, classifier), rows in groups.items():
+    for (measure, dataset, classifier), rows in groups.items():
         for attack, norm in dict.fromkeys((row["attack"], row["norm"]) for row in rows if row["attack"] != "clean"):
             lines = _lines([row for row in rows if row["attack"] == "clean" or row["norm"] == norm], attack)
             radii = [[point.x for point in line if point.x > 0] for line in lines.values()]
             if max(map(len, radii)) > 1 and all(len(set(line)) == len(line) for line in radii):
-                title = f"Accuracy under {attack} ({norm}): {dataset}, {classifier}"
-                charts.append(_against_eps(title, lines, "From all runs of this folder."))
+                title = f"{measure} under {attack} ({norm}): {dataset}, {classifier}"
+                charts.append(_against_eps(title, lines, "From all runs of this folder.", measure))
     return charts
 
 
@@ -100,11 +103,17 @@ def _lines(rows: Iterable[Row], attack: str) -> dict[str, list[Point]]:
 
 
 def _against_eps(
-    title: str, lines: dict[str, list[Point]], note: str, key: Callable[[str], float] | None = None
+    title: str,
+    lines: dict[str, list[Point]],
+    note: str,
+    measure: str = "Accuracy",
+    key: Callable[[str], float] | None = None,
 ) -> Chart:
     ordered = {name: sorted(line, key=lambda point: point.x) for name, line in lines.items()}
     series, more = _at_most(ordered, key)
-    return Chart(title, "eps", "accuracy, %", series, f"{note} {more}".strip(), bounds=(0, 100))
+    return Chart(
+        title, "eps", f"{measure[0].lower()}{measure[1:]}, %", series, f"{note} {more}".strip(), bounds=(0, 100)
+    )
 
 
 def _at_most(lines: dict[str, list[Point]], key: Callable[[str], float] | None = None) -> tuple[list[Series], str]:

@@ -112,5 +112,5 @@ def _config_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (name, value if isinstance(value, str) else json.dumps(value))
         for name, value in config.items()
-        if name not in {"settings", "hashes", "ladder"}
+        if name not in {"settings", "methods", "hashes", "ladder", "attack_code"}
     ]

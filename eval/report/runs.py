@@ -102,12 +102,15 @@ def read_run(folder: Path, name: str) -> Run | None:
 def records_of(run: Run) -> Iterator[dict[str, Any]]:
     """The records of a `benchmark defence` run's own configuration; a torn last line is passed over."""
     shared = run.config.get("hash")
-    settings = {configuration_hash(setting) for setting in run.config.get("settings", [])}
+    settings = run.config.get("settings", {})
+    if isinstance(settings, dict):  # those of the last start; runs of version 0.1 have a list of them
+        settings = [settings[method] for method in run.config.get("methods", settings)]
+    known = {configuration_hash(setting) for setting in settings}
     with (run.folder / "records.jsonl").open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.endswith("\n"):
                 record = _record(line, f"{run.folder / 'records.jsonl'}: line {number}")
-                if record.get("config") == shared and record.get("setting") in settings:
+                if record.get("config") == shared and record.get("setting") in known:
                     yield record
 
 

@@ -16,6 +16,8 @@ __all__ = ["SECTIONS", "Section", "plain_sections"]
 OBLIVIOUS = "These attacks know the bare classifier alone, and say nothing of an attacker who knows the defence."
 ALONG = {"accuracy": "Accuracy, %", "psnr": "PSNR, dB", "ssim": "SSIM"}
 WILSON = "Accuracy, with the 95 % Wilson interval"
+HITS = "Share of images classified as their target, with the 95 % Wilson interval: the lower, the better the defence"
+TANGO = "with Tango's 95 % score interval"
 NOT_ATTACKED = "accuracy under attack: no attack was asked for"
 
 
@@ -33,9 +35,10 @@ class Section:
 def evaluation(run: Run) -> Section:
     """The table of `evaluate`, and accuracy against eps."""
     table, missing = run.tables["evaluation"], []
-    tables = [cells(WILSON, table, drop=("dataset", "classifier", "seed"))]
+    aimed = "targeted" in table and table["targeted"].any()  # runs of version 0.1 have no such column
+    tables = [cells(HITS if aimed else WILSON, table, drop=("dataset", "classifier", "targeted", "seed"))]
     if len(paired := run.beside.get("paired.csv", pd.DataFrame())):
-        tables.append(cells("Paired differences in accuracy, with the 95 % bootstrap interval", paired))
+        tables.append(cells(f"Paired differences in {'these shares' if aimed else 'accuracy'}, {TANGO}", paired))
     else:
         missing.append("paired differences: there is no paired.csv, or only one defence was scored")
     charts = defences_against_eps(rows_of(table))
@@ -48,8 +51,8 @@ def evaluation(run: Run) -> Section:
 def ladder(run: Run) -> Section:
     """The table of `evaluate --adaptive`."""
     table = run.tables["ladder"]
-    lead = "Attacks that know the defence. What counts is the worst case: images that are right under every rung."
-    missing = [] if (table["rung"] == "worst case").any() else ["worst case: no image was attacked by two rungs"]
+    lead = "Attacks that know the defence. What counts is the worst case: images that no rung which attacked them won."
+    missing = [] if (table["rung"] == "worst case").any() else ["worst case: ladder.csv lacks it"]
     return Section("Adaptive ladder", lead, [cells(WILSON, table)], missing=missing)
 
 
@@ -63,7 +66,7 @@ def defence(run: Run) -> Section:
     charts = [methods_against_eps(rows, attack) for attack in dict.fromkeys(attack for attack, _ in attacked)]
     charts += [clean_robust(rows, attack, eps) for attack, eps in attacked]
     for file, caption in (
-        ("paired.csv", "Paired differences in accuracy to the baseline, with the 95 % bootstrap interval"),
+        ("paired.csv", f"Paired differences in accuracy to the baseline, {TANGO}"),
         ("roc.csv", "Detection: area under the ROC curve, with the 95 % bootstrap interval"),
     ):
         if len(found := run.beside.get(file, pd.DataFrame())):

@@ -1,0 +1,83 @@
+"""What a classifier answers to a few images, by which a run knows it again when it goes on.
+
+A digest of weights and code misses what stands in attributes, closures and hooks. So a run asks the classifier about
+some images of its data set, and the same with noise, and keeps the logits in its folder. They are compared within a
+tolerance and are no part of a hash: with another number of threads, or another build of a library, the last digits
+differ, and a rounded number can then differ in any digit.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eval.datasets import ImageDataset
+
+__all__ = ["Answers", "check_logits", "disagreement", "probe", "probe_images"]
+
+Answers = dict[str, Any] | None  # plain values; None for what answers differently each time it is asked
+
+PROBED = 4  # images, the first of the data set, and as many with noise
+NOISE = 0.1  # its standard deviation, images in [0, 1]
+TOLERANCE = 1e-3  # of the spread of the logits, in float32
+ROUNDINGS = 4  # the tolerance in roundings of the logits, where these are coarser
+TF32 = 2**-10  # rounding of convolutions on a CUDA device, which still return float32
+
+
+def probe_images(dataset: ImageDataset) -> Tensor:
+    """The images that are asked about, (2 N, C, H, W): N of the data set, then these with noise of a fixed seed."""
+    images = dataset.batch(range(min(PROBED, len(dataset))))
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return torch.cat([images, (images + NOISE * noise).clamp(0, 1)])
+
+
+@torch.no_grad()
+def probe(classifier: Callable[[Tensor], Tensor], images: Tensor) -> Answers:
+    """The logits of images (B, C, H, W), asked one at a time, since all classifiers take a single image.
+
+    The global random generators are seeded while it answers, and put back.
+
+    Raises:
+        ValueError: logits that are not finite or not (1, K).
+    """
+    logits, again = _ask(classifier, images), _ask(classifier, images)
+    rounding = max(torch.finfo(logits.dtype).eps if logits.is_floating_point() else 0, TF32 if logits.is_cuda else 0)
+    answers = {
+        "tolerance": max(TOLERANCE, ROUNDINGS * rounding),
+        "logits": [[float(f"{logit:.6g}") for logit in row] for row in logits.tolist()],
+    }
+    same = disagreement(answers, answers | {"logits": again.tolist()}) is None
+    return answers if same else None
+
+
+def disagreement(before: Answers, now: Answers) -> str | None:
+    """In words how answers that a folder holds differ from those of now, beyond the tolerance; None if they do not."""
+    if before is None or now is None:
+        return None if before is now else "the logits of one of the two change from call to call"
+    old, new = torch.tensor(before["logits"]), torch.tensor(now["logits"])
+    if old.shape != new.shape:
+        return f"its logits are of shape {tuple(old.shape)} where those of this one are of {tuple(new.shape)}"
+    gap, spread = (old - new).abs().max().item(), (old.max() - old.min()).item()
+    if gap <= max(before["tolerance"], now["tolerance"]) * spread:
+        return None
+    return f"its logits spread over {spread:.3g}, and those of this one are up to {gap:.3g} from them"
+
+
+def check_logits(logits: Tensor, n: int) -> None:
+    """Refuse what is no finite tensor of n rows."""
+    if logits.dim() != 2 or len(logits) != n or not logits.isfinite().all():
+        raise ValueError(f"classifier must return finite logits (B, K), got shape {tuple(logits.shape)}")
+
+
+def _ask(classifier: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    device = images.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(0)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(0)
+        logits = [classifier(image[None]) for image in images]
+    for one in logits:
+        check_logits(one, 1)
+    return torch.cat(logits)
