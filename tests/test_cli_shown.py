@@ -144,9 +144,9 @@ def test_what_is_printed_under_a_bar_stays_on_stdout_unless_that_is_the_same_ter
     monkeypatch.setattr("dipdefense.cli.shown.console", Console(force_terminal=terminal))
     with progress_bar("percent") as progress:
         progress(1, 2)
-        sys.stdout.write("a row\n")
-    assert ("a row" in bar.getvalue()) == terminal
-    assert capsys.readouterr().out == ("" if terminal else "a row\n")
+        accuracies_as_made()(ROW)
+    assert ("momentum_pgd" in bar.getvalue()) == terminal
+    assert ("momentum_pgd" in capsys.readouterr().out) != terminal
 
 
 @pytest.mark.parametrize("path", commands(), ids=" ".join)

@@ -105,8 +105,8 @@ def accuracies_as_made() -> Callable[[Any], None]:
         rows = [*header, *(_cells(row) for row in table.itertuples())]
         header.clear()
         if manner.get() == "text":
-            lines = map(_aligned if console.is_terminal else "\t".join, rows)
-            sys.stdout.write("".join(f"{line}\n" for line in lines))  # typer.echo would write through the bar
+            text = "\n".join(map(_aligned if console.is_terminal else "\t".join, rows))
+            typer.echo(text, file=sys.stdout)  # flushed; named, since typer would write past the bar
 
     return show
 
