@@ -31,7 +31,7 @@ from eval.worst_case import QUERIES, tabulate
 __all__ = ["AdaptiveConfig", "evaluate_adaptive"]
 
 PROBED = 4  # images that a run's time is estimated by
-# of the description what may be otherwise, and what may be more, where a run goes on
+# parts of the description that may change, and mappings that may gain entries, when a run is continued
 FREE, GROWS = ("rungs", "n", "queries", "budget", "hashes"), ("ladder",)
 
 
@@ -310,7 +310,7 @@ def _settings(name: str, rung: Rung, source: nn.Module | None) -> dict[str, Any]
 def _probes(
     defended: DefendedClassifier, dataset: ImageDataset, source: nn.Module | None, device: str | torch.device
 ) -> dict[str, Answers]:
-    """What the classifiers answer; a fit may end elsewhere with another number of threads."""
+    """What the bare classifiers answer: with another number of threads a fit may end elsewhere."""
     asked = {"classifier": defended.classifier} | ({} if source is None else {"source": source})
     images = probe_images(dataset).to(device)
     return {name: probe(net, images) for name, net in asked.items()}

@@ -29,7 +29,7 @@ __all__ = ["accuracy_table", "benchmark_defence", "paired_table"]
 
 KEY = ("config", "attack", "eps", "method", "strength", "setting", "index", "image")
 GROUP = ["method", "strength", "attack", "eps"]
-# of the description what may be otherwise, and what may be more, where a run goes on
+# parts of the description that may change, and mappings that may gain entries, when a run is continued
 FREE, GROWS = ("attacks", "eps", "methods", "hash"), ("attack_code", "settings")
 
 
@@ -184,7 +184,7 @@ def _description(
 
 
 def _title(setting: Setting) -> str:
-    return f"{setting.method} {setting.strength:g}"
+    return f"{setting.method} {float(setting.strength)}"
 
 
 def _run(

@@ -120,11 +120,10 @@ def benchmark_denoising(
     made = made_with("dipdefense", "torch")
     settings = {label: _settings(label, sigma, config, runs, device) for label in labels}
     heads = [{"config": configuration_hash(made | settings[label]), "method": label} for label in labels]
+    added = sigma if noise == "gaussian" and noisy is None else None  # elsewhere it is what filters are told
     described: Record = {
         **{"run": "benchmark denoising", "noise": noise if noisy is None else "real", "level": level, "clip": clip},
-        "sigma": sigma
-        if noise == "gaussian" and noisy is None
-        else None,  # else what filters are told, in their settings
+        "sigma": added,
         "methods": settings,
         "images": _digests(references, noisy),
         **made,

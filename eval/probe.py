@@ -61,7 +61,7 @@ def disagreement(before: Answers, now: Answers) -> str | None:
     gap, spread = (old - new).abs().max().item(), (old.max() - old.min()).item()
     if gap <= max(before["tolerance"], now["tolerance"]) * spread:
         return None
-    return f"its logits spread over {spread:.3g}, and those of this one are up to {gap:.3g} from them"
+    return f"its logits span {spread:.3g} and those of this one differ by up to {gap:.3g}"
 
 
 def check_logits(logits: Tensor, n: int) -> None:

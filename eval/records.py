@@ -69,9 +69,9 @@ class Run(Records):
         folder: `begin` makes it.
         key: as in `Records`.
         description: all that the figures depend on, in plain values, the most telling first.
-        free: names in the description of what another start may have otherwise; the folder keeps that of the last.
-        grows: names of mappings in it, such as that of methods to their settings, of which another start may have more
-            or fewer entries. Those that both have must agree; the folder keeps all.
+        free: names in the description whose values may differ between starts; the folder keeps the last one.
+        grows: names of mappings in it, such as that of methods to their settings, of which a start may have more or
+            fewer entries than another. Entries that both have must agree; the folder keeps all of them.
         probes: what the classifier and its like answer, see `eval.probe`; they must agree, too.
 
     Raises:

@@ -30,7 +30,7 @@ from eval.records import Record, Records, made_with
 __all__ = ["FREE", "GROWS", "KEY", "Defence", "Scoring"]
 
 KEY = ("config", "attack", "crafted_on", "defence", "index", "image")  # what names a record
-# of the description what may be otherwise, and what may be more, where a run goes on; no record depends on it
+# parts of the description that may change, and mappings that may gain entries, when a run is continued
 FREE, GROWS = ("attacks", "attacks_defended", "crafted_on", "hash"), ("attack_code",)
 
 Defence = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> same
@@ -79,7 +79,7 @@ class Scoring:
     def probes(self) -> dict[str, Answers]:
         """What the classifier answers to a few images, alone and behind each filter that does not fit.
 
-        A fit may end elsewhere with another number of threads; it is known by its code and its numbers.
+        With another number of threads a fit may end elsewhere. So a filter that fits is known by its code and numbers.
         """
         images = probe_images(self.dataset).to(self.device)
         answers = {"classifier": probe(self._targets["bare"], images)}

@@ -102,7 +102,9 @@ def test_more_methods_attacks_and_radii_keep_the_records_there_are(tmp_path, cla
     assert len(lines(tmp_path)) == 4 * len(table)
     assert before == 4 * 3 * 2
     other = dataclasses.replace(QUICK, lr=0.02)
-    with pytest.raises(ValueError, match=r"settings\.dip 10\.fit\.lr 0\.01 where this one has 0\.02, .*: name another"):
+    with pytest.raises(
+        ValueError, match=r"settings\.dip 10\.0\.fit\.lr 0\.01 where this one has 0\.02, .*: name another"
+    ):
         run(classifier, digits, tmp_path, small, ("bare", "dip"), eps=(0.1,), fit=other)
     assert len(lines(tmp_path)) == 4 * len(table)
 

@@ -122,11 +122,11 @@ def test_other_answers_are_refused(tmp_path):
         (
             "classifier",
             answers(0.02, 10.0),
-            "its logits spread over 10, and those of this one are up to 0.02 from them",
+            "its logits span 10 and those of this one differ by up to 0.02",
         ),
         ("classifier", answers(0.0, 10.0, 3.0), r"its logits are of shape \(1, 2\) where those .* are of \(1, 3\)"),
         ("classifier", None, "the logits of one of the two change from call to call"),
-        ("source", answers(2.0, 1.0), "its logits spread over 1"),
+        ("source", answers(2.0, 1.0), "its logits span 1 "),
     ):
         with pytest.raises(ValueError, match=f"holds a run with another {name}, {said}.*: name another folder"):
             start(tmp_path, FIRST, probes={name: given})

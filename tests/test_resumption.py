@@ -145,7 +145,7 @@ def test_another_function_in_an_attribute_is_refused(tmp_path, net, digits, seco
     """Weights, structure and code of the two are the same: the second run once returned the first one's table."""
     config, first = dataclasses.replace(RUN, attacks=(), n=2), Scaled(net, lambda x: x * 1.0).eval()
     run(first, digits, tmp_path, config, filters={})
-    with refused(tmp_path, r"another classifier, its logits spread over [\d.]+, and those of this one are up to"):
+    with refused(tmp_path, r"another classifier, its logits span [\d.]+ and those of this one differ by up to"):
         run(Scaled(net, second).eval(), digits, tmp_path, config, filters={})
     assert run(first, digits, tmp_path, config, filters={})["n"].eq(2).all()
 
@@ -170,7 +170,7 @@ def test_a_filter_is_known_by_its_answers(tmp_path, net, digits, monkeypatch):
     config = dataclasses.replace(RUN, attacks=(), n=2)
     run(net, digits, tmp_path, config, filters={"f": hidden})
     monkeypatch.setitem(HIDDEN, "scale", 0.2)
-    with refused(tmp_path, "another filter f, its logits spread over"):
+    with refused(tmp_path, "another filter f, its logits span"):
         run(net, digits, tmp_path, config, filters={"f": hidden})
 
 
@@ -228,7 +228,7 @@ def test_methods_may_be_added_to_a_comparison_and_nothing_else(tmp_path, net, di
     compare(["bare"], attacks=())
     assert set(compare(["bare", "dip"])["method"]) == {"bare", "dip"}
     compare(["bare"])
-    with refused(tmp_path, "settings.dip 5.fit.lr 0.01 where this one has 0.02"):  # of the start before the last
+    with refused(tmp_path, "settings.dip 5.0.fit.lr 0.01 where this one has 0.02"):  # of the start before the last
         compare(["dip"], fit=dataclasses.replace(TINY, lr=0.02))
     with refused(tmp_path, "seed 0 where this one has 1"):
         compare(["bare"], seed=1)
