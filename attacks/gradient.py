@@ -15,7 +15,8 @@ try:
 except ImportError as error:
     raise ImportError('attacks needs torchattacks: python -m pip install "dipdefense[eval]"') from error
 
-from attacks.ascent import Objective, Rated, ascend, random_start
+from attacks.ascent import Objective, Rated, ascend
+from attacks.ascent import random_start as _random_start
 from attacks.isolation import as_found
 from attacks.margin import margin
 from attacks.views import Views, flipped, itself, resized
@@ -67,6 +68,7 @@ def pgd(
     alpha: float | None = None,
     steps: int = 20,
     random_start: bool = True,
+    decay: float | None = None,
     targeted: bool = False,
     views: Views = itself,
     seed: int | None = 0,
@@ -88,6 +90,7 @@ def pgd(
         alpha: step size, in the unit of the images; `None` means eps / 4.
         steps: gradient steps.
         random_start: begin at a random point of the ball, a function of the image and the seed, not at the image.
+        decay: of the accumulated gradient (mu of Dong et al. 2018), at least 0; `None` means no momentum.
         targeted: descend towards `labels` instead of ascending away from them.
         views: what the classifier is shown of an image at every step; losses and margins are means over the views.
         seed: of all that is drawn, by a random classifier too; `None` is fresh entropy.
@@ -99,58 +102,25 @@ def pgd(
         TypeError: `images` are not floating or `labels` not int64.
         ValueError: any other argument breaks the rule stated above.
     """
-    return _pgd(
-        classifier,
-        images,
-        labels,
-        eps=eps,
-        norm=norm,
-        alpha=alpha,
-        steps=steps,
-        from_random=random_start,
-        targeted=targeted,
-        views=views,
-        seed=seed,
-    )
+    validate(images, labels, eps=eps, norm=norm, alpha=alpha, steps=steps, decay=0.0 if decay is None else decay)
+    images = images.detach()
+    if eps == 0 or len(images) == 0:
+        return images.clone()  # a ball of radius 0 holds only the images
+    step = {"rule": "pgd"} if decay is None else {"rule": "momentum", "decay": decay}
+    with as_found(classifier, images.device, seed) as seed:
+        images, labels = images.clone(), labels.clone()  # no tensors of the inference mode
+        start = _random_start(images, eps=eps, norm=norm, seed=seed) if random_start else images
+        objective = rate(classifier, labels, targeted=targeted, views=views, seed=seed)
+        best, _ = ascend(objective, images, eps=eps, norm=norm, steps=steps, alpha=alpha, start=start, **step)
+    return best
 
 
-def momentum_pgd(
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    eps: float,
-    norm: str = "linf",
-    alpha: float | None = None,
-    steps: int = 20,
-    decay: float = 1.0,
-    random_start: bool = False,
-    targeted: bool = False,
-    views: Views = itself,
-    seed: int | None = 0,
-) -> Tensor:
-    """Iterative gradient attack with momentum, MI-FGSM, each step projected on the ball; the best iterate is kept.
+momentum_pgd = partial(pgd, decay=1.0, random_start=False)
+"""`pgd` along the accumulated gradient, MI-FGSM, from the image itself.
 
-    Arguments, result and errors are those of `pgd`; `decay` (mu in the paper) must be at least 0.
-
-    Source: Dong et al. (2018), "Boosting adversarial attacks with momentum", eq. (6)-(7).
-    Differs: the best iterate is returned in place of the last; a random start is possible.
-    """
-    return _pgd(
-        classifier,
-        images,
-        labels,
-        eps=eps,
-        norm=norm,
-        alpha=alpha,
-        steps=steps,
-        from_random=random_start,
-        targeted=targeted,
-        views=views,
-        seed=seed,
-        decay=decay,
-    )
-
+Source: Dong et al. (2018), "Boosting adversarial attacks with momentum", eq. (6)-(7).
+Differs: each step is projected on the ball, and the best iterate is returned in place of the last.
+"""
 
 pgd_flip = partial(pgd, views=flipped)
 """`pgd` on an image and its mirror image at once: it guesses a common augmentation, and knows nothing of a defence."""
@@ -241,35 +211,6 @@ def validate(
         raise ValueError(f"steps must be at least 1, got {steps}")
     if not 0 <= decay < math.inf:
         raise ValueError(f"decay must be finite and at least 0, got {decay}")
-
-
-def _pgd(
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    eps: float,
-    norm: str,
-    alpha: float | None,
-    steps: int,
-    from_random: bool,
-    targeted: bool,
-    views: Views,
-    seed: int | None,
-    decay: float | None = None,
-) -> Tensor:
-    """PGD, with momentum where a decay is given; a ball of radius 0 holds only the images."""
-    validate(images, labels, eps=eps, norm=norm, alpha=alpha, steps=steps, decay=decay or 0.0)
-    images = images.detach()
-    if eps == 0 or len(images) == 0:
-        return images.clone()
-    step = {"rule": "pgd"} if decay is None else {"rule": "momentum", "decay": decay}
-    with as_found(classifier, images.device, seed) as seed:
-        images, labels = images.clone(), labels.clone()  # no tensors of the inference mode
-        start = random_start(images, eps=eps, norm=norm, seed=seed) if from_random else images
-        objective = rate(classifier, labels, targeted=targeted, views=views, seed=seed)
-        best, _ = ascend(objective, images, eps=eps, norm=norm, steps=steps, alpha=alpha, start=start, **step)
-    return best
 
 
 def _mean(rows: Sequence[Tensor]) -> Tensor:
