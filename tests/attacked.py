@@ -1,5 +1,7 @@
 """Small classifiers whose robustness is known in closed form, for the tests of attacks."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -93,6 +95,17 @@ class Counting(nn.Module):
         self.gradients |= torch.is_grad_enabled()
         self.logits.append(self.classifier(images))
         return self.logits[-1]
+
+
+class Scaled(nn.Module):
+    """A classifier of the same weights and code, whatever function it holds; a fingerprint does not see that."""
+
+    def __init__(self, net: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.function = net, function
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(self.net(images))
 
 
 class NoGradient(torch.autograd.Function):

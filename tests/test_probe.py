@@ -2,22 +2,10 @@
 
 import pytest
 import torch
-from attacked import Noisy, conv_net
-from torch import nn
+from attacked import Noisy, Scaled, conv_net
 
 from eval.datasets import load_dataset
 from eval.probe import TOLERANCE, disagreement, probe, probe_images
-
-
-class Scaled(nn.Module):
-    """A classifier whose fingerprint does not hold its function."""
-
-    def __init__(self, net, function):
-        super().__init__()
-        self.net, self.function = net, function
-
-    def forward(self, images):
-        return self.function(self.net(images))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from attacked import Scaled
 from torch import nn
 
 from attacks import ATTACKS
@@ -22,17 +23,6 @@ TINY = FitConfig(architecture_options={"channels": [4], "skip_channels": 0}, inp
 RUN = RunConfig(attacks=("fgsm",), eps=0.2, steps=2, n=4)
 CLIMB = AdaptiveConfig(rungs=["blur"], eps=0.2, n={"cheap": 2, "gradient": 2, "unrolled": 1, "queries": 1})
 HIDDEN = {"scale": 1.0}  # a description of a function does not look into it
-
-
-class Scaled(nn.Module):
-    """A classifier of the same weights and code, whatever function it holds."""
-
-    def __init__(self, net, function):
-        super().__init__()
-        self.net, self.function = net, function
-
-    def forward(self, images):
-        return self.function(self.net(images))
 
 
 class Own(Purifier):
