@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -114,20 +114,16 @@ class Rung(ABC):
 class Oblivious(Rung):
     """Made for the bare classifier, or with `transfer` for another one; neither knows the defence."""
 
-    attack: str = "pgd"  # a key of ATTACKS
+    attack: str = "pgd"  # a key of ATTACKS that takes steps
     steps: int = 20
     transfer: bool = False
     cost: ClassVar[str] = "cheap"
     calls: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
-        if self.attack not in ATTACKS:
-            raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, got {self.attack!r}")
-
-    @property
-    def norms(self) -> tuple[str, ...]:
-        """See `Rung`."""
-        return ("linf",) if self.attack == "fgsm" else ("linf", "l2")
+        able = [name for name in ATTACKS if name != "fgsm"]
+        if self.attack not in able:
+            raise ValueError(f"attack must be one of {', '.join(able)}, got {self.attack!r}")
 
     def make(self, asked: Asked) -> Tensor:
         """See `Rung`."""
@@ -135,8 +131,8 @@ class Oblivious(Rung):
         classifier = source if self.transfer else defended.classifier
         if classifier is None:
             raise ValueError("source must be another classifier where examples transfer: give one, or leave that out")
-        settings = {"eps": eps, "norm": norm, "seed": seed} | ({} if self.attack == "fgsm" else {"steps": self.steps})
-        return project(ATTACKS[self.attack](classifier, images, labels, **settings), images, eps, norm)
+        made = ATTACKS[self.attack](classifier, images, labels, eps=eps, norm=norm, steps=self.steps, seed=seed)
+        return project(made, images, eps, norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +173,6 @@ class Climb(Rung):
         defended, images, labels, eps, norm, seed, _ = asked
         enough = self.enough if defended.purifier.seed is not None else math.inf
         seeds = self.seeds(defended, seed)
-        climb = partial(ascend, eps=eps, norm=norm, steps=self.steps, rule=self.rule)
         with as_found(defended, images.device, seed):
             best, success = images.detach().clone(), images.new_full((len(images),), -torch.inf)
             for restart in range(self.restarts):
@@ -186,7 +181,7 @@ class Climb(Rung):
                     break
                 climbed = self.objective(defended, labels[left], seeds)
                 start = random_start(images[left], eps=eps, norm=norm, seed=seed + restart)
-                found, won = climb(climbed, images[left], start=start, enough=enough)
+                found, won = self._ascend(asked, climbed, images[left], start=start, enough=enough)
                 better = won > success[left]
                 best[left[better]], success[left[better]] = found[better], won[better]
             if math.isfinite(enough):
@@ -195,14 +190,17 @@ class Climb(Rung):
 
     def _confirmed(self, asked: Asked, best: Tensor, won: Tensor, seeds: Iterator[Sequence[int]]) -> Tensor:
         """Where the whole batch does not confirm a success, go on from there with all of it; none leaves."""
-        defended, images, labels, eps, norm, _, _ = asked
-        climbed = self.objective(defended, labels, seeds)
+        images = asked.images
+        climbed = self.objective(asked.defended, asked.labels, seeds)
         success = climbed(best, torch.arange(len(images), device=images.device)).success
         lost = won & (success <= 0)
         if not lost.any():
             return best
-        found, again = ascend(climbed, images, eps=eps, norm=norm, steps=self.steps, rule=self.rule, start=best)
+        found, again = self._ascend(asked, climbed, images, start=best)
         return torch.where((lost & (again > success)).view(-1, 1, 1, 1), found, best)
+
+    def _ascend(self, asked: Asked, climbed: Objective, images: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+        return ascend(climbed, images, eps=asked.eps, norm=asked.norm, steps=self.steps, rule=self.rule, **how)
 
     def seeds(self, defended: DefendedClassifier, seed: int) -> Iterator[Sequence[int]]:
         """The draws of every step: new ones where the defence draws, else always the same."""
@@ -306,7 +304,7 @@ def confirmed(
         tries: of an image at most.
     """
     made = attack(images, labels, seed=seed).clone()
-    with torch.no_grad():
+    with as_found(model, images.device, seed), torch.no_grad():
         for further in range(1, tries):
             standing = (model(made).argmax(1) == labels).nonzero().squeeze(1)
             if len(standing) in (0, len(images)):
