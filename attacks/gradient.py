@@ -21,7 +21,18 @@ from attacks.isolation import as_found
 from attacks.margin import margin
 from attacks.views import Views, flipped, itself, resized
 
-__all__ = ["fgsm", "pgd", "momentum_pgd", "pgd_flip", "momentum_pgd_flip", "pgd_di", "rate", "validate", "ATTACKS"]
+__all__ = [
+    "fgsm",
+    "pgd",
+    "momentum_pgd",
+    "pgd_flip",
+    "momentum_pgd_flip",
+    "pgd_di",
+    "rate",
+    "validate",
+    "ATTACKS",
+    "NORMS_OF",
+]
 
 NORMS = ("linf", "l2")
 
@@ -134,6 +145,8 @@ pgd_di = partial(pgd, views=resized)
 Source: Xie et al. (2019), "Improving transferability of adversarial examples with input diversity", section 3.3.
 Differs: at every step the loss is the mean over the image and three random copies; the paper takes one of them.
 """
+
+NORMS_OF: dict[str, tuple[str, ...]] = {"fgsm": ("linf",)}  # of the attacks that do not have both norms
 
 # A caller that serves them all passes those of its keywords that are in the attack's signature.
 ATTACKS: dict[str, Callable[..., Tensor]] = {

@@ -213,7 +213,7 @@ class DefendedClassifier(Wrapper):
         decision: Decision | str | None = None,
     ):
         super().__init__(classifier)
-        self.purifier = (purifier or Purifier()).train(self.training)
+        self.purifier = (Purifier() if purifier is None else apart(purifier)).train(self.training)
         self.gradient = self.purifier.gradient if gradient is None else gradient
         known_gradient(self.gradient)
         self.decision = None if decision is None else _known_decision(decision)
@@ -365,7 +365,10 @@ def _check_looks(iterations: Sequence[int], config: FitConfig) -> None:
 
 
 def _check_mode(classifier: nn.Module) -> None:
-    """Refuse layers that a call, which asks the classifier several times, would update or draw from every time."""
+    """Refuse layers that a call, which asks the classifier several times, would update or draw from every time.
+
+    Running statistics and dropout layers are seen; a module that draws by functions of its own is not.
+    """
     for layer in classifier.modules():
         updates = getattr(layer, "running_mean", None) is not None
         draws = isinstance(layer, _DropoutNd) and layer.p > 0

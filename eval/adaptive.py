@@ -64,7 +64,7 @@ class AdaptiveConfig:
             if name not in LADDER:
                 raise ValueError(f"rungs must be among {', '.join(LADDER)}, got {name!r}")
             if self.norm not in LADDER[name].norms:
-                raise ValueError(f"rungs must leave out {name} in {self.norm}, which it does not attack in, got it")
+                raise ValueError(f"rungs must be attacks that have the norm {self.norm}, got {name}: leave it out")
         if not self.rungs or len(set(self.rungs)) < len(self.rungs):
             raise ValueError(f"rungs must be one or more, each once, got {', '.join(self.rungs) or 'none'}")
         if set(self.n) != set(COSTS):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attacks import ATTACKS, CONTROLS
+from attacks.gradient import NORMS_OF
 from dipdefense import Purifier
 from dipdefense.digest import configuration_hash, describe, fingerprint
 from eval.datasets import ImageDataset
@@ -76,8 +77,9 @@ class RunConfig:
             raise ValueError(f"norm must be one of linf, l2, got {self.norm!r}")
         if self.norm == "linf" and self.eps > 1:
             raise ValueError(f"eps must be at most 1 in the linf norm, in [0, 1] units such as 8/255, got {self.eps}")
-        if self.norm == "l2" and "fgsm" in self.attacks:
-            raise ValueError("attacks must leave out fgsm when norm is l2, got both")
+        for attack in self.attacks:
+            if attack in ATTACKS and attack not in attacks_in(self.norm):
+                raise ValueError(f"attacks must leave out {attack} when norm is {self.norm}, got both")
         if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
             raise ValueError(f"alpha must be positive, in [0, 1] units such as 2/255, got {self.alpha}")
         if self.seed < 0:
@@ -90,7 +92,7 @@ class RunConfig:
 
 def attacks_in(norm: str) -> tuple[str, ...]:
     """The attacks of `ATTACKS` that have this norm."""
-    return tuple(name for name in ATTACKS if name != "fgsm" or norm == "linf")
+    return tuple(name for name in ATTACKS if norm in NORMS_OF.get(name, (norm,)))
 
 
 @torch.no_grad()

@@ -52,16 +52,16 @@ def probe(classifier: Callable[[Tensor], Tensor], images: Tensor) -> Answers:
 
 
 def disagreement(before: Answers, now: Answers) -> str | None:
-    """In words how answers that a folder holds differ from those of now, beyond the tolerance; None if they do not."""
+    """How answers that a folder holds differ from those of now, beyond the tolerance; None if they do not."""
     if before is None or now is None:
-        return None if before is now else "the logits of one of the two change from call to call"
+        return None if before is now else "as the logits of one of the two change from call to call"
     old, new = torch.tensor(before["logits"]), torch.tensor(now["logits"])
     if old.shape != new.shape:
-        return f"its logits are of shape {tuple(old.shape)} where those of this one are of {tuple(new.shape)}"
+        return f"whose logits are of shape {tuple(old.shape)} where this one's are of {tuple(new.shape)}"
     gap, spread = (old - new).abs().max().item(), (old.max() - old.min()).item()
     if gap <= max(before["tolerance"], now["tolerance"]) * spread:
         return None
-    return f"its logits span {spread:.3g} and those of this one differ by up to {gap:.3g}"
+    return f"whose logits differ from this one's by up to {gap:.3g}, in a range of {spread:.3g}"
 
 
 def check_logits(logits: Tensor, n: int) -> None:

@@ -154,7 +154,7 @@ def _differences(before: Any, now: Any, grown: Collection[str] = (), name: str =
             elif key in before:
                 yield f"{where} {_shown(before[key])} where this one has none"
             elif name not in grown:
-                yield f"no {where} where this one has {_shown(now[key])}"
+                yield f"{where} missing where this one has {_shown(now[key])}"
     elif before != now:
         pair = _shown(before), _shown(now)
         old, new = pair if pair[0] != pair[1] else (json.dumps(before), json.dumps(now))

@@ -359,7 +359,7 @@ def test_the_mode_of_a_wrapper_is_that_of_what_it_wraps(wrap, mode):
     assert all(module.training is not mode for module in inside)
 
 
-def test_a_classifier_in_a_sequence_that_was_never_put_in_eval_mode_stays_asleep(net, images, labels):
+def test_an_attack_leaves_an_inner_classifier_in_eval_mode(net, images, labels):
     import torchattacks
 
     around = nn.Sequential(nn.Identity(), net)
@@ -407,7 +407,7 @@ def test_functional_call_with_keys_of_the_state_dict_says_which_names_it_takes(b
     assert list(vars(defended)) == before
 
 
-def test_what_is_missing_is_missing(defended):
+def test_an_unknown_attribute_raises_and_says_where_to_look(defended):
     assert not hasattr(defended, "features")
     with pytest.raises(AttributeError, match="object has no attribute 'features': what the classifier holds is under"):
         _ = defended.features

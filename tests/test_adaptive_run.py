@@ -181,7 +181,7 @@ def test_the_default_ladder_holds_what_has_the_norm(norm):
 
 
 def test_a_rung_without_the_norm_is_refused_before_the_start():
-    with pytest.raises(ValueError, match="rungs must leave out rays in l2"):
+    with pytest.raises(ValueError, match="rungs must be attacks that have the norm l2, got rays: leave it out"):
         AdaptiveConfig(norm="l2", rungs=["bpda", "rays"])
 
 

@@ -230,7 +230,7 @@ EVERY = [(kind, name) for kind, names in BAD.items() for name in names]
 @given(drawn=st.data())
 def test_a_bad_value_is_refused_by_its_name(kind, name, drawn):
     bad = drawn.draw(BAD[kind][name])
-    with pytest.raises((ValueError, TypeError), match=name.removesuffix("s")):
+    with pytest.raises((ValueError, TypeError), match=rf"\b({name}|{name.removesuffix('s')})\b"):
         kind(**(GOOD.get(kind, {}) | {name: bad}))
 
 

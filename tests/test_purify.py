@@ -144,7 +144,7 @@ def test_a_classifier_that_trains_is_refused_before_it_changes(layer, wrap):
 @pytest.mark.parametrize(
     "layer", [nn.BatchNorm2d(3).eval(), nn.BatchNorm2d(3, track_running_stats=False), nn.Dropout(0), nn.GroupNorm(1, 3)]
 )
-def test_training_mode_is_no_matter_where_it_changes_nothing(layer):
+def test_training_mode_is_accepted_where_no_layer_depends_on_it(layer):
     net = awake(layer)
     assert torch.equal(defend(net, SHORT)(images()), defend(copy.deepcopy(net).eval(), SHORT)(images()))
 

@@ -79,7 +79,7 @@ def start(folder, description, **options):
         ({"fit": {"lr": 0.2, "channels": [8, 8]}}, "fit.lr 0.1 where this one has 0.2"),
         ({"fit": {"lr": 0.1, "channels": [8, 4]}}, r"fit.channels \[8, 8\] where this one has \[8, 4\]"),
         ({"fit": {"channels": [8, 8]}}, "fit.lr 0.1 where this one has none"),
-        ({"more": None}, "no more where this one has null"),
+        ({"more": None}, "more missing where this one has null"),
         ({"methods": {"x": {"n": 2}}}, "methods.x.n 1 where this one has 2"),
         ({"more": 1, "run": "b", "eps": 1, "fit": 3}, "run a .*, eps .*, fit .*, and 1 more"),
         ({"run": "b" * 99}, r"run a where this one has b{57}\.\.\."),
@@ -122,11 +122,11 @@ def test_other_answers_are_refused(tmp_path):
         (
             "classifier",
             answers(0.02, 10.0),
-            "its logits span 10 and those of this one differ by up to 0.02",
+            "whose logits differ from this one's by up to 0.02, in a range of 10",
         ),
-        ("classifier", answers(0.0, 10.0, 3.0), r"its logits are of shape \(1, 2\) where those .* are of \(1, 3\)"),
-        ("classifier", None, "the logits of one of the two change from call to call"),
-        ("source", answers(2.0, 1.0), "its logits span 1 "),
+        ("classifier", answers(0.0, 10.0, 3.0), r"whose logits are of shape \(1, 2\) where this one's are of \(1, 3\)"),
+        ("classifier", None, "as the logits of one of the two change from call to call"),
+        ("source", answers(2.0, 1.0), r"whose logits differ from this one's by up to .* range of 1"),
     ):
         with pytest.raises(ValueError, match=f"holds a run with another {name}, {said}.*: name another folder"):
             start(tmp_path, FIRST, probes={name: given})

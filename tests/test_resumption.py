@@ -135,7 +135,7 @@ def test_another_function_in_an_attribute_is_refused(tmp_path, net, digits, seco
     """Weights, structure and code of the two are the same: the second run once returned the first one's table."""
     config, first = dataclasses.replace(RUN, attacks=(), n=2), Scaled(net, lambda x: x * 1.0).eval()
     run(first, digits, tmp_path, config, filters={})
-    with refused(tmp_path, r"another classifier, its logits span [\d.]+ and those of this one differ by up to"):
+    with refused(tmp_path, r"another classifier, whose logits differ from this one's by up to [\d.]+, in a range of"):
         run(Scaled(net, second).eval(), digits, tmp_path, config, filters={})
     assert run(first, digits, tmp_path, config, filters={})["n"].eq(2).all()
 
@@ -160,7 +160,7 @@ def test_a_filter_is_known_by_its_answers(tmp_path, net, digits, monkeypatch):
     config = dataclasses.replace(RUN, attacks=(), n=2)
     run(net, digits, tmp_path, config, filters={"f": hidden})
     monkeypatch.setitem(HIDDEN, "scale", 0.2)
-    with refused(tmp_path, "another filter f, its logits span"):
+    with refused(tmp_path, "another filter f, whose logits differ"):
         run(net, digits, tmp_path, config, filters={"f": hidden})
 
 
@@ -203,7 +203,7 @@ def test_a_source_may_be_added_with_the_rung_that_needs_it_and_stays(tmp_path, n
     transfer = dataclasses.replace(CLIMB, rungs=["oblivious", "transfer"])
     source = Scaled(net, lambda x: 2 * x).eval()
     assert len(climb(net, digits, tmp_path, transfer, source=source)) == 4
-    with refused(tmp_path, "another source, its logits"):
+    with refused(tmp_path, "another source, whose logits"):
         climb(net, digits, tmp_path, transfer, source=Scaled(net, lambda x: -x).eval())
     with refused(tmp_path, r"ladder\.transfer\.source \w+ where this one has"):
         climb(net, digits, tmp_path, transfer, source=net)

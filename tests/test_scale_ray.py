@@ -381,7 +381,7 @@ def test_a_run_that_is_killed_at_random_ends_with_the_same_table(address, tmp_pa
                 before = made()
                 if len(victims) > 1:
                     wait_for(lambda before=before: made() > before and workers(), driver)
-                time.sleep(chance.uniform(0, 0.5 if len(victims) > 1 else 5))
+                time.sleep(chance.uniform(0, 0.2 if len(victims) > 1 else 2))
                 assert driver.poll() is None
                 for pid in workers() if victim == "worker" else [driver.pid]:
                     with suppress(ProcessLookupError):  # a worker of the driver before, which has ended by itself

@@ -16,7 +16,6 @@ from attacks.adaptive.objectives import LOSSES, objective
 from attacks.adaptive.surrogates import SURROGATES
 from attacks.ascent import STEP_RULES, Objective, ascend, random_start
 from attacks.autoattack import autoattack
-from attacks.ball import project
 from attacks.gradient import ATTACKS, validate
 from attacks.gradient_free import GRADIENT_FREE, LEAST_QUERIES
 from attacks.isolation import as_found
@@ -51,7 +50,7 @@ class Rung(ABC):
     @property
     @abstractmethod
     def calls(self) -> int:
-        """Most times that it asks for a fit of an image, forward or with its gradient."""
+        """Most times that it asks for a fit of an image, forward or with its gradient, before it confirms successes."""
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -90,8 +89,8 @@ class Rung(ABC):
         """Make adversarial images, within the ball and [0, 1].
 
         A fit that is part of another batch is rounded differently, so an image that falls in a part of the batch may
-        stand in the whole. The attacks that ask about parts confirm each success in the whole batch, which is the one
-        to be scored.
+        stand in the whole batch, which is the one that is scored. The attacks that ask about parts therefore ask the
+        whole batch at their end, and go on with the images that stand in it although they fell before.
 
         Args:
             defended: where its purifier's seed is None it is drawn at every query; else the attack knows the seed.
@@ -131,8 +130,7 @@ class Oblivious(Rung):
         classifier = source if self.transfer else defended.classifier
         if classifier is None:
             raise ValueError("source must be another classifier where examples transfer: give one, or leave that out")
-        made = ATTACKS[self.attack](classifier, images, labels, eps=eps, norm=norm, steps=self.steps, seed=seed)
-        return project(made, images, eps, norm)
+        return ATTACKS[self.attack](classifier, images, labels, eps=eps, norm=norm, steps=self.steps, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +291,7 @@ class Ensemble(Rung):
 def confirmed(
     attack: Callable[..., Tensor], model: nn.Module, images: Tensor, labels: Tensor, *, seed: int, tries: int = 3
 ) -> Tensor:
-    """Attack a batch, and attack anew the images that fall in a smaller batch only, each time with another seed.
+    """Attack a batch, and attack anew the images that stand in it but fall alone, each time with another seed.
 
     Args:
         attack: (images, labels, seed=...) -> adversarial images.
@@ -301,15 +299,14 @@ def confirmed(
         images: (B, C, H, W) in [0, 1].
         labels: (B,) true classes.
         seed: of the first try.
-        tries: of an image at most.
+        tries: of an image at most; what the last of them makes is not asked about.
     """
     made = attack(images, labels, seed=seed).clone()
     with as_found(model, images.device, seed), torch.no_grad():
         for further in range(1, tries):
             standing = (model(made).argmax(1) == labels).nonzero().squeeze(1)
-            if len(standing) in (0, len(images)):
-                break
-            lost = standing[model(made[standing]).argmax(1) != labels[standing]]
+            alone = [model(made[i : i + 1]).argmax(1) for i in standing.tolist()]
+            lost = standing[torch.cat([labels[:0], *alone]) != labels[standing]]
             if len(lost) == 0:
                 break
             made[lost] = attack(images[lost], labels[lost], seed=seed + further)

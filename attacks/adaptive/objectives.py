@@ -18,7 +18,7 @@ from dipdefense.looks import Looks
 
 __all__ = ["LOSSES", "objective"]
 
-UNDECIDED = 0.5  # threshold of the score of a decision that has none of its own
+DEFAULT_THRESHOLD = 0.5  # of the score of a decision that has no threshold of its own
 
 Loss = Callable[[Looks, Decision, Tensor], Tensor]  # (looks, decision, labels (B,)) -> (B,)
 
@@ -139,7 +139,7 @@ def _fooled_first(fooled: Tensor, hidden: Tensor) -> Tensor:
 
 def _margin_below_threshold(looks: Looks, decision: Decision) -> Tensor:
     """Log-odds by which the detection score lies below the decision's threshold, (B,)."""
-    threshold = torch.tensor(getattr(decision, "threshold", UNDECIDED), dtype=torch.float64)
+    threshold = torch.tensor(getattr(decision, "threshold", DEFAULT_THRESHOLD), dtype=torch.float64)
     return _odds(threshold).to(looks.bare) - _odds(decision.score(looks))
 
 

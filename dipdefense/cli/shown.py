@@ -79,31 +79,28 @@ def note(text: str, *, err: bool = False) -> None:
 
 
 def print_accuracies(table: Any) -> None:
-    """Accuracy with its interval, PSNR, SSIM and time; as plain tab-separated text where stdout is no terminal.
-
-    In a targeted run the accuracy is the share of hits, and the header says so.
-    """
+    """Accuracy with its interval, PSNR, SSIM and time; as plain tab-separated text where stdout is no terminal."""
     if manner.get() != "text":
         print_frame(table)
         return
     rows = [_cells(row) for row in table.itertuples()]
-    header = tuple("hits" if name == "accuracy" and table["targeted"].any() else name for name in ACCURACIES)
     if console.is_terminal:
-        shown = Table(*header)
+        shown = Table(*ACCURACIES)
         for cells in rows:
             shown.add_row(*cells)
         console.print(shown)
     else:
-        typer.echo("\n".join(map("\t".join, (header, *rows))))
+        typer.echo("\n".join(map("\t".join, (ACCURACIES, *rows))))
 
 
 def accuracies_as_made() -> Callable[[Any], None]:
     """Prints rows of that table, more at every call, under one header; nothing with `--json` and `--quiet`."""
-    header = [ACCURACIES]
+    header_is_due = True
 
     def show(table: Any) -> None:
-        rows = [*header, *(_cells(row) for row in table.itertuples())]
-        header.clear()
+        nonlocal header_is_due
+        rows = [*([ACCURACIES] if header_is_due else []), *(_cells(row) for row in table.itertuples())]
+        header_is_due = False
         if manner.get() == "text":
             text = "\n".join(map(_aligned if console.is_terminal else "\t".join, rows))
             typer.echo(text, file=sys.stdout)  # flushed; named, since typer would write past the bar

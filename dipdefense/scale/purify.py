@@ -18,11 +18,9 @@ from dipdefense.scale.plan import Plan
 from dipdefense.scale.pool import Lost, compute
 from dipdefense.scale.shards import Failure, Made, Record, Shards
 from dipdefense.scale.sources import Source, find_images
-from dipdefense.scale.storage import Storage
+from dipdefense.scale.storage import READERS, Storage
 
 __all__ = ["purify_shards"]
-
-READERS = 16  # shards that are read at once
 
 
 def purify_shards(

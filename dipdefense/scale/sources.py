@@ -14,11 +14,9 @@ from torch import Tensor
 
 from dipdefense.images import READABLE, decode_image, pixel_limit
 from dipdefense.scale.outages import open_table, persist
-from dipdefense.scale.storage import Storage
+from dipdefense.scale.storage import READERS, Storage
 
 __all__ = ["Files", "Rows", "Source", "find_images"]
-
-READERS = 16  # footers that are read at once
 
 
 class Source(Protocol):

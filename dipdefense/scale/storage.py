@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["Storage", "needs_ray"]
+__all__ = ["READERS", "Storage", "needs_ray"]
 
+READERS = 16  # files that are read at once
 OBJECT_STORES = ("s3", "gcs", "abfs")  # pyarrow's names
 
 
