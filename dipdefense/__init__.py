@@ -1,22 +1,23 @@
 """Adversarial defence by deep image prior: purify an image by an early-stopped fit, then classify it."""
 
-from dipdefense.compatibility import Compatibility, check_classifier
-from dipdefense.config import FitConfig
-from dipdefense.cross_boundary import CrossBoundary
-from dipdefense.decisions import DECISIONS, Decision, Last, MeanSoftmax, Trust
-from dipdefense.devices import OnDevices
-from dipdefense.faults import Fault
-from dipdefense.fit import FitResult, Progress, fit
-from dipdefense.gradients import GRADIENTS, Unrolled
-from dipdefense.losses import LOSSES, masked_mse
-from dipdefense.networks import ARCHITECTURES, Autoencoder, SkipNet, UNet
-from dipdefense.preimage import invert_features, maximise_activation
-from dipdefense.presets import default_config, default_defence
-from dipdefense.purify import DefendedClassifier, Judgement, Purifier, defend
-from dipdefense.restore import denoise, flash_no_flash, inpaint, remove_jpeg_artifacts, super_resolve
+from dipdefense.check.check_classifier import Compatibility, check_classifier
+from dipdefense.check.incompatibility import Fault
+from dipdefense.defence.classifier import DefendedClassifier, Judgement, defend
+from dipdefense.defence.cross_boundary import CrossBoundary
+from dipdefense.defence.decisions import DECISIONS, Decision, Last, MeanSoftmax, Trust
+from dipdefense.defence.detector import Suspicion
+from dipdefense.defence.gradients import GRADIENTS, Unrolled
+from dipdefense.defence.presets import default_config, default_defence
+from dipdefense.defence.purifier import Purifier
+from dipdefense.distributed.devices import OnDevices
+from dipdefense.fitting.config import FitConfig
+from dipdefense.fitting.fit import FitResult, Progress, fit
+from dipdefense.fitting.losses import LOSSES, masked_mse
+from dipdefense.fitting.networks import ARCHITECTURES, Autoencoder, SkipNet, UNet
+from dipdefense.restoration.preimage import invert_features, maximise_activation
+from dipdefense.restoration.tasks import denoise, flash_no_flash, inpaint, remove_jpeg_artifacts, super_resolve
+from dipdefense.restoration.total_variation import total_variation
 from dipdefense.stopping import STOPPING_RULES
-from dipdefense.suspicion import Suspicion
-from dipdefense.total_variation import total_variation
 
 __all__ = [
     "ARCHITECTURES",

@@ -24,7 +24,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from dipdefense.images import read_image
+from dipdefense.files.reading import read_image
 
 __all__ = ["DATASETS", "ImageDataset", "cache_folder", "digits_split", "load_dataset"]
 

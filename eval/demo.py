@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from attacks import pgd
 from dipdefense import DefendedClassifier, Purifier, default_config
-from dipdefense.fit import Progress
-from eval.attacked import RunConfig
+from dipdefense.fitting.fit import Progress
 from eval.baselines import gaussian_blur
 from eval.classifiers import load_classifier
 from eval.datasets import ImageDataset, load_dataset
-from eval.picture import save_comparison
-from eval.robustness import evaluate_robustness
+from eval.demo_picture import save_comparison
+from eval.robustness.config import RunConfig
+from eval.robustness.evaluate import evaluate_robustness
 
 __all__ = ["DEMO", "run_demo"]
 
@@ -113,11 +113,11 @@ def _telling(tell: Callable[[float], None]) -> Purifier:
 
 def _runs_beside(out: Path, classifier: nn.Module, digits: ImageDataset, tell: Told) -> None:
     """A gallery, a comparison of defences, accuracy along the fit, and a ladder."""
-    from eval.adaptive import AdaptiveConfig, evaluate_adaptive
-    from eval.defence import benchmark_defence
-    from eval.frames import gallery_of_run
-    from eval.methods import build_methods
-    from eval.trajectory import accuracy_along_fit
+    from eval.fits.accuracy_along_fit import accuracy_along_fit
+    from eval.robustness.comparison import benchmark_defence
+    from eval.robustness.defences_by_name import build_methods
+    from eval.robustness.gallery import gallery_of_run
+    from eval.robustness.ladder import AdaptiveConfig, evaluate_adaptive
 
     defended = DefendedClassifier(classifier)
     gallery_of_run(out, defended, digits, replace(DEMO, attacks=("pgd",)), n=SHOWN, progress=_stage(tell, "gallery"))

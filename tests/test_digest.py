@@ -150,7 +150,7 @@ from torch import nn
 from attacks import ATTACKS
 from dipdefense import Purifier, Trust
 from dipdefense.digest import describe
-from dipdefense.gradients import GRADIENTS
+from dipdefense.defence.gradients import GRADIENTS
 
 net = nn.Sequential(nn.Linear(2, 2))
 for parameter in net.parameters():

@@ -112,7 +112,7 @@ def test_all_packages_were_looked_at():
         ("dipdefense/cli/main.py", "if True:\n    from attacks import pgd", "imports attacks"),
         ("dipdefense/cli/main.py", "class C:\n    from attacks import pgd", "imports attacks"),
         ("attacks/pgd.py", "def f():\n    import dipdefense", "imports dipdefense outside attacks/adaptive/"),
-        ("attacks/pgd.py", "from dipdefense.fit import fit", "imports dipdefense outside attacks/adaptive/"),
+        ("attacks/pgd.py", "from dipdefense.fitting.fit import fit", "imports dipdefense outside attacks/adaptive/"),
         ("attacks/adaptive/bpda.py", "def f():\n    import eval", "imports eval"),
         ("dipdefense/fit.py", "import scipy.ndimage", "imports scipy at module level"),
         ("dipdefense/fit.py", "try:\n    import art\nexcept ImportError:\n    art = None", "imports art"),

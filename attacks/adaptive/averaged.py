@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from dipdefense.looks import log_mean_softmax
+from dipdefense.defence.evidence import log_mean_softmax
 
 __all__ = ["Averaged"]
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from attacks.ascent import Objective, Rated
 from attacks.margin import margin
 from dipdefense import DefendedClassifier
-from dipdefense.decisions import Decision
-from dipdefense.gradients import Gradient
-from dipdefense.looks import Looks
+from dipdefense.defence.decisions import Decision
+from dipdefense.defence.evidence import Looks
+from dipdefense.defence.gradients import Gradient
 
 __all__ = ["LOSSES", "objective"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
-from dipdefense.gradients import GRADIENTS, Fitted, Gradient, Unrolled
-from dipdefense.unroll import pull_back
+from dipdefense.defence.gradients import GRADIENTS, Fitted, Gradient, Unrolled
+from dipdefense.fitting.unroll import pull_back
 
 __all__ = ["SURROGATES", "Blur", "ShortFit", "Smoothed"]
 

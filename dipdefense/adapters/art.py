@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipdefense.purify import Purifier
+from dipdefense.defence.purifier import Purifier
 
 try:
     from art.defences.preprocessor.preprocessor import PreprocessorPyTorch

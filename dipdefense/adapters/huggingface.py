@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dipdefense.wrapper import Wrapper
+from dipdefense.defence.wrapper import Wrapper
 
 __all__ = ["Logits"]
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dipdefense.purify import Purifier
+from dipdefense.defence.purifier import Purifier
 
 __all__ = ["Purify"]
 

@@ -33,8 +33,9 @@ from dipdefense.cli.options import (
     rule_options,
 )
 from dipdefense.cli.shown import note, print_frame, progress_bar
-from dipdefense.presets import default_config, default_defence
-from dipdefense.purify import DefendedClassifier, Purifier
+from dipdefense.defence.classifier import DefendedClassifier
+from dipdefense.defence.presets import default_config, default_defence
+from dipdefense.defence.purifier import Purifier
 from dipdefense.stopping import STOPPING_RULES
 
 __all__ = ["benchmark"]
@@ -54,7 +55,7 @@ def speed(
     ] = True,
 ) -> None:
     """Image-steps per second of the batched engine, beside plain loops and the machine's matrix product."""
-    from eval.speed import benchmark_speed
+    from eval.fits.speed import benchmark_speed
 
     table = benchmark_speed(device=device_named(device), compiled=compiled)
     print_frame(table)
@@ -80,8 +81,8 @@ def iterations(
     out: Annotated[Path | None, typer.Option(help="Folder for iterations.csv; none by default.")] = None,
 ) -> None:
     """Accuracy and PSNR along a fit, clean and under PGD: how the iterations of a default were chosen."""
-    from eval.attacked import RunConfig
-    from eval.trajectory import accuracy_along_fit
+    from eval.fits.accuracy_along_fit import accuracy_along_fit
+    from eval.robustness.config import RunConfig
 
     where = device_named(device)
     numbers = RunConfig(attacks=("pgd",), eps=number("eps", eps), n=n, seed=seed)
@@ -119,8 +120,8 @@ def stopping(
     out: RunFolder = Path("runs/stopping"),
 ) -> None:
     """How far from the best iterate each stopping rule stops, on images under known noise, and what it costs."""
-    from eval.photos import read_photos
-    from eval.stopping import benchmark_stopping
+    from eval.fits.stopping import benchmark_stopping
+    from eval.photographs import read_photos
 
     where = device_named(device)
     images = read_photos(data, resize=resize, crop=crop, n=n, seed=seed)
@@ -187,10 +188,10 @@ def defence(
     out: RunFolder = Path("runs/defence"),
 ) -> None:
     """Accuracy and detection of defences over their strengths, on one set of adversarial images."""
-    from eval.attacked import RunConfig, attacks_in
-    from eval.defence import benchmark_defence
-    from eval.methods import build_methods
-    from eval.verdicts import Setting
+    from eval.robustness.compared_defences import Setting
+    from eval.robustness.comparison import benchmark_defence
+    from eval.robustness.config import RunConfig, attacks_in
+    from eval.robustness.defences_by_name import build_methods
 
     where, radii = device_named(device), [number("eps", text) for text in names(eps)]
     if not radii:
@@ -257,7 +258,7 @@ def gradients(
 ) -> None:
     """How far each gradient through a fit holds, by finite differences, and what the exact one costs."""
     from attacks.adaptive import SURROGATES
-    from eval.slopes import compare_gradients, cost_of_unrolling
+    from eval.fits.gradient_check import compare_gradients, cost_of_unrolling
 
     where = device_named(device)
     unknown = [name for name in names(compared) if name not in SURROGATES]

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
+from dipdefense.check.check_classifier import check_classifier
 from dipdefense.cli.options import DataPath, Device, Weights, device_named
 from dipdefense.cli.shown import note, print_plain
-from dipdefense.compatibility import check_classifier
 
 __all__ = ["check"]
 

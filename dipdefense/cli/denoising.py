@@ -20,7 +20,7 @@ from dipdefense.cli.options import (
     noise_level,
 )
 from dipdefense.cli.shown import note, print_frame, progress_bar
-from dipdefense.images import read_image
+from dipdefense.files.reading import read_image
 
 __all__ = ["denoising_benchmarks"]
 
@@ -93,7 +93,7 @@ def denoising(
     out: RunFolder = Path("runs/denoising"),
 ) -> None:
     """PSNR and SSIM of the deep image prior and of classical denoisers on identical noise, clipped to [0, 1]."""
-    from eval.denoising import SMALL, benchmark_denoising
+    from eval.restoration.denoising import SMALL, benchmark_denoising
 
     where = device_named(device)
     references, shots = _photos(data, noisy, reference, resize, crop)
@@ -123,8 +123,8 @@ def _photos(
     data: Path | None, noisy: Path | None, reference: Path | None, resize: int | None, crop: int | None
 ) -> tuple[list[tuple[str, Tensor]], list[Tensor] | None]:
     """(name, clean image) of each, and the real noisy images, where noise is not to be added."""
-    from eval.pairs import read_pairs
-    from eval.photos import read_originals
+    from eval.photographs import read_originals
+    from eval.restoration.noisy_pairs import read_pairs
 
     if data is not None and noisy is None and reference is None:
         return read_originals(data, resize=resize, crop=crop), None
@@ -148,9 +148,9 @@ def impedance(
     out: Annotated[Path, typer.Option(help="Folder for impedance.csv and impedance.png.")] = Path("runs/impedance"),
 ) -> None:
     """The loss along the fits to an image, the image with noise, its pixels shuffled, and noise: one batch, a plot."""
-    from eval.denoising import SMALL
-    from eval.impedance import arrivals, noise_impedance, save_impedance
-    from eval.photos import read_photo
+    from eval.fits.impedance import arrivals, noise_impedance, save_impedance
+    from eval.photographs import read_photo
+    from eval.restoration.denoising import SMALL
 
     with progress_bar("share") as progress:
         curves = noise_impedance(
@@ -183,10 +183,10 @@ def curve(
     out: Annotated[Path, typer.Option(help="Folder for curve.csv and curve.png.")] = Path("runs/curve"),
 ) -> None:
     """PSNR and SSIM along a fit, of output and moving average, against the truth and against the noisy image."""
-    from eval.denoising import SMALL
+    from eval.fits.training_curve import save_training_curve, training_curve
     from eval.noise import gaussian, generator_of
-    from eval.photos import read_photo
-    from eval.training_curve import save_training_curve, training_curve
+    from eval.photographs import read_photo
+    from eval.restoration.denoising import SMALL
 
     reference, level = read_photo(image, resize, crop), noise_level(sigma)
     if noisy is not None:
@@ -223,9 +223,9 @@ def ablation(
     out: RunFolder = Path("runs/ablation"),
 ) -> None:
     """What each part of a denoising fit is worth, and whether one configuration serves every task: one table."""
-    from eval.ablation import benchmark_ablation
     from eval.datasets import load_dataset
-    from eval.photos import read_photos
+    from eval.photographs import read_photos
+    from eval.restoration.ablation import benchmark_ablation
 
     where = device_named(device)
     photos = [image for _, image in read_photos(data, resize=resize, crop=crop, n=n, seed=seed)]

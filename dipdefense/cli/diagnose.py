@@ -26,7 +26,7 @@ from dipdefense.cli.options import (
     number,
 )
 from dipdefense.cli.shown import manner, note, print_frame, progress_bar
-from dipdefense.purify import defend
+from dipdefense.defence.classifier import defend
 
 __all__ = ["diagnose"]
 

@@ -39,8 +39,9 @@ from dipdefense.cli.options import (
     number,
 )
 from dipdefense.cli.shown import note, print_accuracies, print_frame, progress_bar
-from dipdefense.purify import DefendedClassifier, Purifier
-from dipdefense.scale import Cluster
+from dipdefense.defence.classifier import DefendedClassifier
+from dipdefense.defence.purifier import Purifier
+from dipdefense.distributed import Cluster
 
 __all__ = ["evaluate"]
 
@@ -114,9 +115,9 @@ def evaluate(
             rule = "be left out" if adaptive else "come"
             raise ValueError(f"--{name.replace('_', '-')} must {rule} with --adaptive, which has numbers of its own")
     cluster = cluster_of(context, engine, address, workers, cpus, gpus)
-    from eval.attacked import RunConfig, attacks_in
     from eval.classifiers import load_classifier
-    from eval.shards import RunSpec
+    from eval.robustness.config import RunConfig, attacks_in
+    from eval.robustness.distributed import RunSpec
 
     where, radius, fit = device_named(device), number("eps", eps), fit_config(config)
     if adaptive:
@@ -163,9 +164,9 @@ def evaluate(
 
 def _score(spec: Any, cluster: Cluster | None, where: Any, gallery: int, out: Path) -> None:
     """The run of these names, here or on the cluster, and its gallery, which is made here."""
-    from eval.frames import gallery_of_run
-    from eval.robustness import evaluate_robustness
-    from eval.shards import evaluate_shards
+    from eval.robustness.distributed import evaluate_shards
+    from eval.robustness.evaluate import evaluate_robustness
+    from eval.robustness.gallery import gallery_of_run
 
     loaded = spec.load(where) if cluster is None or gallery else {}
     with progress_bar("images") as progress:
@@ -193,7 +194,7 @@ def _climb(
     transfers: bool,
 ) -> Callable[..., None]:
     """The adaptive run of these numbers, which are checked before anything is loaded."""
-    from eval.adaptive import AdaptiveConfig, evaluate_adaptive
+    from eval.robustness.ladder import AdaptiveConfig, evaluate_adaptive
 
     able = (*AdaptiveConfig(norm=norm).rungs, *(["transfer"] if transfers else []))
     config = AdaptiveConfig(

@@ -8,8 +8,8 @@ import torch
 import typer
 from torch import nn
 
-from dipdefense.config import FitConfig
-from dipdefense.scale import Cluster
+from dipdefense.distributed import Cluster
+from dipdefense.fitting.config import FitConfig
 
 __all__ = [
     "Address",

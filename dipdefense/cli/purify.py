@@ -19,10 +19,10 @@ from dipdefense.cli.options import (
     fit_config,
 )
 from dipdefense.cli.shown import errors, progress_bar
-from dipdefense.files import purify_files
-from dipdefense.images import list_images
-from dipdefense.purify import Purifier
-from dipdefense.scale import Cluster, purify_shards
+from dipdefense.defence.purifier import Purifier
+from dipdefense.distributed import Cluster, purify_shards
+from dipdefense.files.purify_files import purify_files
+from dipdefense.files.reading import list_images
 
 __all__ = ["purify"]
 

@@ -32,7 +32,7 @@ def restoration(
     out: RunFolder = Path("runs/restoration"),
 ) -> None:
     """PSNR and SSIM of inpainting, super-resolution and the rest, beside total variation and library methods."""
-    from eval.restoration import benchmark_restoration
+    from eval.restoration.restoration import benchmark_restoration
 
     where = device_named(device)
     with progress_bar("images") as progress:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from dipdefense.cli.options import ConfigFile, Device, Iterations, Seed, Weights, device_named, fit_config
 from dipdefense.cli.shown import progress_bar
-from dipdefense.config import FitConfig
-from dipdefense.fit import Progress
-from dipdefense.images import check_target, read_image, write_image
-from dipdefense.preimage import invert_features, maximise_activation
-from dipdefense.restore import denoise, flash_no_flash, inpaint, remove_jpeg_artifacts, super_resolve
-from dipdefense.tasks import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
+from dipdefense.files.reading import read_image
+from dipdefense.files.writing import check_target, write_image
+from dipdefense.fitting.config import FitConfig
+from dipdefense.fitting.fit import Progress
+from dipdefense.restoration.preimage import invert_features, maximise_activation
+from dipdefense.restoration.presets import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
+from dipdefense.restoration.tasks import denoise, flash_no_flash, inpaint, remove_jpeg_artifacts, super_resolve
 
 __all__ = ["restoring"]
 

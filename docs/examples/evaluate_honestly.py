@@ -4,9 +4,9 @@ The row to quote is `worst case`: images that no rung wins. n is far too small h
 """
 
 import dipdefense
-from eval.adaptive import AdaptiveConfig, evaluate_adaptive
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
+from eval.robustness.ladder import AdaptiveConfig, evaluate_adaptive
 
 # A small, short fit, so that this is quick; leave `fit` out for the default.
 fit = dipdefense.FitConfig(architecture_options={"channels": [8, 16], "skip_channels": 0}, iterations=30)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from skimage import data
 
 import dipdefense
-from dipdefense.images import write_image
-from dipdefense.tasks import SMALL
+from dipdefense.files.writing import write_image
+from dipdefense.restoration.presets import SMALL
 from eval.metrics import psnr
 
 photo = torch.from_numpy(data.astronaut()).permute(2, 0, 1)[None].float() / 255

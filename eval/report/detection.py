@@ -9,7 +9,7 @@ from sklearn.metrics import roc_curve
 from eval.report.cells import radius
 from eval.report.charts import COLOURS, Chart, Point, Series
 from eval.report.runs import Run, records_of
-from eval.roc import score_pairs
+from eval.robustness.detection import score_pairs
 
 __all__ = ["roc_charts"]
 

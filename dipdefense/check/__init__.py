@@ -1,0 +1,3 @@
+"""What keeps a classifier from being defended."""
+
+__all__: list[str] = []

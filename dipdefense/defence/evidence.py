@@ -1,0 +1,128 @@
+"""What a decision sees of a batch: the classifier's logits of the input and along its fit, and what the fit leaves."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dipdefense.defence.classifier_errors import REFUSALS, first_line
+
+__all__ = [
+    "VIEWS",
+    "Classify",
+    "Looks",
+    "check_finite",
+    "check_iterations",
+    "check_views",
+    "contradiction",
+    "log_mean_softmax",
+    "see",
+    "spread",
+]
+
+Classify = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> logits (B, K)
+
+STEP = 16  # pixels: sides that classifiers halve four times without a remainder
+
+
+def shrink(images: Tensor) -> Tensor:
+    """(B, C, H, W) -> each side above 32 pixels at four fifths, rounded to a multiple of 16."""
+    size = [side if side <= 2 * STEP else round(0.8 * side / STEP) * STEP for side in images.shape[2:]]
+    if size == list(images.shape[2:]):
+        return images
+    small = F.interpolate(images, size, mode="bilinear", antialias=True)
+    return small + (small.clamp(0, 1) - small).detach()  # rounding leaves [0, 1], where a clamp would cut the gradient
+
+
+# An attack on the bare classifier is made for the image as it is, so a mirrored or smaller reconstruction keeps less
+# of it. The mirror is for classes that do not mind it, not for digits or text; the smaller image for classifiers of
+# images of any size.
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda images: images,
+    "mirror": lambda images: images.flip(3),
+    "small_mirror": lambda images: shrink(images.flip(3)),
+}
+
+
+@dataclass(frozen=True)
+class Looks:
+    """One row an image."""
+
+    bare: Tensor  # (B, K) logits of the input itself
+    along: Tensor  # (S, B, K) logits of its reconstructions, over restarts, iterations and views
+    residual: Mapping[int, Tensor]  # iteration -> (B, H, W) squared difference of reconstruction and input, mean of C
+
+
+def see(classify: Classify, images: Tensor, view: str) -> Tensor:
+    """Logits (B, K) of one of `VIEWS` of images (B, C, H, W).
+
+    Raises:
+        ValueError: the classifier refuses the size of the view.
+    """
+    seen = VIEWS[view](images)
+    try:
+        return classify(seen)
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS as error:
+        if seen.shape == images.shape:
+            raise
+        raise ValueError(
+            f"classifier must take images of {seen.shape[2]}x{seen.shape[3]}, which the view {view!r} shows it, "
+            f"got {first_line(error)}: let its first layer resize, or name a decision without that view, as "
+            "docs/wrap.md shows"
+        ) from error
+
+
+def log_mean_softmax(logits: Tensor) -> Tensor:
+    """Logarithm of the mean over S of the softmax: (S, B, K) -> (B, K)."""
+    return logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
+
+
+def contradiction(bare: Tensor, along: Tensor) -> Tensor:
+    """How much the looks along a fit contradict the bare prediction: 1 minus the mean probability they give it.
+
+    Args:
+        bare: logits of the input, (B, K).
+        along: logits of S looks, (S, B, K).
+
+    Returns:
+        (B,) in [0, 1]; larger is more adversarial.
+    """
+    predicted = bare.argmax(1, keepdim=True)
+    return (1 - log_mean_softmax(along).exp().gather(1, predicted)[:, 0]).clamp(0, 1)  # rounding leaves it by an ulp
+
+
+def spread(named: tuple[int, ...] | None, iterations: int) -> tuple[int, ...]:
+    """The named iterations, or four evenly over the second half of a fit."""
+    if named is not None:
+        return named
+    return tuple(sorted({math.ceil(iterations * sixth / 6) for sixth in (3, 4, 5, 6)}))
+
+
+def check_iterations(iterations: object) -> tuple[int, ...] | None:
+    """Refuse what is neither None nor iterations, rising."""
+    if iterations is None:
+        return None
+    listed = list(iterations) if isinstance(iterations, tuple | list) else []
+    if not listed or not all(type(i) is int for i in listed) or listed != sorted(set(listed)) or listed[0] < 1:
+        raise ValueError(f"iterations must be one or more integers rising from 1 or above, got {iterations!r}")
+    return tuple(listed)
+
+
+def check_views(views: object) -> tuple[str, ...]:
+    """Refuse what is not one or more keys of `VIEWS`."""
+    if not isinstance(views, tuple | list) or not views or not all(isinstance(v, str) and v in VIEWS for v in views):
+        raise ValueError(f"views must be one or more of {', '.join(VIEWS)}, got {views!r}")
+    if len(set(views)) < len(views):
+        raise ValueError(f"views must each stand once, got {views!r}")
+    return tuple(views)
+
+
+def check_finite(name: str, value: float) -> None:
+    """Refuse what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")

@@ -1,0 +1,111 @@
+"""What a backward pass through a purification means."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dipdefense.fitting.config import FitConfig
+from dipdefense.fitting.unroll import pull_back
+
+__all__ = ["GRADIENTS", "Fitted", "Gradient", "Unrolled", "known_gradient", "purification"]
+
+
+class Fitted(NamedTuple):
+    """A fit that was made: all that its gradient depends on."""
+
+    images: Tensor  # (B, C, H, W) that were fitted
+    config: FitConfig
+    seed: int  # that was used, also where it was drawn
+    iterations: Tensor  # (T, B) number of the iterate in each frame
+
+
+# (a fit, cotangents of its frames (T, B, C, H, W)) -> derivative with respect to its images, (B, C, H, W)
+Gradient = Callable[[Fitted, Tensor], Tensor]
+
+
+def straight_through(fitted: Fitted, cotangents: Tensor) -> Tensor:
+    """The purification counts as the identity. Source: Athalye et al. (2018), section 4.1.2 (BPDA)."""
+    return cotangents.sum(0)
+
+
+def no_gradient(fitted: Fitted, cotangents: Tensor) -> Tensor:
+    """Refuse, rather than let an attack see nothing."""
+    raise RuntimeError(
+        'this purification has no gradient (gradient="none"): an attack on it would see nothing and the defence '
+        'would look strong; use gradient="straight_through" or "unrolled"'
+    )
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """The derivative of the fit itself, through its steps; see `dipdefense.unroll`.
+
+    It is exact at a point. The fit is smooth only piecewise, so over the size of an attack's step it may say little:
+    docs/robustness.md measures how little.
+
+    Args:
+        last: only through the last so many steps before each frame; None: all of them.
+        adam_eps: added to the root of Adam's second moment; larger than in the fit it gives the gradient of a
+            smoother one.
+    """
+
+    last: int | None = None
+    adam_eps: float = 1e-8
+
+    def __call__(self, fitted: Fitted, cotangents: Tensor) -> Tensor:
+        """See `Gradient`."""
+        asked: dict[int, Tensor] = {}
+        for numbers, cotangent in zip(fitted.iterations, cotangents, strict=True):
+            for iteration in numbers.unique().tolist():
+                mine = torch.where((numbers == iteration)[:, None, None, None], cotangent, 0)
+                if mine.any():  # a frame that nothing was made of costs nothing
+                    asked[iteration] = asked.get(iteration, 0) + mine
+        total = torch.zeros_like(fitted.images)
+        for frames in [asked] if self.last is None else [{i: cotangent} for i, cotangent in asked.items()]:
+            if frames:
+                total += pull_back(
+                    fitted.images, frames, fitted.config, seed=fitted.seed, last=self.last, adam_eps=self.adam_eps
+                )
+        return total
+
+
+GRADIENTS: dict[str, Gradient] = {
+    "straight_through": straight_through,
+    "unrolled": Unrolled(),
+    "none": no_gradient,
+}
+
+
+def known_gradient(gradient: str | Gradient) -> Gradient:
+    """The gradient of a name in `GRADIENTS`, or the callable that it is."""
+    if callable(gradient):
+        return gradient
+    if not isinstance(gradient, str) or gradient not in GRADIENTS:
+        raise ValueError(f"gradient must be one of {', '.join(GRADIENTS)}, or a callable, got {gradient!r}")
+    return GRADIENTS[gradient]
+
+
+def purification(images: Tensor, frames: Tensor, fitted: Fitted, gradient: str | Gradient) -> Tensor:
+    """The frames (T, B, C, H, W) of a fit to images (B, C, H, W), with the given meaning of a backward pass."""
+    passed: Tensor = _Purification.apply(images, frames, fitted, known_gradient(gradient))
+    return passed
+
+
+class _Purification(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, frames: Tensor, fitted: Fitted, gradient: Gradient) -> Tensor:
+        ctx.fitted, ctx.gradient = fitted, gradient
+        return frames.view_as(frames)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, cotangents: Tensor) -> tuple[Tensor, None, None, None]:
+        gradient = ctx.gradient(ctx.fitted, cotangents)
+        shape = tuple(ctx.fitted.images.shape)
+        if not isinstance(gradient, Tensor) or gradient.shape != shape:
+            got = tuple(gradient.shape) if isinstance(gradient, Tensor) else type(gradient).__name__
+            raise ValueError(f"gradient must return the derivative with respect to the images, {shape}, got {got}")
+        return gradient, None, None, None

@@ -1,0 +1,202 @@
+"""Purify an image: its reconstruction by an early-stopped fit."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from dipdefense.defence.gradients import Fitted, Gradient, known_gradient, purification
+from dipdefense.defence.presets import TILE, default_config
+from dipdefense.defence.tiles import cut, join
+from dipdefense.defence.wrapper import apart
+from dipdefense.fitting.config import FitConfig
+from dipdefense.fitting.fit import FitResult, Progress, fit
+from dipdefense.image_tensors import check_images
+
+__all__ = ["Purifier"]
+
+
+class Purifier(nn.Module):
+    """Reconstruct images by an early-stopped deep image prior; also a torchvision transform.
+
+    It has no parameters and no state: the networks of a fit live as long as the fit. A class derived from it may draw
+    its numbers from the seed (`config_for`) or do more than fit (`frames`): attacks and evaluations meet that class.
+
+    Args:
+        config: numbers of the fit; None for the evidence-based ones of the image's size (`default_config`).
+        seed: of the fit; None for fresh entropy at every call, which makes the defence stochastic.
+        gradient: meaning of a backward pass. `straight_through`: the purification counts as the identity (BPDA,
+            Athalye et al. 2018). `unrolled`: the exact gradient, through all steps of the fit. `none`: a backward
+            pass raises. Or a callable, see `dipdefense.gradients.Gradient`; picklable, if the purifier is to be.
+        tile: side in pixels of the tiles that larger images are cut into, each fitted as an image of its own;
+            they overlap by a quarter. None: `presets.TILE` with the default numbers, uncut with numbers of your own.
+
+    Raises:
+        TypeError: config is no FitConfig.
+        ValueError: unknown gradient, a seed that is negative or no integer, a tile that is no positive integer.
+    """
+
+    def __init__(
+        self,
+        config: FitConfig | None = None,
+        *,
+        seed: int | None = 0,
+        gradient: str | Gradient = "straight_through",
+        tile: int | None = None,
+    ):
+        super().__init__()
+        self.config = config
+        self.seed = seed
+        self.gradient = gradient
+        self.tile = tile
+        self._check()
+
+    def _check(self) -> None:
+        if self.config is not None and not isinstance(self.config, FitConfig):
+            raise TypeError(f"config must be a FitConfig or None, got {type(self.config).__name__}")
+        for name, value, least in (("seed", self.seed, 0), ("tile", self.tile, 1)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{name} must be None or an integer of at least {least}, got {value!r}")
+        known_gradient(self.gradient)
+
+    def fit(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> FitResult:
+        """The whole result of the fit to images (B, C, H, W) in [0, 1], uncut; no gradient passes.
+
+        Raises:
+            TypeError, ValueError: not a floating image batch, or outside [0, 1].
+        """
+        check_images(images)
+        return fit(images, self.config_for(images), seed=self.seed, callback=callback)
+
+    def config_for(self, images: Tensor) -> FitConfig:
+        """The numbers of the fit to images of this shape, (B, C, H, W)."""
+        return self.config or default_config(tuple(images.shape[1:]))
+
+    def tile_for(self, images: Tensor) -> int | None:
+        """The side of the tiles that images of this shape, (B, C, H, W), are cut into; None if they stay whole."""
+        tile = TILE if self.tile is None and self.config is None else self.tile
+        return None if tile is None or max(images.shape[2:]) <= tile else tile
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) or (C, H, W) in [0, 1] -> same shape, purified.
+
+        Raises:
+            TypeError, ValueError: not a floating image, or outside [0, 1].
+        """
+        if isinstance(images, Tensor) and images.dim() == 3:
+            return self(images[None])[0]  # type: ignore[no-any-return]
+        return self.frames(images, None, gradient=self.gradient)[0]
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> same, without gradient; tile by tile where images are larger than a tile.
+
+        Values that the gain of the cosine loss lifts above 1 are clipped.
+        """
+        return self.frames(images, None, gradient="none", callback=callback)[0]
+
+    @torch.no_grad()
+    def trajectory(self, images: Tensor, iterations: Sequence[int], *, restart: int = 0) -> Tensor:
+        """What `reconstruct` would return, ended at each of these iterations of one fit; no gradient.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            iterations: at which to look, each from 1 to the fit's `iterations`; the fit ends at the largest.
+            restart: added to the seed.
+
+        Returns:
+            (T, B, C, H, W) in the order of `iterations`.
+
+        Raises:
+            TypeError, ValueError: not a floating image batch, or outside [0, 1]; no iterations, one outside the fit,
+                a stopping rule other than `fixed`.
+        """
+        return self.frames(images, iterations, gradient="none", restart=restart)
+
+    def frames(
+        self,
+        images: Tensor,
+        iterations: Sequence[int] | None,
+        *,
+        gradient: str | Gradient,
+        restart: int = 0,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> Tensor:
+        """What `trajectory` returns, with the given meaning of a backward pass.
+
+        `iterations` None is the iterate that the stopping rule chooses, (1, B, C, H, W). Raises as `trajectory` does.
+        """
+        check_images(images, empty=True)
+        config = self.config_for(images)
+        if iterations is not None:
+            _check_looks(iterations, config)
+            config = replace(config, iterations=max(iterations))
+        if len(images) == 0:  # nothing to fit
+            return images.expand(1 if iterations is None else len(iterations), *images.shape)
+        seed = None if self.seed is None else self.seed + restart
+        tile = self.tile_for(images)
+        pieces = images if tile is None else cut(images, tile, tile // 4)
+        if iterations is None:
+            result = fit(pieces, config, seed=seed, callback=callback)
+            frames, numbers, seed = result.reconstruction[None], result.chosen[None], result.seed
+        else:
+            frames, numbers, seed = _watch(pieces, config, seed, iterations)
+        fitted = Fitted(pieces.detach().clone(), config, seed, numbers)  # the caller may write to the images
+        passed = purification(pieces, frames.clamp(max=1), fitted, gradient)
+        if tile is None:
+            return passed
+        H, W = images.shape[2:]
+        return torch.stack([join(frame, (H, W), tile, tile // 4) for frame in passed])
+
+    def variant(self, **arguments: Any) -> Self:
+        """The same purifier, of the same class, with other values of some of the arguments of `Purifier`.
+
+        Raises:
+            TypeError, ValueError: an argument that `Purifier` does not have, or a value that it refuses.
+        """
+        unknown = arguments.keys() - {"config", "seed", "gradient", "tile"}
+        if unknown:
+            raise TypeError(f"arguments must be among config, seed, gradient, tile, got {sorted(unknown)[0]!r}")
+        twin = apart(self)
+        for name, value in arguments.items():
+            setattr(twin, name, value)
+        twin._check()
+        return twin
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"config={self.config}, seed={self.seed}, gradient={self.gradient!r}, tile={self.tile}"
+
+
+def _watch(
+    images: Tensor, config: FitConfig, seed: int | None, iterations: Sequence[int]
+) -> tuple[Tensor, Tensor, int]:
+    """The averages at these iterations of one fit, (T, B, C, H, W), their numbers (T, B), and the seed."""
+    with torch.inference_mode(False):  # the fit, which writes to it, is outside that mode
+        frames = images.new_zeros(len(iterations), *images.shape)
+
+    def keep(state: Progress) -> None:
+        for frame, iteration in zip(frames, iterations, strict=True):
+            if iteration == state.iteration:
+                frame[state.index] = state.average
+
+    result = fit(images, config, seed=seed, callback=keep)
+    numbers = torch.tensor(iterations, device=images.device)[:, None].expand(-1, len(images)).clone()
+    for frame, number, iteration in zip(frames, numbers, iterations, strict=True):
+        ended = result.iterations < iteration  # an image that was given up keeps its last average
+        frame[ended], number[ended] = result.reconstruction[ended], result.chosen[ended]
+    return frames, numbers, result.seed
+
+
+def _check_looks(iterations: Sequence[int], config: FitConfig) -> None:
+    if config.stopping != "fixed":
+        raise ValueError(
+            f"stopping must be fixed where iterations are named, got {config.stopping!r}: use the decision last"
+        )
+    if not iterations or not all(type(i) is int and 1 <= i <= config.iterations for i in iterations):
+        raise ValueError(
+            f"iterations must be one or more integers from 1 to the {config.iterations} of the fit, got "
+            f"{tuple(iterations)!r}"
+        )

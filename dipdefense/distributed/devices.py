@@ -1,0 +1,76 @@
+"""A batch spread over several devices."""
+
+import contextlib
+import copy
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+from dipdefense.defence.wrapper import Wrapper
+from dipdefense.fitting.fit import surroundings
+
+__all__ = ["OnDevices"]
+
+
+class OnDevices(Wrapper):
+    """Run a defended classifier, or a purifier, on several devices at once: each takes an equal part of the batch.
+
+    A thread a device, on a copy that is made anew at every call, so that it is never out of date; beside a fit that
+    costs nothing. Results are those of one device, up to rounding, unless `seed` is None. Gradients reach the images,
+    and not the weights: training is not what this is for.
+
+    Args:
+        module: images (B, C, H, W) -> a tensor of B rows, in eval mode.
+        devices: such as `["cuda:0", "cuda:1"]`; the same one twice is allowed.
+
+    Raises:
+        TypeError: module is none.
+        ValueError: no devices, or one that is unknown to torch.
+    """
+
+    def __init__(self, module: nn.Module, devices: Sequence[str | torch.device]):
+        super().__init__(module)
+        if isinstance(devices, str) or not devices:
+            raise ValueError(f"devices must be a list of at least one device, such as ['cuda:0'], got {devices!r}")
+        try:
+            self.devices = [torch.device(device) for device in devices]
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"devices must be known to torch, such as 'cuda:0' or 'cpu', got {devices!r}") from error
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> B rows, on the device of `images`. Raises what the module raises."""
+        parts = [part for part in torch.tensor_split(images, len(self.devices)) if len(part)]
+        if len(parts) < 2:
+            return self._run(images, self.devices[0])
+        grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+        def work(part: Tensor, device: torch.device) -> Tensor:
+            with torch.inference_mode(inference), torch.set_grad_enabled(grad):  # they are each thread's own
+                return self._run(part, device)
+
+        threads = torch.get_num_threads()
+        share = max(1, threads // len(parts))
+        try:
+            with (
+                self._settings(),
+                ThreadPoolExecutor(len(parts), initializer=torch.set_num_threads, initargs=(share,)) as pool,
+            ):
+                rows = list(pool.map(work, parts, self.devices[: len(parts)]))
+        finally:
+            torch.set_num_threads(threads)  # a worker's number is also that of all threads to come
+        return torch.cat(rows)
+
+    def _run(self, images: Tensor, device: torch.device) -> Tensor:
+        rows: Tensor = copy.deepcopy(self.classifier).to(device)(images.to(device))
+        return rows.to(images.device)
+
+    def _settings(self) -> contextlib.AbstractContextManager[None]:
+        """The precision of a fit is a setting of the whole process: the first to end must not take it from the rest."""
+        cuda = [device for device in self.devices if device.type == "cuda"]
+        return surroundings(cuda[0], "full") if cuda else contextlib.nullcontext()
+
+    def extra_repr(self) -> str:
+        """The devices."""
+        return f"devices={[str(device) for device in self.devices]}"

@@ -1,0 +1,113 @@
+"""The numbers of one fit."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from dipdefense.fitting.inputs import INPUTS
+from dipdefense.fitting.losses import LOSSES
+from dipdefense.fitting.networks import ARCHITECTURES
+from dipdefense.fitting.pixels import Pixels
+from dipdefense.stopping import STOPPING_RULES, StoppingRule
+
+__all__ = ["GENERATORS", "PRECISIONS", "FitConfig", "build_network", "build_rule"]
+
+GENERATORS: dict[str, type[nn.Module]] = {**ARCHITECTURES, "pixels": Pixels}
+PRECISIONS = ("full", "tf32", "bfloat16")  # full: that of the images, and on CUDA without TF32
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Numbers of one fit; defaults follow the denoising example of Ulyanov et al. (2018).
+
+    Plain values only: `FitConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config`.
+
+    Raises:
+        ValueError: a number out of its range, an unknown name (the message lists the known ones), an option
+            that the architecture or the stopping rule does not have.
+    """
+
+    architecture: str = "skip"  # a key of GENERATORS: the ARCHITECTURES, and `pixels`, which is no network
+    architecture_options: Mapping[str, Any] = field(default_factory=dict)  # keywords of its class
+    input: str = "noise"  # a key of INPUTS
+    input_channels: int = 32  # channels of z; 2 for the meshgrid
+    iterations: int = 3000  # upper bound; a stopping rule may end sooner
+    lr: float = 1e-2  # Adam step size
+    jitter: float = 1 / 30  # std of the Gaussian noise added to z at each iteration
+    loss: str = "mse"  # a key of LOSSES
+    ema: float = 0.0  # weight of the past in the average of iterates that is returned; 0: the iterate itself
+    stopping: str = "fixed"  # a key of STOPPING_RULES
+    stopping_options: Mapping[str, Any] = field(default_factory=dict)  # keywords of its class
+    rollback_db: float = 5.0  # an image whose loss rises by more, in 10 log10, returns to its last good state
+    memory_gb: float = 1.0  # the fit works in chunks of images that stay within it, in GiB
+    precision: str = "full"  # of the network, one of PRECISIONS; weights, loss and Adam keep that of the images
+    compile: bool = False  # run the network through torch.compile; on CUDA as captured graphs
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("architecture", GENERATORS),
+            ("input", INPUTS),
+            ("loss", LOSSES),
+            ("stopping", STOPPING_RULES),
+            ("precision", PRECISIONS),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        for name in ("lr", "jitter", "ema", "rollback_db", "memory_gb"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} must be a number, got {value!r}")
+        for name, least in (("iterations", 1), ("input_channels", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name in ("lr", "rollback_db", "memory_gb"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be positive and finite, got {value!r}")
+        if not (math.isfinite(self.jitter) and self.jitter >= 0):
+            raise ValueError(f"jitter must be finite and not negative, got {self.jitter!r}")
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"compile must be True or False, got {self.compile!r}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema!r}")
+        for name in ("architecture_options", "stopping_options"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"{name} must map names to values, got {getattr(self, name)!r}")
+            plain = {k: list(v) if isinstance(v, tuple) else v for k, v in getattr(self, name).items()}
+            object.__setattr__(self, name, plain)  # JSON knows lists only
+        with torch.device("meta"):  # refuses bad options at once, and costs nothing
+            build_network(self, out_channels=3)
+        warm_up = build_rule(self).warm_up
+        if warm_up > self.iterations:
+            raise ValueError(
+                f"iterations must be at least the {warm_up} iterates that {self.stopping} sees before it judges, "
+                f"got {self.iterations}: raise it, or change stopping_options"
+            )
+
+
+def build_network(config: FitConfig, out_channels: int) -> nn.Module:
+    """The generator of a config, initialised from torch's global generator as any module."""
+    make = GENERATORS[config.architecture]
+    _check_options(config.architecture, make, config.architecture_options)
+    return make(config.input_channels, out_channels, **config.architecture_options)
+
+
+def build_rule(config: FitConfig) -> StoppingRule:
+    """The stopping rule of a config, at its beginning."""
+    make = STOPPING_RULES[config.stopping]
+    _check_options(config.stopping, make, config.stopping_options)
+    return make(**config.stopping_options)
+
+
+def _check_options(name: str, make: type, options: Mapping[str, Any]) -> None:
+    known = [p for p in inspect.signature(make).parameters if p not in ("in_channels", "out_channels")]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} must be given options among {', '.join(known) or '(none)'}, got {option!r}")

@@ -1,0 +1,217 @@
+"""Restoration by deep image prior: every task is the one fit, with another operator, input or loss.
+
+    min_theta  loss( A(f_theta(z)), observed ) + tv * total_variation( f_theta(z) )
+
+All functions take the same keywords. `config`: numbers of the fit, with any architecture and stopping rule; None for
+the small ones of `tasks.SMALL`, which a CPU bears; `tasks.PUBLISHED` holds the published ones. `seed`: as in `fit`.
+`tv`: weight of the total variation in the loss; with `tasks.PIXELS` as config it is the only prior, which makes the
+learning-free rival. `callback`: as in `fit`. Images of a batch do not meet.
+
+Source: Ulyanov, Vedaldi, Lempitsky (2018), "Deep image prior", sections 3.1 to 3.6.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dipdefense.fitting.config import FitConfig, build_network
+from dipdefense.fitting.fit import Progress, fit
+from dipdefense.fitting.losses import masked_mse
+from dipdefense.fitting.problem import canvas
+from dipdefense.image_tensors import check_images
+from dipdefense.restoration.operators import downsampling, masking
+from dipdefense.restoration.presets import SMALL
+from dipdefense.restoration.total_variation import weighted_total_variation
+
+__all__ = ["denoise", "flash_no_flash", "inpaint", "remove_jpeg_artifacts", "super_resolve"]
+
+Callback = Callable[[Progress], None]
+
+
+def denoise(
+    images: Tensor,
+    *,
+    runs: int = 1,
+    config: FitConfig | None = None,
+    seed: int | None = 0,
+    tv: float = 0.0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Remove noise of any kind and unknown level.
+
+    Args:
+        images: noisy, (B, C, H, W) in [0, 1].
+        runs: fits, of the seeds `seed`, `seed + 1`, ..., whose results are averaged.
+        config, seed, tv, callback: see the module; `Progress.share` counts all runs.
+
+    Returns:
+        (B, C, H, W) in [0, 1], the moving average of the iterates (`FitConfig.ema`).
+
+    Raises:
+        TypeError, ValueError: no image batch in [0, 1], fewer than one run, a negative `tv`; what `fit` raises.
+    """
+    check_images(images)
+    if isinstance(runs, bool) or not isinstance(runs, int) or runs < 1:
+        raise ValueError(f"runs must be an integer of at least 1, got {runs!r}")
+    total = torch.zeros_like(images)
+    for run in range(runs):
+
+        def report(state: Progress, run: int = run) -> None:
+            if callback is not None:
+                callback(replace(state, share=(run + state.share) / runs))
+
+        total += _fitted("denoise", images, config, None if seed is None else seed + run, tv, report)
+    return total / runs
+
+
+def inpaint(
+    images: Tensor,
+    mask: Tensor,
+    *,
+    paste: bool = False,
+    config: FitConfig | None = None,
+    seed: int | None = 0,
+    tv: float = 0.0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Fill in unknown pixels: text, holes, or a large share of pixels that are missing.
+
+    What `images` holds where the mask is 0 is never read, be it NaN. A stopping rule that asks for the residual sees 0
+    there, so a noise level sigma counts as sigma times the root of the known share.
+
+    Args:
+        images: (B, C, H, W), in [0, 1] where they are known.
+        mask: (B or 1, 1 or C, H, W), boolean or 0 / 1; 1 = known pixel.
+        paste: put the known pixels back into the result, which flatters any figure computed over all of them.
+        config, seed, tv, callback: see the module.
+
+    Returns:
+        (B, C, H, W) in [0, 1], what the network makes of all pixels.
+
+    Raises:
+        TypeError, ValueError: no image batch, a mask of another size, not binary or without a known pixel, a negative
+            `tv`; what `fit` raises.
+    """
+    if not (isinstance(images, Tensor) and isinstance(mask, Tensor)):
+        raise TypeError(f"images and mask must be tensors, got {type(images).__name__} and {type(mask).__name__}")
+    allowed = [(1, len(images)), (1, *images.shape[1:2]), *((side,) for side in images.shape[2:])]
+    if mask.dim() != 4 or any(size not in sizes for size, sizes in zip(mask.shape, allowed, strict=False)):
+        raise ValueError(
+            f"mask must have the size of images, {tuple(images.shape)} (one mask for all images or channels will do), "
+            f"got {tuple(mask.shape)}"
+        )
+    loss, degrade = masked_mse(mask), masking(mask)
+    everyone = torch.arange(len(images), device=images.device)
+    known = degrade(images, everyone)
+    check_images(known)
+    filled = _fitted("inpaint", known, config, seed, tv, callback, degrade=degrade, loss=loss)
+    return torch.where(mask.bool(), images, filled) if paste else filled
+
+
+def super_resolve(
+    images: Tensor,
+    factor: int,
+    *,
+    config: FitConfig | None = None,
+    seed: int | None = 0,
+    tv: float = 0.0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Enlarge images: find one whose Lanczos reduction (`operators.downsampling`) they are.
+
+    Args:
+        images: small, (B, C, H, W) in [0, 1].
+        factor: an integer of at least 2.
+        config, seed, tv, callback: see the module.
+
+    Returns:
+        (B, C, factor H, factor W) in [0, 1].
+
+    Raises:
+        TypeError, ValueError: no image batch in [0, 1], a factor below 2, a negative `tv`; what `fit` raises.
+    """
+    check_images(images)
+    C, H, W = images.shape[1:]
+    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
+        raise ValueError(f"factor must be an integer of at least 2, got {factor!r}")
+    degrade = downsampling(factor, factor * H, factor * W, dtype=images.dtype, device=images.device)
+    shape = (C, factor * H, factor * W)
+    return _fitted("super_resolve", images, config, seed, tv, callback, degrade=degrade, shape=shape)
+
+
+def remove_jpeg_artifacts(
+    images: Tensor,
+    *,
+    config: FitConfig | None = None,
+    seed: int | None = 0,
+    tv: float = 0.0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Remove blocks and ringing of JPEG compression: (B, C, H, W) in [0, 1] -> same. As `denoise`, other numbers.
+
+    Raises:
+        TypeError, ValueError: no image batch in [0, 1], a negative `tv`; what `fit` raises.
+    """
+    check_images(images)
+    return _fitted("remove_jpeg_artifacts", images, config, seed, tv, callback)
+
+
+def flash_no_flash(
+    flash: Tensor,
+    no_flash: Tensor,
+    *,
+    config: FitConfig | None = None,
+    seed: int | None = 0,
+    tv: float = 0.0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Restore a dark, noisy photograph with the detail of one taken with a flash, which is the network's input z.
+
+    Args:
+        flash: (B, C, H, W) in [0, 1], or (1, C, H, W) for all.
+        no_flash: what is restored, (B, C', H, W) in [0, 1].
+        config, seed, tv, callback: see the module; `input` and `input_channels` of the config are not used.
+
+    Returns:
+        (B, C', H, W) in [0, 1], with the light of `no_flash`.
+
+    Raises:
+        TypeError, ValueError: no image batches in [0, 1], images of different sizes, a negative `tv`; what `fit`
+            raises.
+    """
+    check_images(flash, "flash")
+    check_images(no_flash, "no_flash")
+    if flash.shape[2:] != no_flash.shape[2:] or len(flash) not in (1, len(no_flash)):
+        shapes = f"{tuple(flash.shape)} and {tuple(no_flash.shape)}"
+        raise ValueError(f"flash and no_flash must have one size, got {shapes}")
+    numbers = replace(config or SMALL["flash_no_flash"], input="noise", input_channels=flash.shape[1])
+    z, shape = _on_canvas(flash, numbers), tuple(no_flash.shape[1:])
+    return _fitted("flash_no_flash", no_flash, numbers, seed, tv, callback, z=z, shape=shape)
+
+
+def _fitted(
+    task: str,
+    observed: Tensor,
+    config: FitConfig | None,
+    seed: int | None,
+    tv: float,
+    callback: Callback | None,
+    **problem: Any,
+) -> Tensor:
+    """The result of the fit, in [0, 1]: of all generators only `pixels` can leave it, by what the average has left."""
+    prior = weighted_total_variation(tv)
+    result = fit(observed, config or SMALL[task], seed=seed, prior=prior, callback=callback, **problem)
+    return result.reconstruction.clamp(0, 1)
+
+
+def _on_canvas(flash: Tensor, config: FitConfig) -> Tensor:
+    """The image in the centre of a canvas that the network takes, continued by its border pixels."""
+    H, W = flash.shape[2:]
+    with torch.device("meta"):
+        height, width = canvas(build_network(config, 3), H, W)
+    top, left = (height - H) // 2, (width - W) // 2
+    return F.pad(flash, (left, width - W - left, top, height - H - top), mode="replicate")

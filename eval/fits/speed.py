@@ -1,0 +1,294 @@
+"""How fast the batched engine is: beside plain loops over single networks, and beside the machine's matrix product."""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from dipdefense import FitConfig, default_config, fit
+from dipdefense.fitting.config import PRECISIONS, build_network
+from dipdefense.fitting.fit import surroundings
+from dipdefense.fitting.inputs import INPUTS
+from eval.metrics import psnr
+from eval.peak_memory import peak_resident
+
+__all__ = ["POINTS", "Point", "benchmark_speed", "plain_loop", "seconds_per_step"]
+
+logger = logging.getLogger(__name__)
+Name = TypeVar("Name")
+MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}  # of matrices whose product keeps the device busy
+VARIANTS = 64  # of one network that torch compiles, before it falls back to eager
+MEMORY_ITERATIONS = 3  # the memory of a fit does not grow after the first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One measurement: a configuration, an image size and the batch sizes to try."""
+
+    name: str
+    config: FitConfig  # its loss the mean squared error; the stopping rule and the average of iterates do not count
+    shape: tuple[int, int, int]  # (C, H, W), sides multiples of the network's stride
+    batches: Sequence[int]
+    iterations: int  # timed, after as many to warm up
+
+
+WIDE = {"channels": [16, 32, 64, 128, 128], "skip_channels": 4}
+
+
+def _points(small: Sequence[int], large: Sequence[int]) -> tuple[Point, ...]:
+    """The defaults of small images, and five scales over large ones, at these batch sizes."""
+    nearest, bilinear = (
+        FitConfig(architecture_options=WIDE | {"upsampling": mode}) for mode in ("nearest", "bilinear")
+    )
+    grey, colour, photo = (1, 32, 32), (3, 32, 32), (3, 224, 224)
+    return (
+        Point(name="small grey", config=default_config(grey), shape=grey, batches=small, iterations=20),
+        Point(name="small colour", config=default_config(colour), shape=colour, batches=small, iterations=20),
+        Point(name="large", config=nearest, shape=photo, batches=large, iterations=5),
+        Point(name="large bilinear", config=bilinear, shape=photo, batches=large, iterations=5),
+    )
+
+
+PUBLISHED = Point(name="published", config=FitConfig(), shape=(3, 512, 512), batches=(1,), iterations=20)
+POINTS = {  # by the type of the device
+    "cpu": _points(small=(1, 16, 64, 128), large=(1, 4, 8)),
+    "cuda": (*_points(small=(1, 64, 512), large=(1, 8, 64)), PUBLISHED),
+}
+
+
+def benchmark_speed(
+    points: Sequence[Point] | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    repeats: int = 3,
+    compiled: bool = True,
+) -> pd.DataFrame:
+    """Time the engine and two plain loops in turn, on random images, `repeats` times.
+
+    The loops fit one network after the other in float32 (see `plain_loop`), so that their rate does not depend on
+    the number of images. Without points, `POINTS` has those of the device. On the CPU the memory is measured in
+    processes of their own: a script must call this below `if __name__ == "__main__"`. On CUDA the engine is timed
+    compiled, too (on the CPU that is known to be slower).
+
+    Returns:
+        One row per point, engine and batch: `point, size, precision, compiled, batch, iterations`; `loop,
+        compiled_loop, engine` (image-steps per second), `ratio` (engine / loop) and `ratio_compiled`, NaN if not
+        `compiled` or if torch finds no compiler; `gflop` (of an image-step, convolutions alone, as the network is
+        written and the loop carries it out) and `gflop_engine` (what is left of them in the engine, zero channels not
+        counted); `gflops` (what the engine achieves of the latter per second), `matmul_gflops` (a product of large
+        square matrices in that precision) and `share` of it;
+        `peak_gb` (memory that the engine's call adds, in GiB); `psnr_db` (the engine's first reconstruction after
+        `iterations`, beside the eager loop's; equal in float64, while in float32 Adam magnifies the rounding
+        of gradients near zero, and 30 dB are what rounding alone explains).
+
+    Raises:
+        ValueError: the device is neither a CPU nor a CUDA device.
+    """
+    device = torch.device(device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be cpu or cuda, got {device}")
+    precisions = [name for name in PRECISIONS if name != "tf32" or device.type == "cuda"]
+    matmul = {precision: _matmul_flops(device, precision) for precision in precisions}
+    points = POINTS[device.type] if points is None else points
+    with torch._dynamo.config.patch(recompile_limit=VARIANTS):
+        return pd.DataFrame(row for point in points for row in _rows(point, device, matmul, repeats, compiled))
+
+
+def _rows(
+    point: Point, device: torch.device, matmul: Mapping[str, float], repeats: int, compiled: bool
+) -> Iterator[dict[str, Any]]:
+    """The rows of a point; `matmul` holds the FLOP/s of a matrix product in each precision."""
+    torch.compiler.reset()
+    images = _images(point.shape, max(point.batches)).to(device)
+    loop = plain_loop(images[0], point.config)
+    faster = _compiled_loop(images[0], point) if compiled else None
+    reference = loop(point.iterations)
+    configs = {
+        (precision, whole): dataclasses.replace(point.config, precision=precision, compile=whole)
+        for precision in matmul
+        for whole in ((False, True) if device.type == "cuda" and faster else (False,))
+    }
+    engines = {(*k, B): partial(_engine, images[:B], config) for k, config in configs.items() for B in point.batches}
+    quality = {name: psnr(call(point.iterations)[:1], reference).item() for name, call in engines.items()}
+    calls: dict[tuple[str, bool, int], Callable[[int], object]] = {("loop", False, 1): loop, **engines}
+    if faster:
+        calls["loop", True, 1] = faster
+    seconds = seconds_per_step(calls, point.iterations, repeats, device)
+    rates = {name: name[-1] / taken for name, taken in seconds.items()}
+    eager, other = rates["loop", False, 1], rates.get(("loop", True, 1), math.nan)
+    written, flop = _flop(point, stacked=False), _flop(point, stacked=True)
+    for precision, whole, B in engines:
+        rate = rates[precision, whole, B]
+        yield {
+            "point": point.name,
+            "size": "x".join(map(str, point.shape)),
+            "precision": precision,
+            "compiled": whole,
+            "batch": B,
+            "iterations": point.iterations,
+            "loop": eager,
+            "compiled_loop": other,
+            "engine": rate,
+            "ratio": rate / eager,
+            "ratio_compiled": rate / other,
+            "gflop": written / 1e9,
+            "gflop_engine": flop / 1e9,
+            "gflops": rate * flop / 1e9,
+            "matmul_gflops": matmul[precision] / 1e9,
+            "share": rate * flop / matmul[precision],
+            "peak_gb": _peak_bytes(images[:B], configs[precision, whole]) / 2**30,
+            "psnr_db": quality[precision, whole, B],
+        }
+
+
+def _images(shape: tuple[int, ...], batch: int) -> Tensor:
+    """Uniform noise, (batch, C, H, W)."""
+    return torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _engine(images: Tensor, config: FitConfig, iterations: int) -> Tensor:
+    """The last iterates of the engine, (B, C, H, W): no image leaves early, all fit into the memory at once."""
+    plain: dict[str, Any] = {"ema": 0.0, "stopping": "fixed", "stopping_options": {}, "memory_gb": 64.0}
+    return fit(images, dataclasses.replace(config, iterations=iterations, **plain)).reconstruction
+
+
+def plain_loop(image: Tensor, config: FitConfig, *, compiled: bool = False) -> Callable[[int], Tensor]:
+    """The rival, as good as a plain one gets: one network, torch's own Adam, fused, all threads, without TF32.
+
+    Weights, z and jitter are those of `fit` with seed 0, so that its last output is the engine's last iterate.
+
+    Args:
+        image: what is fitted, (C, H, W), sides multiples of the network's stride; gives device and dtype.
+        config: its architecture, input, lr and jitter; the loss is the mean squared error.
+        compiled: run the network through torch.compile, on CUDA as captured graphs, instead of eagerly.
+
+    Returns:
+        A function of the number of iterations: it fits from the beginning and returns the last output,
+        (1, C, H, W). If compiled, its first call compiles.
+    """
+    for_weights, for_z, for_jitter = (int(s) for s in np.random.SeedSequence(0).generate_state(3))
+    with torch.random.fork_rng(devices=[]):  # modules draw from the global generator
+        torch.default_generator.manual_seed(for_weights)
+        net = build_network(config, len(image)).to(image)
+    initial = {name: parameter.clone() for name, parameter in net.state_dict().items()}
+    generator = torch.Generator().manual_seed(for_z)
+    z = INPUTS[config.input](config.input_channels, *image.shape[1:], generator=generator).to(image)
+    mode = "reduce-overhead" if image.is_cuda else "default"
+    forward = torch.compile(net, fullgraph=True, dynamic=False, mode=mode) if compiled else net
+
+    def loop(iterations: int) -> Tensor:
+        net.load_state_dict(initial)
+        generator = torch.Generator(z.device).manual_seed(for_jitter)
+        adam = torch.optim.Adam(net.parameters(), lr=config.lr, fused=True)
+        with surroundings(z.device, "full"):
+            for _ in range(iterations):
+                jitter = torch.randn(z.shape[1:], dtype=z.dtype, device=z.device, generator=generator)
+                adam.zero_grad()
+                output: Tensor = forward(z + config.jitter * jitter)
+                torch.autograd.backward((output - image).square().mean())
+                adam.step()
+        return output.detach().clone()  # captured graphs write into the same memory again
+
+    return loop
+
+
+def _compiled_loop(image: Tensor, point: Point) -> Callable[[int], Tensor] | None:
+    """The compiled plain loop, warm; None, and a warning, where torch finds no compiler."""
+    loop = plain_loop(image, point.config, compiled=True)
+    try:
+        loop(point.iterations)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        logger.warning("no compiled loop for %s: %s", point.name, str(error).splitlines()[0])
+        return None
+    return loop
+
+
+def seconds_per_step(
+    calls: Mapping[Name, Callable[[int], object]], n: int, repeats: int, device: torch.device
+) -> dict[Name, float]:
+    """Seconds of one step of calls that make n steps, their fixed costs taken out: the time of 2n less that of n.
+
+    Each length counts at its fastest of `repeats`, and the calls take turns, so that a disturbance slows them alike.
+
+    Raises:
+        RuntimeError: twice the steps took no longer; the machine is too restless, or n too small.
+    """
+    fastest = {(name, count): math.inf for name in calls for count in (n, 2 * n)}
+    for _ in range(repeats):
+        for name, count in fastest:
+            _synchronize(device)
+            start = time.perf_counter()
+            calls[name](count)
+            _synchronize(device)
+            fastest[name, count] = min(fastest[name, count], time.perf_counter() - start)
+    seconds = {name: (fastest[name, 2 * n] - fastest[name, n]) / n for name in calls}
+    if min(seconds.values()) <= 0:
+        raise RuntimeError("twice the steps must take longer: time again on a quiet machine, or more iterations")
+    return seconds
+
+
+def _flop(point: Point, *, stacked: bool) -> float:
+    """Floating-point operations of the convolutions in one step of one network, alone or as a stack of one."""
+    with torch.device("meta"):  # counts, and computes nothing
+        net = build_network(point.config, point.shape[0])
+        z = torch.empty(1, point.config.input_channels, *point.shape[1:])
+    theta = {name: parameter[None] if stacked else parameter for name, parameter in net.named_parameters()}
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.backward(functional_call(net, theta, (z,)).square().mean())
+    counts = counter.get_flop_counts()["Global"]
+    aten = torch.ops.aten
+    return float(sum(counts[operator] for operator in (aten.convolution, aten.convolution_backward)))
+
+
+def _matmul_flops(device: torch.device, precision: str) -> float:
+    """FLOP/s of a product of square matrices."""
+    n = MATMUL_SIDE[device.type]
+    generator = torch.Generator(device).manual_seed(0)
+    matrix = torch.rand(n, n, device=device, generator=generator)
+    matrix = matrix.bfloat16() if precision == "bfloat16" else matrix
+
+    def products(count: int) -> None:
+        for _ in range(count):
+            matrix @ matrix
+
+    with surroundings(device, precision):
+        return 2 * n**3 / seconds_per_step({precision: products}, 5, 3, device)[precision]
+
+
+def _peak_bytes(images: Tensor, config: FitConfig) -> float:
+    """Memory that a fit adds at its peak; on the CPU in a fresh process, whose peak is its own."""
+    if images.is_cuda:
+        torch.cuda.reset_peak_memory_stats(images.device)
+        before = torch.cuda.memory_allocated(images.device)
+        _engine(images, config, MEMORY_ITERATIONS)
+        return torch.cuda.max_memory_allocated(images.device) - before
+    with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
+        threads = torch.get_num_threads()
+        return pool.submit(_resident_growth, tuple(images.shape), config, threads).result()
+
+
+def _resident_growth(shape: tuple[int, ...], config: FitConfig, threads: int) -> float:
+    """By how many bytes a fit of noise of `shape` (B, C, H, W) raises the peak of this process."""
+    torch.set_num_threads(threads)
+    images = _images(shape[1:], shape[0])
+    before = peak_resident()
+    _engine(images, config, MEMORY_ITERATIONS)
+    return peak_resident() - before
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

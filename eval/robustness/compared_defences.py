@@ -1,0 +1,219 @@
+"""How a defence answers: images to logits and detection scores, at one or more of its strengths at once."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from skimage import restoration
+from torch import Tensor, nn
+
+from dipdefense import Decision, DefendedClassifier, Purifier
+from dipdefense.defence.evidence import Looks, contradiction, log_mean_softmax, see
+from dipdefense.digest import describe
+from eval.clock import clock
+from eval.robustness.config import describe_purifier
+
+__all__ = ["Defended", "Filtered", "Method", "NoiseLevel", "OneFit", "Setting", "Verdict", "viewed"]
+
+
+class Setting(NamedTuple):
+    """One point of a curve."""
+
+    method: str  # the family
+    strength: float  # its number within the family: a quality, a sigma, iterations, a threshold
+
+
+class Verdict(NamedTuple):
+    """What a setting says of a batch."""
+
+    logits: Tensor  # (B, K)
+    scores: Tensor | None  # (B,) larger is more adversarial; None where it does not detect
+    seconds: float  # that the setting alone would take for the batch
+
+
+class Method(Protocol):
+    """One computation that serves one or more settings."""
+
+    @property
+    def settings(self) -> Sequence[Setting]:
+        """All that it serves."""
+
+    def describe(self, setting: Setting, images: Tensor) -> Mapping[str, Any]:
+        """All that the setting's result depends on for images of this shape, classifier left out; plain values."""
+
+    def __call__(self, images: Tensor) -> Mapping[Setting, Verdict]:
+        """Judge images (B, C, H, W) in [0, 1], without gradient."""
+
+
+def viewed(name: str, views: tuple[str, ...]) -> str:
+    """The family's name with its views: `jpeg`, `jpeg+mirror` for both of them, `jpeg:mirror` for the mirror alone."""
+    if views[0] == "identity":
+        return "+".join((name, *views[1:]))
+    return f"{name}:{'+'.join(views)}"
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """A filter before the classifier, at each strength, once for every tuple of views (mean softmax over them).
+
+    It detects as a fit does: by how much the filtered image contradicts the bare prediction.
+    """
+
+    name: str
+    classifier: nn.Module
+    views: tuple[tuple[str, ...], ...] = (("identity",),)
+    filter: Callable[..., Tensor] | None = None  # None: the bare classifier
+    keyword: str = ""  # under which the filter takes its strength
+    strengths: tuple[float, ...] = (0,)
+
+    @property
+    def settings(self) -> list[Setting]:
+        """See `Method.settings`."""
+        return [Setting(viewed(self.name, views), s) for views in self.views for s in self.strengths]
+
+    def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
+        """See `Method.describe`."""
+        name = "" if self.filter is None else describe(self.filter)
+        (views,) = (views for views in self.views if viewed(self.name, views) == setting.method)
+        return {"filter": name, self.keyword: setting.strength, "views": list(views)}
+
+    def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
+        """See `Method`."""
+        start = clock(images.device)
+        bare, verdicts = self.classifier(images), {}
+        glance = clock(images.device) - start
+        for strength in self.strengths:
+            start = clock(images.device)
+            filtered = images if self.filter is None else self.filter(images, **{self.keyword: strength})
+            filtering = clock(images.device) - start
+            for views in self.views:
+                start = clock(images.device)
+                along = torch.stack([see(self.classifier, filtered, view) for view in views])
+                logits, scores = log_mean_softmax(along), contradiction(bare, along)
+                seconds = glance + filtering + clock(images.device) - start
+                verdicts[Setting(viewed(self.name, views), strength)] = Verdict(logits, scores, seconds)
+        return verdicts
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """The bare classifier, and how noisy the image is as the score: what a detector must beat.
+
+    Source: Donoho and Johnstone (1994), the median of the finest wavelet coefficients, by scikit-image.
+    """
+
+    classifier: nn.Module
+    settings: Sequence[Setting] = (Setting("noise_level", 0),)
+
+    def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
+        """See `Method.describe`."""
+        return {"score": "skimage.restoration.estimate_sigma"}
+
+    def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
+        """See `Method`."""
+        start, pixels = clock(images.device), images.permute(0, 2, 3, 1).cpu().numpy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # an image without any detail has a NaN for its 0
+            sigmas = [restoration.estimate_sigma(image, channel_axis=-1, average_sigmas=True) for image in pixels]
+        logits, scores = self.classifier(images), torch.tensor(sigmas).nan_to_num(0).to(images)
+        return {self.settings[0]: Verdict(logits, scores, clock(images.device) - start)}
+
+
+@dataclass(frozen=True)
+class OneFit:
+    """Decisions that share the trajectory of one fit (and its restarts), each a setting of its own.
+
+    A setting's seconds are those of the fit up to its last iteration, and of its looks; what a fit takes before its
+    first iteration is spread over all of them.
+    """
+
+    classifier: nn.Module
+    purifier: Purifier
+    decisions: Mapping[Setting, Decision]
+
+    def __post_init__(self) -> None:
+        for setting, decision in self.decisions.items():
+            if not decision.looks(1):
+                raise ValueError(f"decisions must name iterations, got {decision!r} for {tuple(setting)}: use Defended")
+
+    @property
+    def settings(self) -> list[Setting]:
+        """See `Method.settings`."""
+        return list(self.decisions)
+
+    def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
+        """See `Method.describe`."""
+        return {**describe_purifier(self.purifier, images), "decision": describe(self.decisions[setting])}
+
+    def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
+        """See `Method`."""
+        length = self.purifier.config_for(images).iterations
+        looks = {setting: decision.looks(length) for setting, decision in self.decisions.items()}
+        asked = [*looks.values(), *(decision.residuals for decision in self.decisions.values())]
+        iterations = sorted({iteration for named in asked for iteration in named})
+        restarts = max(decision.restarts for decision in self.decisions.values())
+        start = clock(images.device)
+        fits = [self.purifier.trajectory(images, iterations, restart=restart) for restart in range(restarts)]
+        fitting = (clock(images.device) - start) / restarts / iterations[-1]  # of one iteration of one fit
+
+        @cache
+        def look(restart: int, iteration: int, view: str) -> tuple[Tensor, float]:
+            start = clock(images.device)
+            logits = see(self.classifier, fits[restart][iterations.index(iteration)], view)
+            return logits, clock(images.device) - start
+
+        residual = [(frames - images).square().mean(2) for frames in fits]  # (T, B, H, W) of each restart
+        start = clock(images.device)
+        bare, verdicts = self.classifier(images), {}
+        glance = clock(images.device) - start
+        for setting, decision in self.decisions.items():
+            start = clock(images.device)
+            frames = [fits[r][iterations.index(i)] for r in range(decision.restarts) for i in looks[setting]]
+            stacked = torch.stack(frames)
+            prepared = decision.prepare(self.classifier, images, stacked)
+            if prepared is stacked:
+                seen = [look(r, i, v) for r in range(decision.restarts) for i in looks[setting] for v in decision.views]
+                start = clock(images.device)  # of a look that other settings share, the seconds of the first count
+            else:
+                seen = [(see(self.classifier, image, v), 0.0) for image in prepared for v in decision.views]
+            left = torch.stack(residual[: decision.restarts]).mean(0)
+            what = Looks(
+                bare,
+                torch.stack([logits for logits, _ in seen]),
+                {iteration: left[iterations.index(iteration)] for iteration in decision.residuals},
+            )
+            last = max(*looks[setting], *decision.residuals, 1)
+            logits, scores = decision.combine(what), decision.score(what)
+            deciding = clock(images.device) - start
+            seconds = glance + fitting * decision.restarts * last + sum(seconds for _, seconds in seen) + deciding
+            verdicts[setting] = Verdict(logits, scores, seconds)
+        return verdicts
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A defended classifier as it is, as a family of one."""
+
+    name: str
+    defended: DefendedClassifier
+    strength: float = 0
+
+    @property
+    def settings(self) -> list[Setting]:
+        """See `Method.settings`."""
+        return [Setting(self.name, self.strength)]
+
+    def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
+        """See `Method.describe`."""
+        purifier, decision = self.defended.plan(images)
+        return {**describe_purifier(purifier, images), "decision": describe(decision)}
+
+    def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
+        """See `Method`."""
+        start = clock(images.device)
+        judgement = self.defended.judge(images)
+        seconds = clock(images.device) - start
+        return {self.settings[0]: Verdict(judgement.logits, judgement.scores, seconds)}

@@ -1,0 +1,173 @@
+"""The evaluation on a Ray cluster: each batch of the run is a shard, and the table is the local run's."""
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dipdefense import FitConfig, Purifier
+from dipdefense.digest import configuration_hash
+from dipdefense.distributed import Cluster
+from dipdefense.distributed.outages import persist
+from dipdefense.distributed.plan import Plan
+from dipdefense.distributed.pool import Lost, compute
+from dipdefense.distributed.storage import Storage
+from eval.baselines import BASELINES
+from eval.classifiers import load_classifier
+from eval.datasets import load_dataset
+from eval.records import Record, Records
+from eval.robustness.cells import KEY, Scoring
+from eval.robustness.config import RunConfig
+from eval.robustness.evaluate import begin, finish
+
+__all__ = ["RunSpec", "evaluate_shards"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """A run by names, which every machine can load for itself.
+
+    Raises:
+        ValueError: an unknown filter.
+    """
+
+    classifier: str  # as `load_classifier` takes it, and its weights
+    weights: Path | None = None
+    dataset: str  # as `load_dataset` takes it, and its path
+    data: Path | None = None
+    index: tuple[int | None, int | None] = (None, None)  # images between these positions
+    config: RunConfig
+    fit: FitConfig | None = None
+    gradient: str = "straight_through"
+    filters: tuple[str, ...] = ()  # keys of BASELINES
+
+    def __post_init__(self) -> None:
+        for name in self.filters:
+            if name not in BASELINES:
+                raise ValueError(f"filters must be among {', '.join(BASELINES)}, got {name!r}")
+
+    def load(self, device: Any = "cpu") -> dict[str, Any]:
+        """The arguments of `evaluate_robustness`, but for `out` and `progress`. Errors as the loaders have them."""
+        return {
+            "dataset": load_dataset(self.dataset, self.data).between(*self.index),
+            "classifier": load_classifier(self.classifier, self.weights).to(device),
+            "config": self.config,
+            "purifier": Purifier(self.fit, seed=self.config.seed),
+            "gradient": self.gradient,
+            "filters": {name: BASELINES[name] for name in self.filters},
+            "classifier_name": self.classifier,
+            "device": device,
+        }
+
+
+def evaluate_shards(
+    spec: RunSpec,
+    *,
+    out: str | Path,
+    cluster: Cluster | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """What `evaluate_robustness` returns and writes, its batches computed by the workers of a cluster.
+
+    A worker writes the records of a batch to `shards/HASH/part-*.jsonl` in the folder of the run, in one move. Started
+    again, the run computes the shards that are missing or damaged; HASH names its whole configuration.
+
+    A batch that no worker could finish (`dipdefense.distributed.pool`) ends the run with an error after the others are done:
+    a table without its images would be another figure.
+
+    Args:
+        spec: the run; its files must be visible to all workers under these paths.
+        out: folder of the run, likewise.
+        cluster: where; `Cluster()`, this machine, if None.
+        progress: called with (records made, records in all) after every batch.
+
+    Raises:
+        ImportError: ray is not installed.
+        OSError: the folder cannot be written, no cluster answers.
+        ValueError: as `evaluate_robustness`, `out` is no path, and where the cluster has no room.
+        RuntimeError: a worker failed, a batch could not be finished, or storage does not answer.
+    """
+    cluster, out = cluster or Cluster(), Path(out)
+    if out.parts and out.parts[0].endswith(":") and len(out.parts[0]) > 2:
+        raise ValueError(f"out must be a folder that all machines see under one path, got the address {str(out)!r}")
+    run = Scoring(**spec.load(), recorded_device=cluster.device)
+    plan, whole = Plan(spec.config.n, spec.config.batch_size, "jsonl"), configuration_hash(run.description)
+    folder = Storage.at(str(out / "shards" / whole))
+    made = begin(run, out)
+    missing = [shard for shard in range(len(plan)) if _read(run, plan, folder, shard) is None]
+    held = [len(run.rows(start)) for start in run.starts]
+    done = sum(held) - sum(held[shard] for shard in missing)
+    build = partial(_BatchScorer, spec, Path.cwd(), plan, folder, cluster.device, whole)
+    lost: dict[int, Lost] = {}
+    for shard, result in compute(cluster, build, missing, int):
+        if isinstance(result, Lost):
+            lost[shard] = result
+            continue
+        done += held[shard]
+        if progress is not None:
+            progress(done, sum(held))
+    if lost:
+        raise RuntimeError(_told(run, lost))
+    folder.sweep()
+    records = [record for shard in range(len(plan)) for record in _join(run, plan, folder, shard, made)]
+    return finish(run, out, records)
+
+
+def _told(run: Scoring, lost: dict[int, Lost]) -> str:
+    """Which images have no records, and why."""
+    reasons = []
+    for shard in sorted(lost):
+        images = sorted({index for *_, index in run.rows(run.starts[shard])})
+        reasons.append(f"that of images {', '.join(map(str, images))} {lost[shard].reason}")
+    return (
+        f"{len(lost)} of {len(run.starts)} batches have no records: {'; '.join(reasons)}. The others are done: the "
+        "same command computes these alone"
+    )
+
+
+class _BatchScorer:
+    """The work of a worker: a batch's number in, the file of its records out."""
+
+    def __init__(self, spec: RunSpec, cwd: Path, plan: Plan, folder: Storage, device: str, whole: str):
+        with suppress(OSError):  # the paths of the run start there; where it is missing, they say what they miss
+            os.chdir(cwd)
+        self.run = Scoring(**spec.load(device))
+        self.plan, self.folder = plan, folder
+        if configuration_hash(self.run.description) != whole:
+            raise RuntimeError("classifier, weights and versions must be the same on all machines, differ on this one")
+
+    def __call__(self, shard: int) -> None:
+        if _read(self.run, self.plan, self.folder, shard) is not None:  # its writer died before it could answer
+            return
+        name = self.plan.name(shard)
+        rows = self.run.batch(self.run.starts[shard], Records(KEY))
+        lines = [json.dumps(record, allow_nan=False) + "\n" for records, _ in rows for record in records]
+        persist(name, partial(self.folder.write, name, "".join(lines).encode()))
+
+
+def _read(run: Scoring, plan: Plan, folder: Storage, shard: int) -> list[Record] | None:
+    """The records of a shard; None where it is missing, damaged or holds others, and is to be made again."""
+    name = plan.name(shard)
+    try:
+        content = persist(name, partial(folder.read, name))
+        records = [json.loads(line) for line in content.splitlines()]
+        held = [(r["attack"], r["crafted_on"], r["defence"], r["index"]) for r in records]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    wanted = run.rows(run.starts[shard])
+    return records if len(held) == len(wanted) and set(held) == wanted else None
+
+
+def _join(run: Scoring, plan: Plan, folder: Storage, shard: int, made: Records) -> list[Record]:
+    """The records of a shard, as the run keeps them."""
+    records = _read(run, plan, folder, shard)
+    if records is None:
+        raise RuntimeError(f"{folder.path}/{plan.name(shard)}: must hold the records of its batch: start again")
+    made.add(made.missing(records))
+    return made.records(records)

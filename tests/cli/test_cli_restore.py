@@ -1,0 +1,134 @@
+"""The commands that restore a file."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dipdefense.cli import app
+from dipdefense.files.reading import read_image
+from dipdefense.files.writing import write_image
+from dipdefense.fitting.config import FitConfig
+
+QUICK = {"architecture_options": {"channels": [8, 8], "skip_channels": 0}, "input_channels": 4, "iterations": 4}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for name, shape in (("image", (3, 20, 24)), ("flash", (3, 20, 24)), ("small", (3, 10, 12)), ("tiny", (3, 8, 8))):
+        write_image(torch.rand(*shape, generator=generator), tmp_path / f"{name}.png")
+    write_image((torch.rand(1, 20, 24, generator=generator) > 0.5).float(), tmp_path / "mask.png")
+    write_image(torch.zeros(1, 20, 24), tmp_path / "nothing.png")
+    (tmp_path / "config.json").write_text(json.dumps(QUICK))
+    (tmp_path / "net.py").write_text(
+        "import torch\ndef build():\n"
+        "    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.Flatten())\n"
+        "    net[0].weight.data = torch.linspace(-1, 1, 108).view(4, 3, 3, 3)\n"
+        "    return net\n"
+    )
+    return tmp_path
+
+
+def dipdefense(*arguments: object):
+    return CliRunner().invoke(app, list(map(str, arguments)), catch_exceptions=True)
+
+
+def refused(message: str, *arguments: object) -> None:
+    result = dipdefense(*arguments)
+    assert isinstance(result.exception, ValueError), result.output
+    assert message in str(result.exception)
+
+
+def arguments(folder, command: str) -> list[object]:
+    image, net = folder / "image.png", f"{folder / 'net.py'}:build"
+    return {
+        "denoise": ["denoise", image],
+        "inpaint": ["inpaint", image, folder / "mask.png"],
+        "super-resolve": ["super-resolve", image, "--factor", 2],
+        "remove-jpeg": ["remove-jpeg", image],
+        "flash": ["flash", folder / "flash.png", image],
+        "invert-features": ["invert-features", image, "--layer", "0", "--classifier", net],
+        "maximise-activation": [
+            *("maximise-activation", "--layer", "0", "--channel", 2, "--size", 20, "--classifier", net)
+        ],
+    }[command]
+
+
+COMMANDS = ("denoise", "inpaint", "super-resolve", "remove-jpeg", "flash", "invert-features", "maximise-activation")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_file_becomes_a_file(folder, command):
+    """The same for the same seed, another for another; --iterations and --tv reach the fit."""
+    config, results = ("--config", folder / "config.json"), []
+    for i, options in enumerate([config, config, (*config, "--seed", 1), ("--tv", 0.1, "--iterations", 3)]):
+        result = dipdefense(*arguments(folder, command), folder / f"{i}.png", *options)
+        assert (result.exit_code, result.output) == (0, "")
+        results.append(read_image(folder / f"{i}.png"))
+    shapes = {"super-resolve": (3, 40, 48), "maximise-activation": (3, 20, 20)}
+    assert results[0].shape == shapes.get(command, (3, 20, 24))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    assert results[3].std() < results[0].std()  # three steps of Adam away from grey
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_published_numbers_are_taken_when_asked_for_and_small_ones_else(folder, command, monkeypatch):
+    seen: list[FitConfig] = []
+
+    class StopError(ValueError):
+        pass
+
+    def fit(observed, config, **problem):
+        seen.append(config)
+        raise StopError
+
+    monkeypatch.setattr("dipdefense.restoration.tasks.fit", fit)
+    monkeypatch.setattr("dipdefense.restoration.preimage.fit", fit)
+    for options in ((), ("--published",), ("--published", "--iterations", 9)):
+        assert isinstance(dipdefense(*arguments(folder, command), folder / "o.png", *options).exception, StopError)
+    small, published, short = seen
+    assert max(small.architecture_options["channels"]) == 64
+    assert small.iterations <= 600
+    assert max(published.architecture_options["channels"]) == 128
+    assert published.iterations >= 600
+    assert short.iterations == 9
+
+
+def test_options_of_their_own(folder):
+    image, config = folder / "image.png", ("--config", folder / "config.json")
+    assert dipdefense("denoise", image, folder / "o.png", "--runs", 2, *config).exit_code == 0
+    assert dipdefense("inpaint", image, folder / "mask.png", folder / "p.png", "--paste", *config).exit_code == 0
+    known = read_image(folder / "mask.png").bool().expand(3, -1, -1)
+    assert torch.equal(read_image(folder / "p.png")[known], read_image(image)[known])
+
+
+def test_what_cannot_be_restored_is_refused_in_one_line(folder):
+    image, out, config = folder / "image.png", folder / "o.png", ("--config", folder / "config.json")
+    refused("mask must have the size of images", "inpaint", image, folder / "small.png", out, *config)
+    refused("mask must be binary", "inpaint", image, folder / "flash.png", out, *config)
+    refused("mask must leave at least one known pixel", "inpaint", image, folder / "nothing.png", out, *config)
+    refused("kind must be one of text, holes", "inpaint", image, folder / "mask.png", out, "--kind", "magic")
+    refused("factor must be an integer of at least 2, got 1", "super-resolve", image, out, "--factor", 1, *config)
+    refused("flash and no_flash must have one size", "flash", folder / "small.png", image, out, *config)
+    refused("runs must be an integer of at least 1, got 0", "denoise", image, out, "--runs", 0, *config)
+    refused("tv must be a weight", "denoise", image, out, "--tv", -1)
+    refused("must not be given together", "denoise", image, out, "--published", *config)
+    refused("OUTPUT must not replace an image that it comes from", "denoise", image, image, *config)
+    refused("the suffix must be one of", "denoise", image, folder / "o.xyz", *config)
+    invert = arguments(folder, "invert-features")
+    refused("layer must be one of 0, 1, got 'conv5'", *invert, out, "--layer", "conv5", *config)
+    excite = arguments(folder, "maximise-activation")
+    refused("layer must be one of 0, 1, got 'conv5'", *excite, out, "--layer", "conv5", *config)
+    refused("channel must be one of the 4 of layer '0', 0 to 3, got 4", *excite, out, "--channel", 4, *config)
+    refused("shape must be three positive integers (C, H, W), got (3, 0, 0)", *excite, out, "--size", 0, *config)
+    assert not out.exists()
+
+
+def test_benchmark_restoration_refuses(folder):
+    command = ("benchmark", "restoration", "--data", folder, "--out", folder / "run")
+    refused("tasks must be among text, holes", *command, "--tasks", "magic")
+    refused("size must be at least 16 pixels, got 8", *command, "--size", 8)
+    assert not (folder / "run").exists()

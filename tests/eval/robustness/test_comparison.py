@@ -1,0 +1,190 @@
+"""The defence benchmark: its tables and pictures, its resumption, and what it refuses."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from attacks import pgd
+from dipdefense import FitConfig, Purifier
+from eval import RunConfig
+from eval.classifiers import load_classifier
+from eval.datasets import load_dataset
+from eval.robustness.compared_defences import Setting, Verdict
+from eval.robustness.comparison import accuracy_table, benchmark_defence, paired_table
+from eval.robustness.comparison_plots import save_curves, save_rocs
+from eval.robustness.defences_by_name import build_methods
+from eval.robustness.detection import detection_table
+
+QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=20)
+RUN = RunConfig(attacks=("fgsm", "pgd"), steps=3, n=10, batch_size=4)
+EPS = (0.1, 0.3)
+NAMES = ("bare", "median", "dip", "trust", "cross_boundary")
+EXACT = ["method", "strength", "attack", "eps", "n", "accuracy", "ci_low", "ci_high"]
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return load_classifier("digits_cnn")
+
+
+def run(classifier, digits, out, config=RUN, names=NAMES, methods=None, fit=QUICK, **options):
+    built = build_methods(names, classifier, Purifier(fit), iterations=(10, 20))
+    return benchmark_defence(
+        classifier, digits, built if methods is None else methods, config, out=out, **({"eps": EPS} | options)
+    )
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+
+
+def test_tables_and_pictures(tmp_path, classifier, digits):
+    table = run(classifier, digits, tmp_path)
+    settings = 1 + 2 + 2 + 6 + 1
+    assert len(table) == settings * 5  # clean, and two attacks of two radii
+    assert table["n"].eq(10).all()
+    assert ((table["ci_low"] <= table["accuracy"]) & (table["accuracy"] <= table["ci_high"])).all()
+    by = table.set_index(["method", "strength", "attack", "eps"])["accuracy"]
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))[:10]
+    images, labels = digits.batch(order.tolist()), digits.labels[order]
+    attacked = [pgd(classifier, *pair, eps=0.3, steps=3) for pair in zip(images.split(4), labels.split(4), strict=True)]
+    for inputs, key in ((images, ("clean", 0.0)), (torch.cat(attacked), ("pgd", 0.3))):
+        right = (classifier(inputs).argmax(1) == labels).float().mean().item()
+        assert by["bare", 0, *key] == pytest.approx(right)
+    paired = pd.read_csv(tmp_path / "paired.csv")
+    assert len(paired) == (settings - 1) * 5
+    row = paired.query("method == 'median' and strength == 5 and attack == 'pgd' and eps == 0.3").iloc[0]
+    assert row["difference"] == pytest.approx(by["median", 5, "pgd", 0.3] - by["bare", 0, "pgd", 0.3])
+    roc = pd.read_csv(tmp_path / "roc.csv")
+    assert len(roc) == settings * 4
+    fooled = roc.query("attack == 'pgd' and eps == 0.3")["n_adversarial"].unique().tolist()
+    assert fooled == [round(10 * (by["bare", 0, "clean", 0.0] - by["bare", 0, "pgd", 0.3]))]
+    for name in ("config.json", "table.csv", "table.json", "curves.png", "roc.png"):
+        assert (tmp_path / name).stat().st_size > 0
+    assert len(lines(tmp_path)) == settings * 5 * 10
+
+
+def test_a_killed_run_ends_with_the_same_table(tmp_path, classifier, digits):
+    def kill(made, total):
+        if made > total // 2:
+            raise KeyboardInterrupt
+
+    few = {"config": dataclasses.replace(RUN, attacks=("pgd",), n=6), "names": ("bare", "dip"), "eps": (0.2,)}
+    whole = run(classifier, digits, tmp_path / "whole", **few)
+    with pytest.raises(KeyboardInterrupt):
+        run(classifier, digits, tmp_path / "killed", progress=kill, **few)
+    path = tmp_path / "killed" / "records.jsonl"
+    path.write_bytes(path.read_bytes()[:-40])  # and the last record torn
+    resumed = run(classifier, digits, tmp_path / "killed", **few)
+    pd.testing.assert_frame_equal(resumed[EXACT], whole[EXACT])
+    keys = [(r["attack"], r["eps"], r["method"], r["strength"], r["index"]) for r in lines(tmp_path / "killed")]
+    assert len(keys) == len(set(keys)) == len(lines(tmp_path / "whole"))
+
+
+def test_more_methods_attacks_and_radii_keep_the_records_there_are(tmp_path, classifier, digits):
+    calls = []
+    count = {"progress": lambda *n: calls.append(n)}
+    small = dataclasses.replace(RUN, attacks=("pgd",), n=4)
+    run(classifier, digits, tmp_path, small, ("bare", "dip"), eps=(0.1,))
+    run(classifier, digits, tmp_path, small, ("bare", "dip"), eps=(0.1,), **count)
+    assert calls == []
+    before = len(lines(tmp_path))
+    table = run(classifier, digits, tmp_path, dataclasses.replace(small, attacks=("fgsm", "pgd")))
+    assert len(lines(tmp_path)) == 4 * len(table)
+    assert before == 4 * 3 * 2
+    other = dataclasses.replace(QUICK, lr=0.02)
+    with pytest.raises(
+        ValueError, match=r"settings\.dip 10\.0\.fit\.lr 0\.01 where this one has 0\.02, .*: name another"
+    ):
+        run(classifier, digits, tmp_path, small, ("bare", "dip"), eps=(0.1,), fit=other)
+    assert len(lines(tmp_path)) == 4 * len(table)
+
+
+class Constant:
+    """A method that gives what it was told to."""
+
+    settings = (Setting("constant", 1),)
+
+    def __init__(self, logits=(4, 10), value=0.0, scores=None):
+        self.verdict = Verdict(torch.full(logits, value), scores, 0.1)
+
+    def describe(self, setting, images):
+        return {}
+
+    def __call__(self, images):
+        return {self.settings[0]: self.verdict}
+
+
+def test_a_method_that_does_not_detect(tmp_path, classifier, digits):
+    config = dataclasses.replace(RUN, n=4, attacks=("pgd",))
+    table = run(classifier, digits, tmp_path, config, methods=[Constant()])
+    assert table["seconds_per_image"].tolist() == [0.025] * 3
+    assert pd.read_csv(tmp_path / "roc.csv").empty
+    assert pd.read_csv(tmp_path / "paired.csv").empty
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": []}, "methods must be at least one, got none"),
+        ({"methods": [Constant(), Constant()]}, r"must have each setting once, got \('constant', 1\) twice"),
+        ({"baseline": ("jpeg", 75)}, r"baseline must be a setting of the methods, such as \('bare', 0\), got"),
+        ({"eps": (8.0,)}, "eps must be at most 1"),
+        ({"config": dataclasses.replace(RUN, crafted_on="both")}, "untargeted attacks, crafted on the bare"),
+        ({"config": dataclasses.replace(RUN, targeted=True)}, "untargeted attacks, crafted on the bare"),
+        ({"config": dataclasses.replace(RUN, n=450)}, "n must be at most the 449 images"),
+        ({"methods": [Constant((4,))]}, r"constant must give finite logits \(B, K\), got shape \(4,\)"),
+        ({"methods": [Constant(value=torch.nan)]}, "constant must give finite logits"),
+        ({"methods": [Constant(scores=torch.zeros(4, 1))]}, r"constant must give finite scores \(B,\) or None"),
+        ({"methods": [Constant(scores=torch.full((4,), torch.inf))]}, "constant must give finite scores"),
+    ],
+)
+def test_bad_runs_are_refused(tmp_path, classifier, digits, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(classifier, digits, tmp_path, **options)
+
+
+def synthetic():
+    draw, records = np.random.default_rng(0), []
+    for method, strengths in {"bare": (0,), "jpeg": (75, 30), "dip": (20, 40, 60), "dip+mirror": (20, 40, 60)}.items():
+        for number, strength in enumerate(strengths):
+            for attack, eps, right in (("clean", 0.0, 0.9), ("pgd", 0.1, 0.3 + 0.2 * number), ("pgd", 0.2, 0.2)):
+                correct = draw.random(40) < right
+                base = {"attack": attack, "eps": eps, "method": method, "strength": strength, "seconds": 0.1}
+                records += [
+                    {
+                        **base,
+                        "index": i,
+                        "correct": bool(c),
+                        "fooled": attack == "pgd",
+                        "score": draw.beta(2, 1 + 4 * c),
+                    }
+                    for i, c in enumerate(correct)
+                ]
+    return records
+
+
+def test_synthetic_records(tmp_path):
+    records = synthetic()
+    table, roc = accuracy_table(records), detection_table(records)
+    save_curves(tmp_path / "curves.png", table, "pgd")
+    save_rocs(tmp_path / "roc.png", records, roc, "pgd")
+    save_rocs(tmp_path / "none.png", [], roc.iloc[:0], "pgd")
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "roc.png", "none.png"))
+    paired = paired_table(records, Setting("jpeg", 30))
+    row = paired.query("method == 'dip' and strength == 60 and eps == 0.1").iloc[0]
+    accuracy = table.set_index(["method", "strength", "eps"])["accuracy"]
+    assert row["difference"] == pytest.approx(accuracy["dip", 60, 0.1] - accuracy["jpeg", 30, 0.1])
+    assert row["ci_low"] < row["difference"] < row["ci_high"]
+    single = paired_table([record for record in records if record["index"] == 0], Setting("bare", 0))
+    assert single["n"].eq(1).all()
+    assert (single["ci_high"] - single["ci_low"] > 0.5).all()

@@ -1,0 +1,127 @@
+"""Methods of the comparison against the defended classifier and the filters themselves."""
+
+import copy
+
+import pytest
+import torch
+from skimage.restoration import estimate_sigma
+
+from dipdefense import CrossBoundary, DefendedClassifier, FitConfig, Last, MeanSoftmax, Purifier, Suspicion, Trust
+from dipdefense.defence.evidence import contradiction
+from eval.baselines import BASELINES, jpeg
+from eval.classifiers import load_classifier
+from eval.datasets import load_dataset
+from eval.robustness.compared_defences import Filtered, OneFit, Setting
+from eval.robustness.defences_by_name import FILTERS, METHODS, VIEWED, build_methods
+
+QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=30)
+VIEWS = ("identity", "mirror")
+SUSPICION = Suspicion(iterations=(15, 30), bias=1.0, doubt=0.6, early=-9.0, late=9.0)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return load_classifier("digits_cnn")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_dataset("digits").batch(range(4))
+
+
+@torch.no_grad()
+def test_a_filter_with_and_without_views(classifier, images):
+    method = Filtered("jpeg", classifier, (("identity",), VIEWS), jpeg, "quality", (75, 30))
+    verdicts = method(images)
+    assert list(verdicts) == [("jpeg", 75), ("jpeg+mirror", 75), ("jpeg", 30), ("jpeg+mirror", 30)]
+    assert set(verdicts) == set(method.settings)
+    filtered = jpeg(images, 30)
+    plain = classifier(filtered)
+    moved = classifier(filtered.flip(3))
+    torch.testing.assert_close(verdicts["jpeg", 30].logits, plain.log_softmax(1))
+    mean = (plain.softmax(1) + moved.softmax(1)) / 2
+    torch.testing.assert_close(verdicts["jpeg+mirror", 30].logits.exp(), mean)
+    torch.testing.assert_close(verdicts["jpeg", 30].scores, contradiction(classifier(images), plain[None]))
+
+
+@torch.no_grad()
+def test_one_fit_serves_what_each_decision_gives_alone(classifier, images):
+    # Both run to other ends, and in float32 a fit amplifies the rounding that may differ between them.
+    classifier, images = copy.deepcopy(classifier).double(), images.double()
+    purifier = Purifier(QUICK, seed=2)
+    decisions = {
+        Setting("dip", 10): MeanSoftmax((10,)),
+        Setting("mean", 30): MeanSoftmax((20, 30), restarts=2, views=VIEWS),
+        Setting("trust", 0.3): Trust((10,), threshold=0.3, suspicion=SUSPICION),
+        Setting("cross", 30): CrossBoundary((10, 20, 30), bisections=2),
+    }
+    calls = []
+    shared = OneFit(classifier, purifier, decisions)
+    original = Purifier.trajectory
+    try:
+        Purifier.trajectory = lambda self, *a, **k: calls.append(k) or original(self, *a, **k)
+        verdicts = shared(images)
+    finally:
+        Purifier.trajectory = original
+    assert calls == [{"restart": 0}, {"restart": 1}]
+    for setting, decision in decisions.items():
+        logits, scores, _ = DefendedClassifier(classifier, purifier, decision=decision).judge(images)
+        torch.testing.assert_close(verdicts[setting].logits, logits, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(verdicts[setting].scores, scores, atol=1e-6, rtol=1e-6)
+    assert verdicts["dip", 10].seconds < verdicts["mean", 30].seconds
+
+
+def test_every_name_is_built(classifier, images):
+    methods = build_methods(
+        METHODS, classifier, Purifier(QUICK), iterations=(10, 20, 30), views=VIEWS, default=MeanSoftmax((15, 30))
+    )
+    settings = [setting for method in methods for setting in method.settings]
+    assert len(set(settings)) == len(settings)
+    twice = {"bare", *FILTERS, *VIEWED}
+    assert {setting.method for setting in settings} == set(METHODS) | {f"{name}+mirror" for name in twice}
+    (shared,) = (method for method in methods if isinstance(method, OneFit))
+    assert shared.decisions["cross_boundary", 30] == CrossBoundary((20, 30))
+    assert shared.decisions["dip_mean", 30] == MeanSoftmax((10, 20, 30))
+    assert shared.decisions["trust", 0.7] == Trust(views=VIEWS, threshold=0.7)
+    described = [repr(method.describe(s, images)) + s.method for method in methods for s in method.settings]
+    assert len(set(described)) == len(described)
+
+
+def test_a_default_that_looks_at_the_end_alone_is_fitted_on_its_own(classifier):
+    (method,) = build_methods(["default"], classifier, Purifier(QUICK), iterations=(10, 30), default=Last())
+    assert method.settings == [("default", 30)]
+    with pytest.raises(ValueError, match="methods must leave out default"):
+        build_methods(["default"], classifier, Purifier(QUICK), iterations=(10,))
+    with pytest.raises(ValueError, match="decisions must name iterations, got Last"):
+        OneFit(classifier, Purifier(QUICK), {Setting("last", 0): Last()})
+
+
+def test_the_given_trust_is_the_one_whose_threshold_varies(classifier):
+    trust = Trust((10,), suspicion=SUSPICION)
+    (shared,) = build_methods(["trust"], classifier, Purifier(QUICK), iterations=(10, 30), default=trust)
+    assert shared.decisions["trust", 0.3] == Trust((10,), suspicion=SUSPICION, threshold=0.3)
+
+
+@torch.no_grad()
+def test_the_noise_level_is_that_of_scikit_image(classifier, images):
+    noisy = (images + 0.1 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    (method,) = build_methods(["noise_level"], classifier, Purifier(QUICK), iterations=(10,))
+    scores = method(noisy)["noise_level", 0].scores
+    assert scores.tolist() == pytest.approx([estimate_sigma(image[0].numpy()) for image in noisy])
+    assert (scores > method(images)["noise_level", 0].scores).all()
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_every_strength_of_a_filter_is_taken(name, images):
+    keyword, strengths = FILTERS[name]
+    if name == "bm3d":
+        pytest.importorskip("bm3d")
+    changes = [(BASELINES[name](images[:1], **{keyword: s}) - images[:1]).square().sum().item() for s in strengths]
+    assert changes == sorted(changes)  # from weak to strong
+
+
+def test_bad_names_are_refused(classifier):
+    with pytest.raises(ValueError, match=r"methods must be among bare, noise_level, jpeg, .*, got 'magic'"):
+        build_methods(["magic"], classifier, Purifier(QUICK), iterations=(10,))
+    with pytest.raises(ValueError, match="views must be one or more of identity"):
+        build_methods(["bare"], classifier, Purifier(QUICK), iterations=(10,), views=("upside",))

@@ -1,0 +1,255 @@
+"""Restoration tasks: what each recovers, what it never reads, and what it refuses."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dipdefense import (
+    STOPPING_RULES,
+    FitConfig,
+    denoise,
+    fit,
+    flash_no_flash,
+    inpaint,
+    remove_jpeg_artifacts,
+    super_resolve,
+)
+from dipdefense.fitting.config import build_network
+from dipdefense.fitting.problem import canvas
+from dipdefense.restoration.operators import downsample
+from dipdefense.restoration.presets import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
+
+QUICK = FitConfig(
+    architecture_options={"channels": [8, 16], "skip_channels": 0, "upsampling": "nearest"},
+    input_channels=8,
+    iterations=150,
+    ema=0.9,
+)
+BRIEF = dataclasses.replace(QUICK, iterations=12)
+
+
+def smooth(n: int = 2, channels: int = 3, height: int = 20, width: int = 24, seed: int = 0) -> torch.Tensor:
+    coarse = torch.rand(n, channels, 3, 3, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=True)
+
+
+def noise(images: torch.Tensor, seed: int = 1) -> torch.Tensor:
+    return torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return (a - b).square().mean().item()
+
+
+def holes(images: torch.Tensor, share: float = 0.5) -> torch.Tensor:
+    """A mask for each image; 1 = known pixel."""
+    size = (len(images), 1, *images.shape[2:])
+    return torch.rand(size, generator=torch.Generator().manual_seed(2)) > share
+
+
+TASKS = {
+    "denoise": lambda images, **numbers: denoise(images, **numbers),
+    "remove_jpeg_artifacts": lambda images, **numbers: remove_jpeg_artifacts(images, **numbers),
+    "inpaint": lambda images, **numbers: inpaint(images, holes(images, 0.0), **numbers),
+    "super_resolve": lambda images, **numbers: super_resolve(images, 2, **numbers),
+    "flash_no_flash": lambda images, **numbers: flash_no_flash(images, images, **numbers),
+}
+
+
+def test_denoising_takes_noise_out():
+    clean = smooth(height=32, width=32)
+    noisy = (clean + 0.2 * noise(clean)).clamp(0, 1)
+    assert error(denoise(noisy, config=QUICK), clean) < 0.3 * error(noisy, clean)
+
+
+def test_runs_are_averaged_over_seeds_and_progress_counts_them_all():
+    images, shares = smooth(1), []
+    mean = denoise(images, runs=2, seed=4, config=BRIEF, callback=lambda state: shares.append(state.share))
+    alone = [fit(images, BRIEF, seed=seed).reconstruction for seed in (4, 5)]
+    torch.testing.assert_close(mean, (alone[0] + alone[1]) / 2)
+    assert shares == pytest.approx([i / 24 for i in range(1, 25)])
+
+
+def test_inpainting_finds_the_missing_half():
+    clean = smooth()
+    mask = holes(clean)
+    unknown = (~mask).expand_as(clean)
+    filled = inpaint(torch.where(mask, clean, 0), mask, config=QUICK)
+    assert error(filled[unknown], clean[unknown]) < 0.1 * error(clean[unknown], clean.mean())
+
+
+OPTIONS = {
+    "wmv": {"window": 5, "patience": 3},
+    "discrepancy": {"sigma": 0.05},
+    "sure": {"sigma": 0.05},
+}
+
+
+@pytest.mark.parametrize(
+    "rule", [rule for rule in STOPPING_RULES if rule != "blind_discrepancy"]
+)  # it wants all values
+def test_unknown_pixels_never_leak(rule):
+    """Whatever they hold, and whatever the stopping rule looks at."""
+    clean = smooth(1, 1, 40, 40)
+    mask = holes(clean, 0.3)
+    config = dataclasses.replace(BRIEF, stopping=rule, stopping_options=OPTIONS.get(rule, {}))
+    results = [inpaint(torch.where(mask, clean, other), mask, config=config) for other in (0.0, 255.0, float("nan"))]
+    assert all(torch.equal(result, results[0]) for result in results)
+    known = torch.where(mask, 1 - clean, clean)
+    assert not torch.equal(inpaint(known, mask, config=config), results[0])
+
+
+def test_pasting_puts_the_known_pixels_back_and_nothing_else():
+    clean = smooth()
+    mask = holes(clean)
+    raw, pasted = (inpaint(clean, mask, config=BRIEF, paste=paste) for paste in (False, True))
+    known = mask.expand_as(clean)
+    assert torch.equal(pasted[known], clean[known])
+    assert torch.equal(pasted[~known], raw[~known])
+    assert not torch.equal(raw[known], clean[known])
+
+
+def test_one_mask_for_all_equals_one_for_each():
+    clean = smooth()
+    mask = holes(clean)[:1]
+    ours = inpaint(clean, mask, config=BRIEF)
+    torch.testing.assert_close(ours, inpaint(clean, mask.float().expand(2, 3, -1, -1), config=BRIEF))
+
+
+@pytest.mark.parametrize("factor", [3, pytest.param(2, marks=pytest.mark.slow)])
+def test_super_resolution_explains_the_small_image(factor):
+    clean = smooth(2, 3, 8 * factor, 6 * factor)
+    small = downsample(clean, factor)
+    large = super_resolve(small, factor, config=dataclasses.replace(QUICK, iterations=300))
+    assert large.shape == clean.shape
+    assert error(downsample(large, factor), small) < 1e-3
+    assert error(large, clean) < 3e-3
+
+
+def test_flash_brings_detail_and_no_flash_the_light():
+    """Texture that the noise hides is in the flash image; brightness and colour are in the other."""
+    texture = 0.2 * torch.sign(smooth(1, 1, 32, 32, seed=3) - 0.5)
+    clean = 0.4 + texture.expand(1, 3, -1, -1) * torch.tensor([1.0, 0.5, 0.2]).view(1, 3, 1, 1)
+    dark = (clean + 0.15 * noise(clean)).clamp(0, 1)
+    flash = 0.7 + texture
+    config = dataclasses.replace(SMALL["flash_no_flash"], iterations=100)
+    config = dataclasses.replace(config, architecture_options={"channels": [16, 16], "upsampling": "nearest"})
+    ours = flash_no_flash(flash, dark, config=config)
+    assert ours.shape == dark.shape
+    blind = denoise(dark, config=config)
+    assert error(ours, clean) < 0.6 * error(blind, clean) < 0.6 * error(dark, clean)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_image_does_not_depend_on_its_neighbours(task):
+    images = smooth().double()  # in float32 a fit amplifies the rounding that differs with the batch
+    both, alone = TASKS[task](images, config=BRIEF), TASKS[task](images[1:], config=BRIEF)
+    torch.testing.assert_close(both[1:], alone, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (1, 1, 1, 9), (1, 3, 17, 5)])
+def test_any_size_and_a_single_colour(task, shape):
+    result = TASKS[task](torch.full(shape, 0.3), config=BRIEF)
+    scale = 2 if task == "super_resolve" else 1
+    assert result.shape == (*shape[:2], scale * shape[2], scale * shape[3])
+    assert ((result >= 0) & (result <= 1)).all()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_learning_free_rival_runs_through_the_same_function(task):
+    images = smooth(2, 3, 12, 12)
+    result = TASKS[task](images, config=dataclasses.replace(PIXELS, iterations=300), tv=1e-3)
+    wanted = torch.nn.functional.interpolate(images, scale_factor=result.shape[2] // 12, mode="bicubic")
+    assert error(result, wanted) < 2e-3
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_callback_and_stopping_rule_reach_the_fit(task):
+    seen = []
+    config = dataclasses.replace(QUICK, stopping="wmv", stopping_options={"window": 3, "patience": 2}, iterations=300)
+    TASKS[task](smooth(1), config=config, callback=lambda state: seen.append(state.iteration))
+    assert seen == list(range(1, len(seen) + 1))
+    assert len(seen) < 300
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_no_image_is_refused(task):
+    with pytest.raises(ValueError, match=r"must be within \[0, 1\], got"):
+        TASKS[task](2 + smooth(), config=BRIEF)
+    with pytest.raises(TypeError, match="must have a floating dtype, got"):
+        TASKS[task](torch.zeros(1, 3, 8, 8, dtype=torch.uint8), config=BRIEF)
+    with pytest.raises(ValueError, match="tv must be a weight that is finite and not negative, got -1"):
+        TASKS[task](smooth(), config=BRIEF, tv=-1)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(1, 1, 20, 23), r"mask must have the size of images, \(2, 3, 20, 24\).*got \(1, 1, 20, 23\)"),
+        (torch.ones(3, 1, 20, 24), r"mask must have the size of images, .* got \(3, 1, 20, 24\)"),
+        (torch.ones(1, 2, 20, 24), r"mask must have the size of images, .* got \(1, 2, 20, 24\)"),
+        (torch.ones(20, 24), r"mask must have the size of images, .* got \(20, 24\)"),
+        (torch.full((1, 1, 20, 24), 0.5), "mask must be binary"),
+        (torch.zeros(1, 1, 20, 24), "mask must leave at least one known pixel in every image"),
+    ],
+)
+def test_bad_masks_are_refused(mask, message):
+    with pytest.raises(ValueError, match=message):
+        inpaint(smooth(), mask, config=BRIEF)
+
+
+def test_a_mask_that_is_no_tensor_is_refused():
+    with pytest.raises(TypeError, match="images and mask must be tensors, got Tensor and NoneType"):
+        inpaint(smooth(), None, config=BRIEF)
+
+
+@pytest.mark.parametrize("factor", [1, 0, -2, 2.0, True])
+def test_bad_factors_are_refused(factor):
+    with pytest.raises(ValueError, match="factor must be an integer of at least 2, got"):
+        super_resolve(smooth(), factor, config=BRIEF)
+
+
+@pytest.mark.parametrize("runs", [0, 1.5, True])
+def test_bad_runs_are_refused(runs):
+    with pytest.raises(ValueError, match="runs must be an integer of at least 1, got"):
+        denoise(smooth(), runs=runs, config=BRIEF)
+
+
+def test_flash_of_another_size_is_refused():
+    with pytest.raises(
+        ValueError, match=r"flash and no_flash must have one size, got \(2, 3, 20, 24\) and \(2, 3, 20, 20\)"
+    ):
+        flash_no_flash(smooth(), smooth(width=20), config=BRIEF)
+    with pytest.raises(ValueError, match="flash and no_flash must have one size"):
+        flash_no_flash(smooth(3), smooth(2), config=BRIEF)
+
+
+def test_fit_refuses_a_shape_that_z_cannot_hold():
+    z = torch.zeros(1, 8, 16, 16)
+    with pytest.raises(ValueError, match=r"z must be at least as large as shape, \(20, 24\), got \(16, 16\)"):
+        fit(smooth(), BRIEF, z=z, shape=(3, 20, 24))
+    for shape in ((3, 20), (3, 0, 4), (3, 2.0, 4)):
+        with pytest.raises(ValueError, match=r"shape must be three positive integers \(C, H, W\), got"):
+            fit(smooth(), BRIEF, shape=shape)
+
+
+@pytest.mark.parametrize("config", [*PUBLISHED.values(), *PUBLISHED_INPAINTING.values(), *SMALL.values()])
+def test_every_preset_is_a_network_with_room_for_an_image(config):
+    with torch.device("meta"):
+        net = build_network(config, 3)
+        height, width = canvas(net, 33, 65)
+        assert net(torch.zeros(1, config.input_channels, height, width)).shape == (1, 3, height, width)
+
+
+def test_defaults_are_the_small_ones_and_the_published_are_those_of_the_paper():
+    assert SMALL.keys() == PUBLISHED.keys()
+    count = {name: sum(p.numel() for p in build_network(config, 3).parameters()) for name, config in SMALL.items()}
+    assert max(count.values()) < 300_000
+    published = PUBLISHED["denoise"]
+    assert sum(p.numel() for p in build_network(published, 3).parameters()) == 2_217_831
+    assert published.iterations == 3000
+    assert published.jitter == 1 / 30
+    assert (published_super_resolution(4).jitter, published_super_resolution(8).jitter) == (0.03, 0.05)
+    assert PUBLISHED_INPAINTING["holes"].input == "meshgrid"
