@@ -1,11 +1,11 @@
 """Adversarial defence by deep image prior: purify an image by an early-stopped fit, then classify it."""
 
 from dipdefense.check.check_classifier import Compatibility, check_classifier
-from dipdefense.check.incompatibility import Fault
-from dipdefense.defence.classifier import DefendedClassifier, Judgement, defend
+from dipdefense.check.incompatibility import Incompatibility
+from dipdefense.defence.classifier import DefendedClassifier, Prediction, defend
 from dipdefense.defence.cross_boundary import CrossBoundary
-from dipdefense.defence.decisions import DECISIONS, Decision, Last, MeanSoftmax, Trust
-from dipdefense.defence.detector import Suspicion
+from dipdefense.defence.decisions import DECISIONS, Decision, DetectorGated, LastReconstruction, MeanSoftmax
+from dipdefense.defence.detector import Detector
 from dipdefense.defence.gradients import GRADIENTS, Unrolled
 from dipdefense.defence.presets import default_config, default_defence
 from dipdefense.defence.purifier import Purifier
@@ -30,18 +30,18 @@ __all__ = [
     "CrossBoundary",
     "Decision",
     "DefendedClassifier",
-    "Fault",
+    "Incompatibility",
     "FitConfig",
     "FitResult",
-    "Judgement",
-    "Last",
+    "Prediction",
+    "LastReconstruction",
     "MeanSoftmax",
     "OnDevices",
     "Progress",
     "Purifier",
     "SkipNet",
-    "Suspicion",
-    "Trust",
+    "Detector",
+    "DetectorGated",
     "UNet",
     "Unrolled",
     "check_classifier",

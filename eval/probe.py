@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eval.datasets import ImageDataset
 
-__all__ = ["Answers", "check_logits", "disagreement", "probe", "probe_images"]
+__all__ = ["Answers", "check_logits", "difference_in_answers", "probe", "probe_images"]
 
 Answers = dict[str, Any] | None  # plain values; None for what answers differently each time it is asked
 
@@ -47,11 +47,11 @@ def probe(classifier: Callable[[Tensor], Tensor], images: Tensor) -> Answers:
         "tolerance": max(TOLERANCE, ROUNDINGS * rounding),
         "logits": [[float(f"{logit:.6g}") for logit in row] for row in logits.tolist()],
     }
-    same = disagreement(answers, answers | {"logits": again.tolist()}) is None
+    same = difference_in_answers(answers, answers | {"logits": again.tolist()}) is None
     return answers if same else None
 
 
-def disagreement(before: Answers, now: Answers) -> str | None:
+def difference_in_answers(before: Answers, now: Answers) -> str | None:
     """How answers that a folder holds differ from those of now, beyond the tolerance; None if they do not."""
     if before is None or now is None:
         return None if before is now else "as the logits of one of the two change from call to call"

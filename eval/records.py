@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from dipdefense.digest import source_hash
-from eval.probe import Answers, disagreement
+from eval.probe import Answers, difference_in_answers
 
 __all__ = ["Record", "Records", "Run", "append_records", "digest", "made_with", "read_records", "write_whole"]
 
@@ -117,7 +117,7 @@ class Run(Records):
         if answers is None and self._probes:
             raise ValueError(f"out {self.folder} must hold {PROBE}, by which it is known again: name another folder")
         for name, now in self._probes.items():
-            said = disagreement(answers[name], now) if answers and name in answers else None
+            said = difference_in_answers(answers[name], now) if answers and name in answers else None
             if said is not None:
                 raise ValueError(f"out {self.folder} holds a run with another {name}, {said}: name another folder")
         self._probes |= answers or {}

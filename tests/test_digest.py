@@ -148,7 +148,7 @@ def test_descriptions_are_the_same_in_every_process():
 import json
 from torch import nn
 from attacks import ATTACKS
-from dipdefense import Purifier, Trust
+from dipdefense import Purifier, DetectorGated
 from dipdefense.digest import describe
 from dipdefense.defence.gradients import GRADIENTS
 
@@ -156,7 +156,7 @@ net = nn.Sequential(nn.Linear(2, 2))
 for parameter in net.parameters():
     nn.init.ones_(parameter)
 net.register_forward_hook(print)
-known = (*GRADIENTS.values(), *ATTACKS.values(), Trust(), Purifier, net, {1, "a", "b", "c"})
+known = (*GRADIENTS.values(), *ATTACKS.values(), DetectorGated(), Purifier, net, {1, "a", "b", "c"})
 found = json.dumps([describe(held) for held in known])
 """
     here: dict[str, str] = {}

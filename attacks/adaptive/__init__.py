@@ -1,6 +1,6 @@
 """Attacks that know the defence: its fit, its decision, its detector, its draws. They alone import dipdefense."""
 
-from attacks.adaptive.ladder import COSTS, LADDER, Climb, Ensemble, Oblivious, Query, Rung
+from attacks.adaptive.ladder import COSTS, LADDER, Ensemble, GradientAttack, Oblivious, Query, Rung
 from attacks.adaptive.objectives import LOSSES, objective
 from attacks.adaptive.surrogates import SURROGATES, Blur, ShortFit, Smoothed
 from attacks.ascent import STEP_RULES, Objective, Rated, ascend, random_start
@@ -12,7 +12,7 @@ __all__ = [
     "STEP_RULES",
     "SURROGATES",
     "Blur",
-    "Climb",
+    "GradientAttack",
     "Ensemble",
     "Objective",
     "Oblivious",

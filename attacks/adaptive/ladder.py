@@ -22,7 +22,7 @@ from attacks.isolation import as_found
 from attacks.square import check_tiles
 from dipdefense import DefendedClassifier
 
-__all__ = ["COSTS", "LADDER", "Climb", "Ensemble", "Oblivious", "Query", "Rung"]
+__all__ = ["COSTS", "LADDER", "GradientAttack", "Ensemble", "Oblivious", "Query", "Rung"]
 
 COSTS = ("cheap", "gradient", "unrolled", "queries")  # what a rung costs an image, from a second to half an hour
 
@@ -134,7 +134,7 @@ class Oblivious(Rung):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Climb(Rung):
+class GradientAttack(Rung):
     """A gradient attack through the defence."""
 
     gradient: str = "straight_through"  # a key of SURROGATES
@@ -333,21 +333,21 @@ LADDER: dict[str, Rung] = {
     "momentum_pgd_flip": Oblivious(attack="momentum_pgd_flip"),
     "pgd_di": Oblivious(attack="pgd_di"),
     "transfer": Oblivious(transfer=True),
-    "bpda": Climb(),
-    "bpda_momentum": Climb(rule="momentum"),
-    "bpda_apgd": Climb(rule="apgd", steps=50, restarts=2),
-    "bpda_eot": Climb(samples=4),
-    "blur": Climb(gradient="blur"),
-    "every_look": Climb(loss="every_look"),
-    "evade": Climb(loss="evade", unseen=True, enough=0.0),
+    "bpda": GradientAttack(),
+    "bpda_momentum": GradientAttack(rule="momentum"),
+    "bpda_apgd": GradientAttack(rule="apgd", steps=50, restarts=2),
+    "bpda_eot": GradientAttack(samples=4),
+    "blur": GradientAttack(gradient="blur"),
+    "every_look": GradientAttack(loss="every_look"),
+    "evade": GradientAttack(loss="evade", unseen=True, enough=0.0),
     # the identity leaves the residual, and so the detector, without a gradient; a blur does not
-    "evade_blur": Climb(gradient="blur", loss="evade", unseen=True, enough=0.0),
-    "bypass": Climb(gradient="blur", loss="bypass", unseen=True, enough=0.0),
-    "short_fit": Climb(gradient="short_fit", steps=10),
-    "truncated": Climb(gradient="truncated", loss="every_look", steps=10),
-    "unrolled": Climb(gradient="unrolled", loss="every_look", steps=10),
-    "unrolled_eot": Climb(gradient="unrolled", loss="every_look", steps=10, samples=2),
-    "smoothed": Climb(gradient="smoothed", loss="every_look", steps=10),
+    "evade_blur": GradientAttack(gradient="blur", loss="evade", unseen=True, enough=0.0),
+    "bypass": GradientAttack(gradient="blur", loss="bypass", unseen=True, enough=0.0),
+    "short_fit": GradientAttack(gradient="short_fit", steps=10),
+    "truncated": GradientAttack(gradient="truncated", loss="every_look", steps=10),
+    "unrolled": GradientAttack(gradient="unrolled", loss="every_look", steps=10),
+    "unrolled_eot": GradientAttack(gradient="unrolled", loss="every_look", steps=10, samples=2),
+    "smoothed": GradientAttack(gradient="smoothed", loss="every_look", steps=10),
     "square": Query(),
     "nes": Query(attack="nes"),
     "rays": Query(attack="rays"),

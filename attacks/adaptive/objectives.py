@@ -13,27 +13,27 @@ from attacks.ascent import Objective, Rated
 from attacks.margin import margin
 from dipdefense import DefendedClassifier
 from dipdefense.defence.decisions import Decision
-from dipdefense.defence.evidence import Looks
+from dipdefense.defence.evidence import Evidence
 from dipdefense.defence.gradients import Gradient
 
 __all__ = ["LOSSES", "objective"]
 
 DEFAULT_THRESHOLD = 0.5  # of the score of a decision that has no threshold of its own
 
-Loss = Callable[[Looks, Decision, Tensor], Tensor]  # (looks, decision, labels (B,)) -> (B,)
+Loss = Callable[[Evidence, Decision, Tensor], Tensor]  # (looks, decision, labels (B,)) -> (B,)
 
 
-def cross_entropy(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
+def cross_entropy(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
     """Of the defence's own logits."""
     return F.cross_entropy(decision.combine(looks), labels, reduction="none")
 
 
-def wrong(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
+def wrong(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
     """Largest other logit minus that of the label. Source: Carlini and Wagner (2017), f_6."""
     return _lead(decision.combine(looks), labels)
 
 
-def every_look(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
+def every_look(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
     """Mean margin of all that the decision sees, each reconstruction and the input: whatever it trusts is wrong.
 
     A mean of softmaxes has no gradient at a look that is sure; the margins of single looks have.
@@ -42,17 +42,20 @@ def every_look(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
     return torch.stack(margins).mean(0)
 
 
-def evade(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
+def evade(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
     """`every_look`, and the log-odds of not being detected; neither is climbed further than it needs to be."""
     return every_look(looks, decision, labels).clamp(max=2) + undetected(looks, decision, labels).clamp(max=4)
 
 
-def bypass(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
-    """The margin of the bare prediction, and the log-odds of not being detected: `Trust` then keeps that prediction."""
+def bypass(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+    """The margin of the bare prediction plus the log-odds of not being detected.
+
+    `DetectorGated` keeps the bare prediction where nothing is detected.
+    """
     return _lead(looks.bare, labels).clamp(max=2) + undetected(looks, decision, labels).clamp(max=4)
 
 
-def undetected(looks: Looks, decision: Decision, labels: Tensor) -> Tensor:
+def undetected(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
     """The log-odds of not being detected."""
     return -_odds(decision.score(looks))
 
@@ -137,7 +140,7 @@ def _fooled_first(fooled: Tensor, hidden: Tensor) -> Tensor:
     return torch.where(fooled <= 0, right, torch.where(hidden <= 0, alarmed, won))
 
 
-def _margin_below_threshold(looks: Looks, decision: Decision) -> Tensor:
+def _margin_below_threshold(looks: Evidence, decision: Decision) -> Tensor:
     """Log-odds by which the detection score lies below the decision's threshold, (B,)."""
     threshold = torch.tensor(getattr(decision, "threshold", DEFAULT_THRESHOLD), dtype=torch.float64)
     return _odds(threshold).to(looks.bare) - _odds(decision.score(looks))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dipdefense.check.incompatibility import NUMBERS, Fault, faults
+from dipdefense.check.incompatibility import NUMBERS, Incompatibility, faults
 from dipdefense.check.input_range import natural_images
 from dipdefense.defence.classifier_errors import REFUSALS, first_line
 from dipdefense.image_tensors import check_images
@@ -22,7 +22,7 @@ class Compatibility:
     """What `check_classifier` found with images of this shape, (C, H, W)."""
 
     shape: tuple[int, int, int]
-    faults: tuple[Fault, ...]
+    faults: tuple[Incompatibility, ...]
 
     def report(self) -> None:
         """Warn of every doubt, and raise ValueError with all that is certain."""

@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 from dipdefense.check.input_range import RANGES, accuracies, divergences, variations
 from dipdefense.defence.classifier_errors import REFUSALS, first_line
-from dipdefense.defence.evidence import see
+from dipdefense.defence.evidence import classify_view
 from dipdefense.defence.presets import default_defence
 
-__all__ = ["NUMBERS", "Fault", "faults"]
+__all__ = ["NUMBERS", "Incompatibility", "faults"]
 
 NUMBERS = (1, 2, 4, 8, 16, 32, 64)  # sizes of a batch that a model may have been built for
 PLAIN = next(iter(RANGES))  # images in [0, 1]
 
 
 @dataclass(frozen=True)
-class Fault:
+class Incompatibility:
     """Something to change."""
 
     name: str  # input, batch, output, softmax, sigmoid, training, random, gradient, range or size
@@ -29,7 +29,7 @@ class Fault:
 
 def faults(
     net: nn.Module, training: nn.Module | None, images: Tensor, examples: tuple[Tensor, Tensor] | None
-) -> Iterator[Fault]:
+) -> Iterator[Incompatibility]:
     """Everything there is; after one that leaves no logits to look at, nothing more."""
     untouched = images.clone()
     try:
@@ -41,7 +41,7 @@ def faults(
         message = (
             "classifier must leave its images as they are, it writes to them: use x - mean in place of x.sub_(mean)"
         )
-        yield Fault("input", True, message)
+        yield Incompatibility("input", True, message)
         return
     if not isinstance(output, Tensor):
         yield _no_tensor(output)
@@ -51,7 +51,7 @@ def faults(
         yield wrong
         return
     if training is not None and _changes(copy.deepcopy(training), images, output):
-        yield Fault(
+        yield Incompatibility(
             "training",
             True,
             "classifier must be in eval mode, got modules in training mode that change its logits: "
@@ -59,7 +59,7 @@ def faults(
         )
     yield from _probabilities(net, images, output)
     if _changes(net, images, output):
-        yield Fault(
+        yield Incompatibility(
             "random",
             False,
             "classifier must give the same logits for the same images, got others at the second call: switch its "
@@ -72,16 +72,16 @@ def faults(
     yield from _size(net, images)
 
 
-def _size(net: nn.Module, images: Tensor) -> Iterator[Fault]:
+def _size(net: nn.Module, images: Tensor) -> Iterator[Incompatibility]:
     """Views of the default decision that it does not take."""
     for view in default_defence(tuple(images.shape[1:]))[1].views:
         try:
-            see(net, images, view)
+            classify_view(net, images, view)
         except ValueError as error:
-            yield Fault("size", False, str(error))
+            yield Incompatibility("size", False, str(error))
 
 
-def _refusal(net: nn.Module, images: Tensor, error: BaseException) -> Fault:
+def _refusal(net: nn.Module, images: Tensor, error: BaseException) -> Incompatibility:
     for n in NUMBERS:
         try:
             output = net(images[:1].expand(n, -1, -1, -1).contiguous())
@@ -90,7 +90,7 @@ def _refusal(net: nn.Module, images: Tensor, error: BaseException) -> Fault:
         if isinstance(output, Tensor) and len(output) == n:
             return _fixed(f"{n} and not {len(images)}")
     kind = str(images.dtype).removeprefix("torch.")
-    return Fault(
+    return Incompatibility(
         "input",
         True,
         f"classifier must take {kind} images {tuple(images.shape)} in [0, 1], got {first_line(error)}: "
@@ -98,15 +98,15 @@ def _refusal(net: nn.Module, images: Tensor, error: BaseException) -> Fault:
     )
 
 
-def _fixed(taken: str) -> Fault:
-    return Fault(
+def _fixed(taken: str) -> Incompatibility:
+    return Incompatibility(
         "batch",
         True,
         f"classifier must take any number of images, takes {taken}: x.flatten(1) for x.view(N, -1) or x.squeeze()",
     )
 
 
-def _no_tensor(output: object) -> Fault:
+def _no_tensor(output: object) -> Incompatibility:
     remedy = "return the tensor of logits alone"
     if isinstance(getattr(output, "logits", None), Tensor):
         remedy = "wrap it, dipdefense.adapters.huggingface.Logits(classifier)"
@@ -114,25 +114,31 @@ def _no_tensor(output: object) -> Fault:
         remedy = "wrap it in a module that returns the element that holds the logits"
     elif isinstance(output, dict):
         remedy = f"wrap it in a module that returns one of its entries {', '.join(map(str, output))}"
-    return Fault("output", True, f"classifier must return a tensor of logits, got {type(output).__name__}: {remedy}")
+    return Incompatibility(
+        "output", True, f"classifier must return a tensor of logits, got {type(output).__name__}: {remedy}"
+    )
 
 
-def _no_logits(output: Tensor, n: int) -> Fault | None:
+def _no_logits(output: Tensor, n: int) -> Incompatibility | None:
     shape = tuple(output.shape)
     if output.dim() == 2 and len(output) != n:
         return _fixed(f"{n} images for logits of shape {shape}")
     if output.dim() != 2:
         remedy = "pool or flatten what is more than (B, K)" if output.dim() > 2 else "return one column for each class"
-        return Fault("output", True, f"classifier must return logits (B, K), got shape {shape}: {remedy}")
+        return Incompatibility("output", True, f"classifier must return logits (B, K), got shape {shape}: {remedy}")
     if shape[1] < 2:
         remedy = "of two classes, return torch.cat([-logit, logit], 1)"
-        return Fault("output", True, f"classifier must return at least 2 logits an image, got shape {shape}: {remedy}")
+        return Incompatibility(
+            "output", True, f"classifier must return at least 2 logits an image, got shape {shape}: {remedy}"
+        )
     if not output.is_floating_point():
         remedy = "return what stands before its argmax"
-        return Fault("output", True, f"classifier must return floating logits, got {output.dtype}: {remedy}")
+        return Incompatibility("output", True, f"classifier must return floating logits, got {output.dtype}: {remedy}")
     if not output.isfinite().all():
         remedy = "look for weights that are NaN, or a logarithm of 0"
-        return Fault("output", True, f"classifier must return finite logits, got NaN or infinite values: {remedy}")
+        return Incompatibility(
+            "output", True, f"classifier must return finite logits, got NaN or infinite values: {remedy}"
+        )
     return None
 
 
@@ -151,10 +157,10 @@ def _alike(output: object, expected: Tensor) -> bool:
     return bool((output - expected).abs().amax() <= 1e-2 * spread)
 
 
-def _probabilities(net: nn.Module, images: Tensor, output: Tensor) -> Iterator[Fault]:
+def _probabilities(net: nn.Module, images: Tensor, output: Tensor) -> Iterator[Incompatibility]:
     sums = output.sum(1)
     if bool((output >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-        yield Fault(
+        yield Incompatibility(
             "softmax",
             True,
             "classifier must return logits, got probabilities (rows that sum to 1): take its softmax off, "
@@ -163,14 +169,14 @@ def _probabilities(net: nn.Module, images: Tensor, output: Tensor) -> Iterator[F
         return
     both = torch.cat([output, net(1 - images)])
     if bool(((both >= 0) & (both <= 1)).all() and both.amax() > 0.5):  # small ones are those of random weights
-        yield Fault(
+        yield Incompatibility(
             "sigmoid",
             False,
             "classifier should return logits, all values lie in [0, 1]: if it ends in a sigmoid, take that off",
         )
 
 
-def _one_by_one(net: nn.Module, images: Tensor, output: Tensor) -> Iterator[Fault]:
+def _one_by_one(net: nn.Module, images: Tensor, output: Tensor) -> Iterator[Incompatibility]:
     for i, row in enumerate(output):
         try:
             alone = net(images[i : i + 1])
@@ -182,7 +188,7 @@ def _one_by_one(net: nn.Module, images: Tensor, output: Tensor) -> Iterator[Faul
             yield _fixed(f"1 image for an output of {shape}")
             return
         if not _alike(alone, row[None]):
-            yield Fault(
+            yield Incompatibility(
                 "batch",
                 True,
                 "classifier must judge each image on its own, its logits depend on the other images of the batch: "
@@ -191,7 +197,7 @@ def _one_by_one(net: nn.Module, images: Tensor, output: Tensor) -> Iterator[Faul
             return
 
 
-def _blind(net: nn.Module, images: Tensor) -> Iterator[Fault]:
+def _blind(net: nn.Module, images: Tensor) -> Iterator[Incompatibility]:
     with torch.enable_grad():
         images = images.clone().requires_grad_()
         try:
@@ -203,7 +209,7 @@ def _blind(net: nn.Module, images: Tensor) -> Iterator[Fault]:
             if gradient is not None and bool(gradient.isfinite().all() and gradient.any()):
                 return
             got = "none" if gradient is None else "NaN or infinity" if gradient.any() else "zeros"
-    yield Fault(
+    yield Incompatibility(
         "gradient",
         False,
         f"classifier should pass gradients from its logits to the images, got {got}: without detach, no_grad, "
@@ -211,7 +217,7 @@ def _blind(net: nn.Module, images: Tensor) -> Iterator[Fault]:
     )
 
 
-def _range(net: nn.Module, images: Tensor, examples: tuple[Tensor, Tensor] | None) -> Iterator[Fault]:
+def _range(net: nn.Module, images: Tensor, examples: tuple[Tensor, Tensor] | None) -> Iterator[Incompatibility]:
     try:
         if examples is not None:
             right = accuracies(net, examples[0].to(images), examples[1].to(images.device))
@@ -234,9 +240,9 @@ def _range(net: nn.Module, images: Tensor, examples: tuple[Tensor, Tensor] | Non
         yield _misread(False, f"they all look alike to it (logits vary by {100 * least:.1f} %), and others do not")
 
 
-def _misread(certain: bool, evidence: str) -> Fault:
+def _misread(certain: bool, evidence: str) -> Incompatibility:
     verb = "must" if certain else "should"
-    return Fault(
+    return Incompatibility(
         "range",
         certain,
         f"classifier {verb} expect images in [0, 1], but {evidence}: make its scaling or normalisation the first layer",

@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from dipdefense.check.check_classifier import check_classifier
-from dipdefense.defence.decisions import DECISIONS, Decision, Last
-from dipdefense.defence.evidence import VIEWS, Looks, see
+from dipdefense.defence.decisions import DECISIONS, Decision, LastReconstruction
+from dipdefense.defence.evidence import VIEWS, Evidence, classify_view
 from dipdefense.defence.gradients import GRADIENTS, Gradient, known_gradient
 from dipdefense.defence.presets import default_defence
 from dipdefense.defence.purifier import Purifier
-from dipdefense.defence.wrapper import Wrapper, apart
+from dipdefense.defence.wrapper import Wrapper, shallow_copy
 from dipdefense.fitting.config import FitConfig
 from dipdefense.image_tensors import check_images
 
-__all__ = ["DefendedClassifier", "Judgement", "defend"]
+__all__ = ["DefendedClassifier", "Prediction", "defend"]
 
 
-class Judgement(NamedTuple):
+class Prediction(NamedTuple):
     """What a defended classifier says of a batch."""
 
     logits: Tensor  # (B, K)
@@ -43,7 +43,7 @@ class DefendedClassifier(Wrapper):
         gradient: meaning of a backward pass, see `Purifier`; the purifier's own if None. It holds for every
             reconstruction that a decision classifies, so their gradients add up; that of bare logits is exact.
         decision: how reconstructions become logits, or its name in `DECISIONS`. None: the evidence-based one of the
-            image's size with its fit (`default_defence`); `Last()` where the purifier has numbers of its own.
+            image's size with its fit (`default_defence`); `LastReconstruction()` where the purifier has its own config.
 
     Raises:
         TypeError: the classifier is no module, the decision no decision.
@@ -59,7 +59,7 @@ class DefendedClassifier(Wrapper):
         decision: Decision | str | None = None,
     ):
         super().__init__(classifier)
-        self.purifier = (Purifier() if purifier is None else apart(purifier)).train(self.training)
+        self.purifier = (Purifier() if purifier is None else shallow_copy(purifier)).train(self.training)
         self.gradient = self.purifier.gradient if gradient is None else gradient
         known_gradient(self.gradient)
         self.decision = None if decision is None else _known_decision(decision)
@@ -80,12 +80,12 @@ class DefendedClassifier(Wrapper):
         """
         return self.judge(images).scores
 
-    def judge(self, images: Tensor) -> Judgement:
+    def judge(self, images: Tensor) -> Prediction:
         """The results of `forward` and `detect` from one fit, and what was classified."""
         looks, decision, reconstruction = self.look(images)
-        return Judgement(decision.combine(looks), decision.score(looks), reconstruction)
+        return Prediction(decision.combine(looks), decision.score(looks), reconstruction)
 
-    def look(self, images: Tensor) -> tuple[Looks, Decision, Tensor]:
+    def look(self, images: Tensor) -> tuple[Evidence, Decision, Tensor]:
         """What the decision sees, the decision, and the mean of all that was classified, (B, C, H, W)."""
         check_images(images, empty=True)
         _check_mode(self.classifier)
@@ -97,13 +97,13 @@ class DefendedClassifier(Wrapper):
         iterations = decision.looks(purifier.config_for(images).iterations)
         reconstructions, residual = self._reconstruct(purifier, images, decision, iterations)
         prepared = decision.prepare(self._classify, images, reconstructions)
-        along = [see(self._classify, look, view) for look in prepared for view in decision.views]
-        looks = Looks(bare, torch.stack(along), residual)
+        along = [classify_view(self._classify, look, view) for look in prepared for view in decision.views]
+        looks = Evidence(bare, torch.stack(along), residual)
         return looks, decision, prepared.detach().mean(0)
 
     def variant(self, *, seed: int | None, gradient: str | Gradient) -> Self:
         """The same defence of the same classifier with another seed and meaning of a backward pass."""
-        twin = apart(self)
+        twin = shallow_copy(self)
         twin.gradient, twin.purifier = gradient, self.purifier.variant(seed=seed, gradient=gradient)
         return twin
 
@@ -111,7 +111,7 @@ class DefendedClassifier(Wrapper):
         """The fit and the decision for images of this shape, (B, C, H, W)."""
         own = self.purifier
         if self.decision is not None or own.config is not None:
-            return own, self.decision or Last()
+            return own, self.decision or LastReconstruction()
         config, decision, tile = default_defence(tuple(images.shape[1:]))
         return own.variant(config=config, tile=own.tile or tile), decision
 
@@ -139,7 +139,7 @@ class DefendedClassifier(Wrapper):
         """Refuse a classifier that does not take the size of a view, or has other classes there."""
         for view in decision.views:
             if VIEWS[view](images[:1]).shape != images[:1].shape:
-                classes = see(self._classify, images[:1], view).shape[1]
+                classes = classify_view(self._classify, images[:1], view).shape[1]
                 if classes != bare.shape[1]:
                     raise ValueError(
                         f"classifier must have {bare.shape[1]} classes for images of every size, got {classes} for the "

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from dipdefense.defence.evidence import (
     Classify,
-    Looks,
+    Evidence,
     check_finite,
     check_iterations,
-    contradiction,
+    disagreement,
     log_mean_softmax,
     spread,
 )
@@ -85,13 +85,13 @@ class CrossBoundary:
             before, after = torch.where(same, middle, before), torch.where(same, after, middle)
         return (before + after) / 2
 
-    def combine(self, looks: Looks) -> Tensor:
+    def combine(self, looks: Evidence) -> Tensor:
         """See `Decision.combine`."""
         return log_mean_softmax(looks.along)
 
-    def score(self, looks: Looks) -> Tensor:
+    def score(self, looks: Evidence) -> Tensor:
         """See `Decision.score`."""
-        return contradiction(looks.bare, looks.along)
+        return disagreement(looks.bare, looks.along)
 
 
 @torch.no_grad()

@@ -14,19 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dipdefense.defence.cross_boundary import CrossBoundary
-from dipdefense.defence.detector import Suspicion
+from dipdefense.defence.detector import Detector
 from dipdefense.defence.evidence import (
     Classify,
-    Looks,
+    Evidence,
     check_finite,
     check_iterations,
     check_views,
-    contradiction,
+    disagreement,
     log_mean_softmax,
     spread,
 )
 
-__all__ = ["DECISIONS", "Decision", "Last", "MeanSoftmax", "Trust"]
+__all__ = ["DECISIONS", "Decision", "DetectorGated", "LastReconstruction", "MeanSoftmax"]
 
 
 LEAST_WIDTH = 1e-6  # below it the logits would overflow
@@ -45,7 +45,7 @@ class Decision(Protocol):
 
     @property
     def residuals(self) -> tuple[int, ...]:
-        """The iterations at which `Looks.residual` is asked for."""
+        """The iterations at which `Evidence.residual` is asked for."""
 
     def looks(self, iterations: int) -> tuple[int, ...]:
         """The iterations that are classified, of a fit of that many.
@@ -56,15 +56,15 @@ class Decision(Protocol):
     def prepare(self, classify: Classify, images: Tensor, reconstructions: Tensor) -> Tensor:
         """Make what is classified, (S', B, C, H, W), of the reconstructions (S, B, C, H, W); gradients pass."""
 
-    def combine(self, looks: Looks) -> Tensor:
+    def combine(self, looks: Evidence) -> Tensor:
         """Logits (B, K)."""
 
-    def score(self, looks: Looks) -> Tensor:
+    def score(self, looks: Evidence) -> Tensor:
         """How adversarial the input looks, (B,) in [0, 1]; larger is more so."""
 
 
 @dataclass(frozen=True)
-class Last:
+class LastReconstruction:
     """The classifier's own logits of what the fit returns, by whatever rule it stops."""
 
     restarts: ClassVar[int] = 1
@@ -79,13 +79,13 @@ class Last:
         """See `Decision.prepare`."""
         return reconstructions
 
-    def combine(self, looks: Looks) -> Tensor:
+    def combine(self, looks: Evidence) -> Tensor:
         """See `Decision.combine`."""
         return looks.along[0]
 
-    def score(self, looks: Looks) -> Tensor:
+    def score(self, looks: Evidence) -> Tensor:
         """See `Decision.score`."""
-        return contradiction(looks.bare, looks.along)
+        return disagreement(looks.bare, looks.along)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class MeanSoftmax:
         iterations: those that are classified, rising. None: four of them, evenly over the second half of the fit.
         restarts: fits of every image, with seeds seed, seed + 1, ...
         views: keys of `VIEWS`.
-        suspicion: gives the detection score; None for the `contradiction` of the bare prediction.
+        suspicion: gives the detection score; None for the `disagreement` of the bare prediction.
 
     Raises:
         TypeError: suspicion is neither.
@@ -106,23 +106,23 @@ class MeanSoftmax:
     iterations: tuple[int, ...] | None = None
     restarts: int = 1
     views: tuple[str, ...] = ("identity",)
-    suspicion: Suspicion | None = None
+    detector: Detector | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "iterations", check_iterations(self.iterations))  # JSON knows lists only
         object.__setattr__(self, "views", check_views(self.views))
-        given: Any = self.suspicion
+        given: Any = self.detector
         if isinstance(given, Mapping):
-            object.__setattr__(self, "suspicion", Suspicion(**given))
-        elif given is not None and not isinstance(given, Suspicion):
-            raise TypeError(f"suspicion must be a Suspicion or None, got {given!r}")
+            object.__setattr__(self, "detector", Detector(**given))
+        elif given is not None and not isinstance(given, Detector):
+            raise TypeError(f"suspicion must be a Detector or None, got {given!r}")
         if isinstance(self.restarts, bool) or not isinstance(self.restarts, int) or self.restarts < 1:
             raise ValueError(f"restarts must be an integer of at least 1, got {self.restarts!r}")
 
     @property
     def residuals(self) -> tuple[int, ...]:
         """See `Decision.residuals`."""
-        return () if self.suspicion is None else self.suspicion.iterations
+        return () if self.detector is None else self.detector.iterations
 
     def looks(self, iterations: int) -> tuple[int, ...]:
         """See `Decision.looks`."""
@@ -132,17 +132,17 @@ class MeanSoftmax:
         """See `Decision.prepare`."""
         return reconstructions
 
-    def combine(self, looks: Looks) -> Tensor:
+    def combine(self, looks: Evidence) -> Tensor:
         """See `Decision.combine`."""
         return log_mean_softmax(looks.along)
 
-    def score(self, looks: Looks) -> Tensor:
+    def score(self, looks: Evidence) -> Tensor:
         """See `Decision.score`."""
-        return contradiction(looks.bare, looks.along) if self.suspicion is None else self.suspicion(looks)
+        return disagreement(looks.bare, looks.along) if self.detector is None else self.detector(looks)
 
 
 @dataclass(frozen=True)
-class Trust(MeanSoftmax):
+class DetectorGated(MeanSoftmax):
     """Keep the bare prediction unless the fit speaks against it.
 
     log((1 - w) softmax(bare) + w mean softmax(along)),  w = sigmoid((score - threshold) / width).
@@ -167,7 +167,7 @@ class Trust(MeanSoftmax):
         if not self.width >= LEAST_WIDTH:
             raise ValueError(f"width must be at least {LEAST_WIDTH}, got {self.width!r}")
 
-    def combine(self, looks: Looks) -> Tensor:
+    def combine(self, looks: Evidence) -> Tensor:
         """See `Decision.combine`."""
         weight = ((self.score(looks) - self.threshold) / self.width)[:, None]  # the logit of w
         return torch.logaddexp(
@@ -176,8 +176,8 @@ class Trust(MeanSoftmax):
 
 
 DECISIONS: dict[str, type[Decision]] = {
-    "last": Last,
+    "last": LastReconstruction,
     "mean_softmax": MeanSoftmax,
-    "trust": Trust,
+    "detector_gated": DetectorGated,
     "cross_boundary": CrossBoundary,
 }

@@ -7,16 +7,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.defence.evidence import Looks, check_finite, check_iterations, contradiction
+from dipdefense.defence.evidence import Evidence, check_finite, check_iterations, disagreement
 
-__all__ = ["Suspicion"]
+__all__ = ["Detector"]
 
 BLOCK = 4  # pixels a side
 LEAST = 1e-3  # added to a probability before its logarithm, so that a very sure classifier does not outvote the rest
 
 
 @dataclass(frozen=True)
-class Suspicion:
+class Detector:
     """Probability that an input is adversarial, by a logistic regression on what its fit shows.
 
         p = sigmoid(bias + doubt c + early log r_t + late log r_T)
@@ -56,10 +56,10 @@ class Suspicion:
             if not 0 < self.quiet <= 1:
                 raise ValueError(f"quiet must be None or lie in (0, 1], got {self.quiet!r}")
 
-    def __call__(self, looks: Looks) -> Tensor:
+    def __call__(self, looks: Evidence) -> Tensor:
         """(B,) in [0, 1]; larger is more adversarial."""
         early, late = (self._left(looks.residual[iteration]) for iteration in self.iterations)
-        c = -torch.log(1 - contradiction(looks.bare, looks.along) + LEAST)
+        c = -torch.log(1 - disagreement(looks.bare, looks.along) + LEAST)
         tiny = torch.finfo(early.dtype).tiny
         early, late = early.clamp_min(tiny).log(), late.clamp_min(tiny).log()
         return torch.sigmoid(self.bias + self.doubt * c + self.early * early + self.late * late)

@@ -13,13 +13,13 @@ from dipdefense.defence.classifier_errors import REFUSALS, first_line
 __all__ = [
     "VIEWS",
     "Classify",
-    "Looks",
+    "Evidence",
     "check_finite",
     "check_iterations",
     "check_views",
-    "contradiction",
+    "disagreement",
     "log_mean_softmax",
-    "see",
+    "classify_view",
     "spread",
 ]
 
@@ -48,7 +48,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class Looks:
+class Evidence:
     """One row an image."""
 
     bare: Tensor  # (B, K) logits of the input itself
@@ -56,7 +56,7 @@ class Looks:
     residual: Mapping[int, Tensor]  # iteration -> (B, H, W) squared difference of reconstruction and input, mean of C
 
 
-def see(classify: Classify, images: Tensor, view: str) -> Tensor:
+def classify_view(classify: Classify, images: Tensor, view: str) -> Tensor:
     """Logits (B, K) of one of `VIEWS` of images (B, C, H, W).
 
     Raises:
@@ -82,7 +82,7 @@ def log_mean_softmax(logits: Tensor) -> Tensor:
     return logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
 
 
-def contradiction(bare: Tensor, along: Tensor) -> Tensor:
+def disagreement(bare: Tensor, along: Tensor) -> Tensor:
     """How much the looks along a fit contradict the bare prediction: 1 minus the mean probability they give it.
 
     Args:

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from dipdefense.defence.decisions import Decision, Last, Trust
-from dipdefense.defence.detector import Suspicion
+from dipdefense.defence.decisions import Decision, DetectorGated, LastReconstruction
+from dipdefense.defence.detector import Detector
 from dipdefense.fitting.config import FitConfig
 
 __all__ = ["TILE", "default_config", "default_defence"]
@@ -23,18 +23,18 @@ TRAJECTORY = FitConfig(
     iterations=300,
     ema=0.5,
 )
-TRUST = Trust(
+TRUST = DetectorGated(
     iterations=(140, 160, 180),
     views=("mirror",),
-    suspicion=Suspicion(iterations=(140, 300), bias=34.1, doubt=0.59, early=-9.6, late=13.01),
+    detector=Detector(iterations=(140, 300), bias=34.1, doubt=0.59, early=-9.6, late=13.01),
     threshold=0.1,
 )
 SMALL = 32  # pixels a side; TRUST was learnt on such images, and larger ones are cut into such tiles
 # A perturbation is made for one size: shown smaller, a reconstruction keeps even less of it than shown mirrored.
-LARGE = Trust(
+LARGE = DetectorGated(
     iterations=(100, 120, 140),
     views=("small_mirror",),
-    suspicion=Suspicion(iterations=(60, 160), bias=14.6, doubt=0.49, early=-2.54, late=4.07, quiet=0.02),
+    detector=Detector(iterations=(60, 160), bias=14.6, doubt=0.49, early=-2.54, late=4.07, quiet=0.02),
     threshold=0.4,
 )
 LARGE_FIT = replace(TRAJECTORY, iterations=160)
@@ -52,7 +52,7 @@ def default_config(shape: tuple[int, ...]) -> FitConfig:
 def default_defence(shape: tuple[int, ...]) -> tuple[FitConfig, Decision, int]:
     """The fit, the decision and the side of the tiles of a defended classifier for images of shape (C, H, W)."""
     if shape[-3] == 1:
-        return default_config(shape), Last(), TILE
+        return default_config(shape), LastReconstruction(), TILE
     if max(shape[-2:]) > SMALL:
         return LARGE_FIT, LARGE, SMALL
     return TRAJECTORY, TRUST, SMALL

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dipdefense.defence.gradients import Fitted, Gradient, known_gradient, purification
 from dipdefense.defence.presets import TILE, default_config
 from dipdefense.defence.tiles import cut, join
-from dipdefense.defence.wrapper import apart
+from dipdefense.defence.wrapper import shallow_copy
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.fit import FitResult, Progress, fit
 from dipdefense.image_tensors import check_images
@@ -159,7 +159,7 @@ class Purifier(nn.Module):
         unknown = arguments.keys() - {"config", "seed", "gradient", "tile"}
         if unknown:
             raise TypeError(f"arguments must be among config, seed, gradient, tile, got {sorted(unknown)[0]!r}")
-        twin = apart(self)
+        twin = shallow_copy(self)
         for name, value in arguments.items():
             setattr(twin, name, value)
         twin._check()

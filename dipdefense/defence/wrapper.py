@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-__all__ = ["Wrapper", "apart"]
+__all__ = ["Wrapper", "shallow_copy"]
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -16,7 +16,7 @@ INSIDE = (
 )
 
 
-def apart(module: Module) -> Module:
+def shallow_copy(module: Module) -> Module:
     """A copy whose attributes can be set without changing the original's; it shares parameters and children."""
     twin = copy(module)
     # parameters, buffers, children and hooks stand in dicts that the copy would share

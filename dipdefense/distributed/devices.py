@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense.defence.wrapper import Wrapper
-from dipdefense.fitting.fit import surroundings
+from dipdefense.fitting.fit import fit_context
 
 __all__ = ["OnDevices"]
 
@@ -69,7 +69,7 @@ class OnDevices(Wrapper):
     def _settings(self) -> contextlib.AbstractContextManager[None]:
         """The precision of a fit is a setting of the whole process: the first to end must not take it from the rest."""
         cuda = [device for device in self.devices if device.type == "cuda"]
-        return surroundings(cuda[0], "full") if cuda else contextlib.nullcontext()
+        return fit_context(cuda[0], "full") if cuda else contextlib.nullcontext()
 
     def extra_repr(self) -> str:
         """The devices."""

@@ -29,11 +29,11 @@ from torch import Tensor
 
 from dipdefense.fitting.config import FitConfig, build_rule
 from dipdefense.fitting.losses import Loss
-from dipdefense.fitting.problem import Degrade, Prior, Problem, per_row, pose
+from dipdefense.fitting.problem import Degrade, Prior, Problem, build_problem, per_row
 from dipdefense.fitting.state import Batch
 from dipdefense.stopping import Iterate
 
-__all__ = ["FitResult", "Progress", "fit", "is_out_of_memory", "surroundings"]
+__all__ = ["FitResult", "Progress", "fit", "is_out_of_memory", "fit_context"]
 
 CHECK_EVERY = 10  # iterations between two looks at who leaves and who rolls back
 FITTED = 1e-4  # a loss below it (40 dB) counts as fitted: its ups and downs roll nothing back
@@ -109,8 +109,8 @@ def fit(
     if not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be None or an integer of at least 0, got {seed!r}")
     device = observed.device if isinstance(observed, Tensor) else torch.device("cpu")
-    with surroundings(device, config.precision):
-        problem = pose(observed, config, seed, degrade, z, loss, prior, shape)
+    with fit_context(device, config.precision):
+        problem = build_problem(observed, config, seed, degrade, z, loss, prior, shape)
         run = _Run(problem, config, callback, _Outcome.empty(problem), largest=len(problem.observed))
         _fit_chunks(run)
     if run.largest < len(problem.observed):
@@ -130,7 +130,7 @@ def fit(
 
 
 @contextlib.contextmanager
-def surroundings(device: torch.device, precision: str) -> Iterator[None]:
+def fit_context(device: torch.device, precision: str) -> Iterator[None]:
     """What a fit needs around it in its thread, whatever the caller's modes are."""
     settings: list[Any] = []
     if device.type == "cuda":  # cuDNN wants its two kinds to agree
@@ -196,8 +196,8 @@ def _fit_chunks(run: _Run) -> None:
     chunks = deque(torch.arange(N, device=device).tensor_split(min(N, workers * rounds)))
 
     def work() -> None:
-        problem = run.problem.own(run.config.compile)
-        with surroundings(device, run.config.precision):
+        problem = run.problem.thread_copy(run.config.compile)
+        with fit_context(device, run.config.precision):
             while not run.ended:
                 with run.lock:
                     if not chunks:

@@ -20,7 +20,7 @@ from dipdefense.fitting.inputs import INPUTS
 from dipdefense.fitting.layers import Conv
 from dipdefense.fitting.losses import LOSSES, SCALE_BLIND, Loss, least_squares_gain
 
-__all__ = ["Degrade", "Prior", "Problem", "canvas", "check_shape", "per_row", "pose"]
+__all__ = ["Degrade", "Prior", "Problem", "canvas", "check_shape", "build_problem", "per_row"]
 
 DRAWING = threading.Lock()  # the global generator is every thread's
 Degrade = Callable[[Tensor, Tensor], Tensor]  # (images (B, C, H, W), index (B,)) -> observed-like (B, ...)
@@ -56,7 +56,7 @@ class Problem:
         mode = "reduce-overhead" if self.z.is_cuda else "default"
         return torch.compile(call, dynamic=False, mode=mode) if self.compiled else call
 
-    def own(self, compiled: bool) -> "Problem":
+    def thread_copy(self, compiled: bool) -> "Problem":
         """The same for a thread of its own: during a call the module holds the parameters that it is given."""
         return dataclasses.replace(self, net=copy.deepcopy(self.net), compiled=compiled)
 
@@ -105,7 +105,7 @@ class Problem:
         return 1.5 * sum(storages.values()) + state * output.element_size()  # half as much again in flight
 
 
-def pose(
+def build_problem(
     observed: Tensor,
     config: FitConfig,
     seed: int,

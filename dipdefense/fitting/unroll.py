@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from dipdefense.fitting.config import FitConfig, build_rule
-from dipdefense.fitting.fit import CHECK_EVERY, FITTED, surroundings
-from dipdefense.fitting.problem import Problem, per_row, pose
+from dipdefense.fitting.fit import CHECK_EVERY, FITTED, fit_context
+from dipdefense.fitting.problem import Problem, build_problem, per_row
 
 __all__ = ["pull_back", "unroll_bytes"]
 
@@ -73,8 +73,8 @@ def pull_back(
         raise ValueError("loss must not be l1 where a fit is unrolled, its gradient is 0: use straight_through")
     end = max(cotangents)
     first = 0 if last is None else max(0, end - 1 - last)  # iterate t comes out of step t - 1
-    with surroundings(observed.device, config.precision):
-        problem = pose(observed, config, seed, None, None, None)
+    with fit_context(observed.device, config.precision):
+        problem = build_problem(observed, config, seed, None, None, None)
         threads, B = torch.get_num_threads(), len(observed)
         most = int(config.memory_gb * 2**30 // unroll_bytes(problem, end - first))  # images at once
         if most < 1:
@@ -88,8 +88,8 @@ def pull_back(
         chunks = torch.split(torch.arange(B, device=observed.device), size)
 
         def one(index: Tensor) -> Tensor:
-            replay = _Replay(problem.own(False), config, index, adam_eps)
-            with surroundings(observed.device, config.precision):
+            replay = _Replay(problem.thread_copy(False), config, index, adam_eps)
+            with fit_context(observed.device, config.precision):
                 return replay.pull_back({i: cotangent[index] for i, cotangent in cotangents.items()}, first, end)
 
         if workers == 1:

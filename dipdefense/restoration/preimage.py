@@ -109,8 +109,8 @@ def maximise_activation(
         layer: a name of `classifier.named_modules()`.
         channel: position along the second dimension of its output; a class, where the layer is the last.
         shape: (C, H, W) of the image.
-        config, seed, tv, callback: see `dipdefense.restoration.tasks`. A stopping rule that looks at the residual has nothing to
-            look at here.
+        config, seed, tv, callback: see `dipdefense.restoration.tasks`. A stopping rule that looks at the residual has
+            nothing to look at here.
 
     Returns:
         (1, C, H, W) in [0, 1].

@@ -1,7 +1,7 @@
 """The numbers of each restoration task: small ones that a CPU bears, and the published ones.
 
-`SMALL` holds what the functions of `dipdefense.restoration.tasks` use where they are given no config; `PUBLISHED` what the
-authors of the deep image prior used; `PIXELS` the learning-free rival, for `tv > 0` alone.
+`SMALL` holds what the functions of `dipdefense.restoration.tasks` use where they are given no config; `PUBLISHED` what
+the authors of the deep image prior used; `PIXELS` the learning-free rival, for `tv > 0` alone.
 """
 
 from dataclasses import replace

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dipdefense import FitConfig, default_config, fit
 from dipdefense.fitting.config import PRECISIONS, build_network
-from dipdefense.fitting.fit import surroundings
+from dipdefense.fitting.fit import fit_context
 from dipdefense.fitting.inputs import INPUTS
 from eval.metrics import psnr
 from eval.peak_memory import peak_resident
@@ -193,7 +193,7 @@ def plain_loop(image: Tensor, config: FitConfig, *, compiled: bool = False) -> C
         net.load_state_dict(initial)
         generator = torch.Generator(z.device).manual_seed(for_jitter)
         adam = torch.optim.Adam(net.parameters(), lr=config.lr, fused=True)
-        with surroundings(z.device, "full"):
+        with fit_context(z.device, "full"):
             for _ in range(iterations):
                 jitter = torch.randn(z.shape[1:], dtype=z.dtype, device=z.device, generator=generator)
                 adam.zero_grad()
@@ -264,7 +264,7 @@ def _matmul_flops(device: torch.device, precision: str) -> float:
         for _ in range(count):
             matrix @ matrix
 
-    with surroundings(device, precision):
+    with fit_context(device, precision):
         return 2 * n**3 / seconds_per_step({precision: products}, 5, 3, device)[precision]
 
 

@@ -11,7 +11,7 @@ from skimage import restoration
 from torch import Tensor, nn
 
 from dipdefense import Decision, DefendedClassifier, Purifier
-from dipdefense.defence.evidence import Looks, contradiction, log_mean_softmax, see
+from dipdefense.defence.evidence import Evidence, classify_view, disagreement, log_mean_softmax
 from dipdefense.digest import describe
 from eval.clock import clock
 from eval.robustness.config import describe_purifier
@@ -91,8 +91,8 @@ class Filtered:
             filtering = clock(images.device) - start
             for views in self.views:
                 start = clock(images.device)
-                along = torch.stack([see(self.classifier, filtered, view) for view in views])
-                logits, scores = log_mean_softmax(along), contradiction(bare, along)
+                along = torch.stack([classify_view(self.classifier, filtered, view) for view in views])
+                logits, scores = log_mean_softmax(along), disagreement(bare, along)
                 seconds = glance + filtering + clock(images.device) - start
                 verdicts[Setting(viewed(self.name, views), strength)] = Verdict(logits, scores, seconds)
         return verdicts
@@ -162,7 +162,7 @@ class OneFit:
         @cache
         def look(restart: int, iteration: int, view: str) -> tuple[Tensor, float]:
             start = clock(images.device)
-            logits = see(self.classifier, fits[restart][iterations.index(iteration)], view)
+            logits = classify_view(self.classifier, fits[restart][iterations.index(iteration)], view)
             return logits, clock(images.device) - start
 
         residual = [(frames - images).square().mean(2) for frames in fits]  # (T, B, H, W) of each restart
@@ -178,9 +178,9 @@ class OneFit:
                 seen = [look(r, i, v) for r in range(decision.restarts) for i in looks[setting] for v in decision.views]
                 start = clock(images.device)  # of a look that other settings share, the seconds of the first count
             else:
-                seen = [(see(self.classifier, image, v), 0.0) for image in prepared for v in decision.views]
+                seen = [(classify_view(self.classifier, image, v), 0.0) for image in prepared for v in decision.views]
             left = torch.stack(residual[: decision.restarts]).mean(0)
-            what = Looks(
+            what = Evidence(
                 bare,
                 torch.stack([logits for logits, _ in seen]),
                 {iteration: left[iterations.index(iteration)] for iteration in decision.residuals},

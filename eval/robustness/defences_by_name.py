@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from dipdefense import CrossBoundary, Decision, DefendedClassifier, FitConfig, MeanSoftmax, Purifier, Trust
+from dipdefense import CrossBoundary, Decision, DefendedClassifier, DetectorGated, FitConfig, MeanSoftmax, Purifier
 from eval.baselines import BASELINES
 from eval.robustness.compared_defences import Defended, Filtered, Method, NoiseLevel, OneFit, Setting, viewed
 
@@ -24,10 +24,10 @@ FILTERS: dict[str, tuple[str, tuple[float, ...]]] = {
 }
 
 
-Fit = Callable[[tuple[int, ...], Trust, dict[str, Any]], dict[float, Decision]]
+Fit = Callable[[tuple[int, ...], DetectorGated, dict[str, Any]], dict[float, Decision]]
 THRESHOLDS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)  # of trust
 
-# (iterations, a Trust, options of MeanSoftmax) -> strength: decision
+# (iterations, a DetectorGated, options of MeanSoftmax) -> strength: decision
 FITS: dict[str, Fit] = {
     # each iteration alone; the strength is the iteration
     "dip": lambda looks, trust, options: {k: MeanSoftmax((k,), **options) for k in looks},
@@ -36,7 +36,7 @@ FITS: dict[str, Fit] = {
         looks[k]: MeanSoftmax(looks[max(0, k - 2) : k + 1], **options) for k in range(len(looks))
     },
     # keep the bare prediction unless the fit speaks against it, by the threshold
-    "trust": lambda looks, trust, options: {t: replace(trust, threshold=t) for t in THRESHOLDS},
+    "detector_gated": lambda looks, trust, options: {t: replace(trust, threshold=t) for t in THRESHOLDS},
     # the second half of the fit; the strength is its last iteration
     "cross_boundary": lambda looks, trust, options: {
         looks[-1]: CrossBoundary(tuple(i for i in looks if i >= looks[-1] / 2))
@@ -65,11 +65,11 @@ def build_methods(
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K).
         purifier: of the fits; its rule is `fixed`.
         iterations: along the fit, rising; the points of the curve of `dip`.
-        restarts: of the fits of `dip`, `dip_mean`, and `trust` where it is not the default.
+        restarts: of the fits of `dip`, `dip_mean`, and `detector_gated` where it is not the default.
         views: where these are more than the identity, each filter, `dip` and `dip_mean` stand a second time, with the
             mean softmax over them, and with `+` and the views behind the name.
         default: the decision of the method `default`, where these are its fit and images; a Trust is also that whose
-            threshold is the strength of `trust`, which else has these views and the `contradiction` alone.
+            threshold is the strength of `detector_gated`, which else has these views and the `disagreement` alone.
 
     Raises:
         ValueError: an unknown name; `default` where there is none; what `MeanSoftmax` refuses.
@@ -79,7 +79,7 @@ def build_methods(
             raise ValueError(f"methods must be among {', '.join(METHODS)}, got {name!r}")
     both = tuple(dict.fromkeys((("identity",), MeanSoftmax(views=views).views)))
     looks = MeanSoftmax(tuple(iterations)).looks(0)
-    trust = default if isinstance(default, Trust) else Trust(views=views, restarts=restarts)
+    trust = default if isinstance(default, DetectorGated) else DetectorGated(views=views, restarts=restarts)
     if "default" in names and default is None:
         raise ValueError("methods must leave out default, got it with a fit that is not the default one")
     decisions: dict[Setting, Decision] = {}

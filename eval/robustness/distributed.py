@@ -78,8 +78,8 @@ def evaluate_shards(
     A worker writes the records of a batch to `shards/HASH/part-*.jsonl` in the folder of the run, in one move. Started
     again, the run computes the shards that are missing or damaged; HASH names its whole configuration.
 
-    A batch that no worker could finish (`dipdefense.distributed.pool`) ends the run with an error after the others are done:
-    a table without its images would be another figure.
+    A batch that no worker could finish (`dipdefense.distributed.pool`) ends the run with an error after the others are
+    done: a table without its images would be another figure.
 
     Args:
         spec: the run; its files must be visible to all workers under these paths.

@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from attacks.adaptive import COSTS, LADDER, SURROGATES, Climb, Query, Rung
+from attacks.adaptive import COSTS, LADDER, SURROGATES, GradientAttack, Query, Rung
 from dipdefense import DefendedClassifier
 from dipdefense.digest import configuration_hash, describe, fingerprint
-from dipdefense.fitting.problem import pose
+from dipdefense.fitting.problem import build_problem
 from dipdefense.fitting.unroll import unroll_bytes
 from eval.clock import clock
 from eval.datasets import ImageDataset
@@ -230,7 +230,7 @@ def _seconds(
     once = clock(images.device) - start
     asked = once * (1 if defended.purifier.seed is not None else QUERIES)
     start = clock(images.device)
-    if isinstance(rung, Climb):
+    if isinstance(rung, GradientAttack):
         climbed = rung.objective(defended, labels, rung.seeds(defended, config.seed))
         climbed(images, torch.arange(len(images), device=images.device))
         attacked = (clock(images.device) - start) * rung.calls / rung.samples
@@ -262,7 +262,7 @@ def _check_memory(
     steps = max((*decision.looks(fit.iterations), *decision.residuals, 1)) if decision.looks(1) else fit.iterations
     tile = purifier.tile_for(images)
     piece = images if tile is None else images[..., :tile, :tile]
-    needed = unroll_bytes(pose(piece, fit, 0, None, None, None), steps) / 2**30
+    needed = unroll_bytes(build_problem(piece, fit, 0, None, None, None), steps) / 2**30
     if needed > fit.memory_gb:
         raise ValueError(
             f"memory_gb of the fit must be at least {needed:.3f} to unroll its {steps} steps, got {fit.memory_gb}: "

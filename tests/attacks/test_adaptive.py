@@ -18,7 +18,7 @@ from attacks.adaptive import (
     STEP_RULES,
     SURROGATES,
     Blur,
-    Climb,
+    GradientAttack,
     Oblivious,
     Query,
     Rated,
@@ -32,13 +32,13 @@ from attacks.adaptive.averaged import Averaged
 from attacks.adaptive.ladder import confirmed
 from attacks.adaptive.objectives import _fooled_first
 from attacks.ball import steepest
-from dipdefense import DefendedClassifier, FitConfig, MeanSoftmax, Purifier, Suspicion, Trust, Unrolled, defend
-from dipdefense.defence.evidence import Looks
+from dipdefense import DefendedClassifier, Detector, DetectorGated, FitConfig, MeanSoftmax, Purifier, Unrolled, defend
+from dipdefense.defence.evidence import Evidence
 from dipdefense.defence.gradients import Fitted
 from dipdefense.fitting.unroll import pull_back
 
 TINY = FitConfig(architecture_options={"channels": [4, 8], "skip_channels": 2}, input_channels=4, iterations=6)
-TRUST = Trust((3, 6), suspicion=Suspicion((2, 5), bias=0.1, doubt=0.6, early=-1.0, late=1.2), threshold=0.5)
+TRUST = DetectorGated((3, 6), detector=Detector((2, 5), bias=0.1, doubt=0.6, early=-1.0, late=1.2), threshold=0.5)
 
 
 def images(n: int = 3, side: int = 8) -> torch.Tensor:
@@ -138,7 +138,7 @@ def test_gradient_of_each_loss_is_its_slope(loss):
 
 def test_bypass_wants_the_bare_prediction_wrong_and_no_more_than_that():
     bare = torch.tensor([[9.0, 0.0, 1.0], [0.0, 1.5, 1.0], [0.0, 7.0, 1.0]])  # label 0 leads by 8, lags by 1.5 and by 7
-    looks, decision = Looks(bare, bare[None] / 2, {}), MeanSoftmax((1,))
+    looks, decision = Evidence(bare, bare[None] / 2, {}), MeanSoftmax((1,))
     unseen = -torch.logit(decision.score(looks).clamp(1e-6, 1 - 1e-6))
     expected = torch.tensor([-8.0, 1.5, 2.0]) + unseen.clamp(max=4)
     torch.testing.assert_close(LOSSES["bypass"](looks, decision, torch.tensor([0, 0, 0])), expected)
@@ -213,7 +213,7 @@ def test_every_rung_keeps_the_ball_and_leaves_all_as_found(name):
     labels = net(x).argmax(1)
     before, mode = torch.get_rng_state(), [module.training for module in defended.modules()]
     rung = LADDER[name]
-    rung = replace(rung, steps=2, restarts=min(rung.restarts, 2)) if isinstance(rung, Climb) else rung
+    rung = replace(rung, steps=2, restarts=min(rung.restarts, 2)) if isinstance(rung, GradientAttack) else rung
     attacked = rung(defended, x, labels, eps=8 / 255, seed=1, source=Linear())
     assert torch.equal(torch.get_rng_state(), before)
     assert [module.training for module in defended.modules()] == mode
@@ -247,7 +247,7 @@ def test_where_purification_is_the_identity_every_rung_breaks_beyond_the_radius_
     w = classifier.eval().w.data
     w[..., 0] = 0
     w += w.flip(3)  # alike from both sides, so that attacks on the mirror image know the same radius
-    never_alarmed = Trust((3, 6), suspicion=Suspicion((3, 6), bias=-3.0, doubt=0.0, early=-1.0, late=1.0))
+    never_alarmed = DetectorGated((3, 6), detector=Detector((3, 6), bias=-3.0, doubt=0.0, early=-1.0, late=1.0))
     defended = DefendedClassifier(classifier, Bare(), decision=never_alarmed)
     logits, away = classifier(x).detach(), (w[:1] - w[1:]).flatten(1)
     radius = ((logits[:, :1] - logits[:, 1:]) / away.norm(p=1 if norm == "linf" else 2, dim=1)).amin(1)
@@ -265,7 +265,7 @@ def test_bpda_breaks_a_linear_classifier_behind_a_fit_at_a_huge_eps(seed, gradie
     defended = DefendedClassifier(Linear(), Purifier(replace(TINY, iterations=25), seed=seed))
     x = images()
     labels = Purifier(defended.purifier.config)(x).flatten(1).matmul(defended.classifier.weight.T).argmax(1)
-    attacked = Climb(gradient=gradient, steps=12, samples=2, enough=20.0)(defended, x, labels, eps=0.5, seed=0)
+    attacked = GradientAttack(gradient=gradient, steps=12, samples=2, enough=20.0)(defended, x, labels, eps=0.5, seed=0)
     draws = [seed] if seed is not None else [1, 2, 3, 4, 5]  # named here, so that the test does not depend on entropy
     wrong = [defended.variant(seed=s, gradient="none")(attacked).argmax(1) != labels for s in draws]
     assert (torch.stack(wrong).double().mean(0) > 0.5).all()
@@ -279,7 +279,7 @@ def test_bpda_breaks_a_linear_classifier_behind_a_fit_at_a_huge_eps(seed, gradie
 def test_a_lucky_draw_ends_no_climb(seed, asked):
     defended, queries = DefendedClassifier(Linear(), Purifier(TINY, seed=seed)), []
     defended.classifier.register_forward_hook(lambda *call: queries.append(1))
-    Climb(steps=5, enough=-1e9)(defended, images(), torch.tensor([0, 1, 2]), eps=0.1)
+    GradientAttack(steps=5, enough=-1e9)(defended, images(), torch.tensor([0, 1, 2]), eps=0.1)
     assert len(queries) == 2 * asked  # the input and its reconstruction
 
 
@@ -296,7 +296,7 @@ class Watched(DefendedClassifier):
 @pytest.mark.parametrize(("seed", "drawn", "different"), [(7, 14, 2), (None, 12, 12)])  # 2 of the 14 confirm
 def test_restarts_of_a_defence_that_draws_meet_new_draws(seed, drawn, different):
     Watched.seen.clear()
-    climb = Climb(steps=2, samples=2, restarts=2, enough=1e9)
+    climb = GradientAttack(steps=2, samples=2, restarts=2, enough=1e9)
     climb(Watched(Linear(), Purifier(TINY, seed=seed)), images(), torch.tensor([0, 1, 2]), eps=0.1)
     assert (len(Watched.seen), len(set(Watched.seen))) == (drawn, different)  # restarts x looks at a point x samples
 
@@ -313,7 +313,7 @@ class Crowded(nn.Module):
         return logits + 0.5 * (len(x) == 4) * torch.eye(4, dtype=logits.dtype)[0]
 
 
-@pytest.mark.parametrize("rung", [Climb(steps=30, enough=0.0), Query(queries=300)])
+@pytest.mark.parametrize("rung", [GradientAttack(steps=30, enough=0.0), Query(queries=300)])
 def test_a_success_is_confirmed_in_the_batch_that_is_scored(rung):
     """Attacks stop at the first success; won among the images that still stand, it may be none in the whole batch."""
     x, labels = images(4), torch.zeros(4).long()
@@ -387,7 +387,7 @@ class Blind(nn.Module):
 
 def test_a_gradient_that_is_not_finite_is_refused():
     with pytest.raises(RuntimeError, match=r"gradient of images \[0, 1, 2\] must be finite, got NaN"):
-        Climb(steps=1)(DefendedClassifier(Blind(), Purifier(TINY)), images(), torch.tensor([0, 1, 2]), eps=0.1)
+        GradientAttack(steps=1)(DefendedClassifier(Blind(), Purifier(TINY)), images(), torch.tensor([0, 1, 2]), eps=0.1)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -422,7 +422,7 @@ def test_the_way_up_in_l2_has_length_one_whatever_the_gradient(size):
 )
 def test_a_climb_that_leads_nowhere_is_refused(numbers, message):
     with pytest.raises(ValueError, match=message):
-        Climb(**numbers)
+        GradientAttack(**numbers)
 
 
 def test_bad_numbers_are_refused():

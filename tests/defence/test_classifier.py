@@ -15,12 +15,12 @@ import dipdefense
 from dipdefense import (
     DECISIONS,
     DefendedClassifier,
+    Detector,
+    DetectorGated,
     FitConfig,
     MeanSoftmax,
     OnDevices,
     Purifier,
-    Suspicion,
-    Trust,
     Unrolled,
     defend,
 )
@@ -327,7 +327,7 @@ def test_a_variant_keeps_the_class_of_a_purifier_of_ones_own(config):
 
 @pytest.mark.parametrize("tile", [None, 12])
 def test_the_residual_has_no_gradient_where_the_fit_counts_as_the_identity(tile):
-    decision = Trust((2, 4), restarts=2, suspicion=Suspicion((2, 4), bias=0.1, doubt=0.0, early=-9.0, late=13.0))
+    decision = DetectorGated((2, 4), restarts=2, detector=Detector((2, 4), bias=0.1, doubt=0.0, early=-9.0, late=13.0))
     x = images().requires_grad_()
     defended = DefendedClassifier(Linear(), Purifier(TINY, tile=tile), decision=decision)
     looks, _, _ = defended.look(x)

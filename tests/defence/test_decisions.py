@@ -16,28 +16,28 @@ from dipdefense import (
     DECISIONS,
     CrossBoundary,
     DefendedClassifier,
+    Detector,
+    DetectorGated,
     FitConfig,
-    Last,
+    LastReconstruction,
     MeanSoftmax,
     Purifier,
-    Suspicion,
-    Trust,
     default_defence,
     defend,
 )
-from dipdefense.defence.evidence import VIEWS, Looks, contradiction, log_mean_softmax, see
+from dipdefense.defence.evidence import VIEWS, Evidence, classify_view, disagreement, log_mean_softmax
 
 TINY = FitConfig(
     architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=24, ema=0.5
 )
 LOOKS = (6, 12, 24)
-SUSPICION = Suspicion(iterations=(8, 20), bias=1.0, doubt=0.6, early=-9.0, late=9.0)
+SUSPICION = Detector(iterations=(8, 20), bias=1.0, doubt=0.6, early=-9.0, late=9.0)
 EXAMPLES = [
-    Last(),
+    LastReconstruction(),
     MeanSoftmax(LOOKS, restarts=2, views=("identity", "mirror")),
-    Trust(LOOKS, threshold=0.3, width=0.1),
-    Trust(LOOKS, suspicion=SUSPICION),
-    MeanSoftmax(LOOKS, views=("small_mirror",), suspicion=dataclasses.replace(SUSPICION, quiet=0.1)),
+    DetectorGated(LOOKS, threshold=0.3, width=0.1),
+    DetectorGated(LOOKS, detector=SUSPICION),
+    MeanSoftmax(LOOKS, views=("small_mirror",), detector=dataclasses.replace(SUSPICION, quiet=0.1)),
     CrossBoundary(LOOKS, alpha=0.1, bisections=3),
 ]
 
@@ -115,7 +115,7 @@ def test_the_mean_of_softmaxes_by_hand():
     along = torch.tensor([[[0.0, 0.0]], [[0.0, 3.0]]]).log_softmax(2) + 7  # a constant cancels
     expected = (torch.tensor([0.5, 0.5]) + torch.tensor([0.0, 3.0]).softmax(0)) / 2
     torch.testing.assert_close(log_mean_softmax(along).exp()[0], expected)
-    torch.testing.assert_close(contradiction(torch.tensor([[2.0, 1.0]]), along), 1 - expected[:1])
+    torch.testing.assert_close(disagreement(torch.tensor([[2.0, 1.0]]), along), 1 - expected[:1])
 
 
 def test_logits_average_iterations_restarts_and_views():
@@ -143,10 +143,10 @@ def test_trust_passes_from_the_bare_prediction_to_the_trajectory(threshold, widt
     net, x = Linear(), images().requires_grad_()
     bare = net(x)
     along = net(Purifier(TINY).trajectory(images(), (12,))[0] + (x - x.detach()))  # straight through, by hand
-    score = contradiction(bare, along[None])
+    score = disagreement(bare, along[None])
     w = torch.sigmoid((score - threshold) / width)[:, None]
     expected = ((1 - w) * bare.softmax(1) + w * along.softmax(1)).log()
-    logits = defend(net, TINY, decision=Trust((12,), threshold=threshold, width=width))(x)
+    logits = defend(net, TINY, decision=DetectorGated((12,), threshold=threshold, width=width))(x)
     torch.testing.assert_close(logits, expected)
     if width > 0.1:
         wanted, got = (torch.autograd.grad(y[:, 1].sum(), x)[0] for y in (expected, logits))
@@ -193,11 +193,11 @@ def test_the_small_mirror_has_four_fifths_of_a_long_side_in_whole_sixteens(size,
 
 def test_a_classifier_of_one_size_is_told_which_view_it_refuses():
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 48 * 48, 2))
-    assert see(net, torch.rand(1, 3, 48, 48), "mirror").shape == (1, 2)
+    assert classify_view(net, torch.rand(1, 3, 48, 48), "mirror").shape == (1, 2)
     with pytest.raises(ValueError, match=r"images of 32x32, which the view 'small_mirror' shows.*first layer resize"):
-        see(net, torch.rand(1, 3, 48, 48), "small_mirror")
+        classify_view(net, torch.rand(1, 3, 48, 48), "small_mirror")
     with pytest.raises(RuntimeError):  # its own, where the view is not at fault
-        see(net, torch.rand(1, 3, 8, 8), "small_mirror")
+        classify_view(net, torch.rand(1, 3, 8, 8), "small_mirror")
     with pytest.raises(ValueError, match="small_mirror"):
         defend(net).detect(torch.rand(1, 3, 48, 48))
 
@@ -249,11 +249,11 @@ def test_suspicion_by_hand():
     residual = {3: torch.tensor([[[0.01, 0.03]]]), 9: torch.tensor([[[0.005, 0.005]]])}
     doubt = -math.log((0.5 + 0.75) / 2 + 1e-3)
     z = 1.5 + 0.5 * doubt - 2 * math.log(0.02) + 3 * math.log(0.005)
-    suspicion = Suspicion(iterations=(3, 9), bias=1.5, doubt=0.5, early=-2, late=3)
-    found = suspicion(Looks(bare, along, residual))
+    detector = Detector(iterations=(3, 9), bias=1.5, doubt=0.5, early=-2, late=3)
+    found = detector(Evidence(bare, along, residual))
     torch.testing.assert_close(found, torch.tensor([1 / (1 + math.exp(-z))]))
     perfect = {3: torch.zeros(1, 1, 2), 9: torch.zeros(1, 1, 2)}
-    assert suspicion(Looks(bare, along, perfect)).isfinite().all()
+    assert detector(Evidence(bare, along, perfect)).isfinite().all()
 
 
 def test_a_quiet_suspicion_looks_at_the_quietest_blocks():
@@ -261,25 +261,25 @@ def test_a_quiet_suspicion_looks_at_the_quietest_blocks():
     blocks = torch.arange(25.0)[torch.randperm(25, generator=torch.Generator().manual_seed(0))].view(1, 5, 5) + 1
     residual = blocks.repeat_interleave(4, 1).repeat_interleave(4, 2)
     residual = torch.nn.functional.pad(residual, (0, 3, 0, 2))
-    suspicion = Suspicion(iterations=(3, 9), bias=0.0, doubt=0.0, early=0.0, late=1.0, quiet=0.08)
-    found = suspicion(Looks(torch.zeros(1, 2), torch.zeros(1, 1, 2), {3: residual, 9: residual}))
+    detector = Detector(iterations=(3, 9), bias=0.0, doubt=0.0, early=0.0, late=1.0, quiet=0.08)
+    found = detector(Evidence(torch.zeros(1, 2), torch.zeros(1, 1, 2), {3: residual, 9: residual}))
     torch.testing.assert_close(found, torch.tensor([2.0]).log().sigmoid())
-    everything = dataclasses.replace(suspicion, quiet=1.0)
-    found = everything(Looks(torch.zeros(1, 2), torch.zeros(1, 1, 2), {3: residual, 9: residual}))
+    everything = dataclasses.replace(detector, quiet=1.0)
+    found = everything(Evidence(torch.zeros(1, 2), torch.zeros(1, 1, 2), {3: residual, 9: residual}))
     torch.testing.assert_close(found, torch.tensor([25.0]).log().sigmoid())
 
 
 def test_an_image_narrower_than_a_block_is_a_block():
-    suspicion = Suspicion(iterations=(3, 9), bias=0.0, doubt=0.0, early=0.0, late=1.0, quiet=0.5)
+    detector = Detector(iterations=(3, 9), bias=0.0, doubt=0.0, early=0.0, late=1.0, quiet=0.5)
     residual = torch.full((1, 3, 40), 2.0)
-    found = suspicion(Looks(torch.zeros(1, 2), torch.zeros(1, 1, 2), {3: residual, 9: residual}))
+    found = detector(Evidence(torch.zeros(1, 2), torch.zeros(1, 1, 2), {3: residual, 9: residual}))
     torch.testing.assert_close(found, torch.tensor([2.0]).log().sigmoid())
 
 
 @pytest.mark.parametrize("quiet", [0, 1.1, -0.1, math.nan, "low"])
 def test_a_quantile_outside_of_its_range_is_refused(quiet):
     with pytest.raises(ValueError, match="quiet must be"):
-        Suspicion(iterations=(3, 9), bias=0.0, doubt=0.0, early=0.0, late=1.0, quiet=quiet)
+        Detector(iterations=(3, 9), bias=0.0, doubt=0.0, early=0.0, late=1.0, quiet=quiet)
 
 
 def test_the_residual_is_that_of_the_reconstructions_over_the_restarts():
@@ -290,7 +290,7 @@ def test_the_residual_is_that_of_the_reconstructions_over_the_restarts():
             seen.append(looks.residual)
             return super().score(looks)
 
-    decision = Spy(LOOKS, restarts=2, suspicion=SUSPICION)
+    decision = Spy(LOOKS, restarts=2, detector=SUSPICION)
     defend(Linear(), TINY, seed=3, decision=decision).detect(images())
     frames = torch.stack([Purifier(TINY, seed=seed).trajectory(images(), (8, 20)) for seed in (3, 4)])
     wanted = (frames - images()).square().mean((0, 3))
@@ -311,12 +311,12 @@ def test_the_default_of_a_size():
         purifier, planned = colour.plan(torch.zeros(1, *shape))
         assert (purifier.config, planned, purifier.tile) == (fit, decision, tile)
         assert max(*decision.iterations, *decision.residuals) <= fit.iterations
-    assert isinstance(default_defence((3, 32, 32))[1], Trust)
+    assert isinstance(default_defence((3, 32, 32))[1], DetectorGated)
     assert isinstance(decision, MeanSoftmax)
     assert purifier.tile_for(torch.zeros(1, 3, 48, 16)) == 32
-    assert grey.plan(torch.zeros(1, 1, 28, 28))[1] == Last()
-    assert defend(Linear(), TINY).plan(images())[1] == Last()
-    assert DefendedClassifier(Linear(), decision="trust").plan(images())[0].config is None
+    assert grey.plan(torch.zeros(1, 1, 28, 28))[1] == LastReconstruction()
+    assert defend(Linear(), TINY).plan(images())[1] == LastReconstruction()
+    assert DefendedClassifier(Linear(), decision="detector_gated").plan(images())[0].config is None
 
 
 # --- the module -------------------------------------------------------------------------------------------------
@@ -370,7 +370,7 @@ def test_the_last_look_alone_is_the_softmax_of_the_last_decision():
 def test_no_gradient_raises_through_a_decision():
     x = images().requires_grad_()
     with pytest.raises(RuntimeError, match='use gradient="straight_through"'):
-        defend(Linear(), TINY, gradient="none", decision="trust")(x).sum().backward()
+        defend(Linear(), TINY, gradient="none", decision="detector_gated")(x).sum().backward()
 
 
 # --- what is refused --------------------------------------------------------------------------------------------
@@ -399,12 +399,16 @@ RISING = "iterations must be one or more integers rising from 1 or above, got "
             "must be one of last, mean_softmax, trust, cross",
         ),
         (lambda: defend(Linear(), TINY, decision=3), TypeError, "decision must be a Decision, its name or None, got 3"),
-        (lambda: defend(Linear(), TINY, decision=Last), TypeError, "decision must be a Decision, its name or None"),
+        (
+            lambda: defend(Linear(), TINY, decision=LastReconstruction),
+            TypeError,
+            "decision must be a Decision, its name or None",
+        ),
         (lambda: MeanSoftmax(()), ValueError, RISING),
         (lambda: MeanSoftmax((3, 2)), ValueError, RISING),
         (lambda: MeanSoftmax((2, 2)), ValueError, RISING),
-        (lambda: Trust((0, 1)), ValueError, RISING),
-        (lambda: Trust((1.5,)), ValueError, RISING),
+        (lambda: DetectorGated((0, 1)), ValueError, RISING),
+        (lambda: DetectorGated((1.5,)), ValueError, RISING),
         (lambda: CrossBoundary(5), ValueError, RISING),
         (lambda: CrossBoundary((5,)), ValueError, "iterations must be at least two"),
         (lambda: CrossBoundary(LOOKS, alpha=-1), ValueError, "alpha must not be negative, got -1"),
@@ -412,22 +416,22 @@ RISING = "iterations must be one or more integers rising from 1 or above, got "
         (lambda: MeanSoftmax(LOOKS, restarts=0), ValueError, "restarts must be an integer of at least 1, got 0"),
         (lambda: MeanSoftmax(LOOKS, views=()), ValueError, "views must be one or more of identity, mirror"),
         (lambda: MeanSoftmax(LOOKS, views=("up",)), ValueError, "views must be one or more of identity, mirror"),
-        (lambda: Trust(LOOKS, threshold=1.5), ValueError, r"threshold must lie in \[0, 1\], got 1.5"),
+        (lambda: DetectorGated(LOOKS, threshold=1.5), ValueError, r"threshold must lie in \[0, 1\], got 1.5"),
         (
-            lambda: Suspicion(iterations=(9,), bias=0, doubt=0, early=0, late=0),
+            lambda: Detector(iterations=(9,), bias=0, doubt=0, early=0, late=0),
             ValueError,
             "iterations must be two, rising, got",
         ),
-        (lambda: Trust(LOOKS, width=0), ValueError, "width must be at least 1e-06, got 0"),
+        (lambda: DetectorGated(LOOKS, width=0), ValueError, "width must be at least 1e-06, got 0"),
         (lambda: defend(Linear(), TINY, decision=MeanSoftmax((25,)))(images()), ValueError, "from 1 to the 24 of the"),
         (lambda: Purifier(TINY).trajectory(images(), ()), ValueError, "iterations must be one or more integers from 1"),
         (lambda: Purifier(TINY).trajectory(images(), (0,)), ValueError, r"of the fit, got \(0,\)"),
         (
-            lambda: defend(Linear(), dataclasses.replace(TINY, stopping="emv"), decision="trust")(images()),
+            lambda: defend(Linear(), dataclasses.replace(TINY, stopping="emv"), decision="detector_gated")(images()),
             ValueError,
             "stopping must be fixed where iterations are named, got 'emv': use the decision last",
         ),
-        (lambda: defend(Linear(), TINY, decision="trust")(images() * 2), ValueError, "255"),
+        (lambda: defend(Linear(), TINY, decision="detector_gated")(images() * 2), ValueError, "255"),
         (lambda: defend(Returns(torch.zeros(3)), TINY)(images()), ValueError, r"\(B, K\) for 3 images, got shape \(3,"),
         (lambda: defend(Returns(torch.zeros(2, 5)), TINY)(images()), ValueError, r"logits \(B, K\) for 3 images"),
         (lambda: defend(Returns(None), TINY)(images()), ValueError, "for 3 images, got NoneType"),

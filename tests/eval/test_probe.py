@@ -5,7 +5,7 @@ import torch
 from attacked import Noisy, Scaled, conv_net
 
 from eval.datasets import load_dataset
-from eval.probe import TOLERANCE, disagreement, probe, probe_images
+from eval.probe import TOLERANCE, difference_in_answers, probe, probe_images
 
 
 @pytest.fixture
@@ -33,24 +33,24 @@ def test_images_are_the_first_and_the_same_with_noise():
 @pytest.mark.parametrize("function", [lambda x: -x, lambda x: 2 * x, lambda x: x + 0.05, lambda x: x.flip(1)])
 def test_attributes_and_closures_are_told_apart(net, images, function):
     before = probe(net, images)
-    said = disagreement(before, probe(Scaled(net, function), images))
+    said = difference_in_answers(before, probe(Scaled(net, function), images))
     assert "up to" in said
-    assert disagreement(before, probe(Scaled(net, lambda x: x), images)) is None
+    assert difference_in_answers(before, probe(Scaled(net, lambda x: x), images)) is None
 
 
 def test_rounding_is_not(net, images):
     """Another number of threads, or the image in a batch, moves the last digits; 1e-5 of the logits is far more."""
     before = probe(net, images)
-    assert disagreement(before, probe(lambda x: net(x) * (1 + 1e-5), images)) is None
-    assert disagreement(before, probe(lambda x: net(x.expand(7, -1, -1, -1))[:1], images)) is None
-    assert disagreement(before, probe(lambda x: net.double()(x.double()), images)) is None
+    assert difference_in_answers(before, probe(lambda x: net(x) * (1 + 1e-5), images)) is None
+    assert difference_in_answers(before, probe(lambda x: net(x.expand(7, -1, -1, -1))[:1], images)) is None
+    assert difference_in_answers(before, probe(lambda x: net.double()(x.double()), images)) is None
 
 
 def test_the_tolerance_follows_the_type(net, images):
     assert probe(net, images)["tolerance"] == TOLERANCE
     half = probe(lambda x: net(x).bfloat16(), images)
     assert half["tolerance"] == 4 * 2**-7
-    assert disagreement(probe(net, images), half) is None
+    assert difference_in_answers(probe(net, images), half) is None
 
 
 def test_draws_of_the_global_generator_are_repeated_and_left_as_found(net, images):
@@ -64,7 +64,7 @@ def test_draws_of_the_global_generator_are_repeated_and_left_as_found(net, image
 def test_a_classifier_that_draws_afresh_has_no_answer(net, images):
     generator = torch.Generator().manual_seed(0)
     assert probe(lambda x: net(x + 0.3 * torch.randn(x.shape, generator=generator)), images) is None
-    assert disagreement(None, None) is None
+    assert difference_in_answers(None, None) is None
 
 
 def test_logits_must_be_finite(images):

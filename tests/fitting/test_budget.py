@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from dipdefense import default_config, fit
-from dipdefense.fitting.problem import pose
+from dipdefense.fitting.problem import build_problem
 
 CONFIG = default_config((3, 32, 32))
 CALLS = 1360  # aten calls of a step of four networks: 1303.4 with torch 2.15
@@ -87,7 +87,7 @@ def test_a_step_takes_no_more_operations_than_it_did():
 
 
 def test_an_image_takes_no_more_memory_than_it_did():
-    problem = pose(images(4), CONFIG, 0, degrade=None, z=None, loss=None)
+    problem = build_problem(images(4), CONFIG, 0, degrade=None, z=None, loss=None)
     assert 0 < problem.bytes_per_image() <= BYTES
 
 

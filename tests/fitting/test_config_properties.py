@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from attacks import ATTACKS, CONTROLS
 from attacks.adaptive import COSTS, LADDER
-from dipdefense import DECISIONS, FitConfig, Suspicion
+from dipdefense import DECISIONS, Detector, FitConfig
 from dipdefense.defence.evidence import VIEWS
 from dipdefense.fitting.config import GENERATORS, PRECISIONS
 from dipdefense.fitting.inputs import INPUTS
@@ -124,7 +124,7 @@ def test_a_climb_survives_json(config):
 
 rising = st.lists(counts, min_size=2, max_size=5, unique=True).map(sorted)
 suspicions = st.builds(
-    Suspicion,
+    Detector,
     iterations=st.lists(counts, min_size=2, max_size=2, unique=True).map(lambda pair: tuple(sorted(pair))),
     bias=st.floats(-1e9, 1e9),
     doubt=st.floats(-1e9, 1e9),
@@ -136,7 +136,7 @@ OF_DECISIONS = {
     "iterations": st.none() | rising | rising.map(tuple),
     "restarts": counts,
     "views": st.lists(st.sampled_from(list(VIEWS)), min_size=1, unique=True).map(tuple),
-    "suspicion": st.none() | suspicions,
+    "detector": st.none() | suspicions,
     "threshold": share,
     "width": st.floats(1e-6, 1e9),
     "alpha": st.floats(0, 1e9),
@@ -203,7 +203,7 @@ BAD: dict[Callable[..., Any], dict[str, st.SearchStrategy[Any]]] = {
                 "iterations": no_iterations,
                 "restarts": no_count,
                 "views": st.lists(texts, max_size=2) | texts,
-                "suspicion": texts | st.integers() | st.booleans(),
+                "detector": texts | st.integers() | st.booleans(),
                 "threshold": not_finite | negative | st.floats(min_value=1, exclude_min=True) | no_number,
                 "width": not_finite | negative | st.just(0.0) | no_number,
                 "alpha": not_finite | negative | no_number,
@@ -213,7 +213,7 @@ BAD: dict[Callable[..., Any], dict[str, st.SearchStrategy[Any]]] = {
         }
         for kind in DECISIONS.values()
     },
-    Suspicion: {
+    Detector: {
         "iterations": no_iterations,
         "bias": not_finite | no_number,
         "doubt": not_finite | no_number,
@@ -222,7 +222,7 @@ BAD: dict[Callable[..., Any], dict[str, st.SearchStrategy[Any]]] = {
         "quiet": not_finite | negative | st.just(0.0) | st.floats(min_value=1, exclude_min=True) | texts,
     },
 }
-GOOD = {Suspicion: {"iterations": (1, 2), "bias": 0.0, "doubt": 0.0, "early": 0.0, "late": 0.0}}
+GOOD = {Detector: {"iterations": (1, 2), "bias": 0.0, "doubt": 0.0, "early": 0.0, "late": 0.0}}
 EVERY = [(kind, name) for kind, names in BAD.items() for name in names]
 
 

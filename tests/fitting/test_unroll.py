@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dipdefense import ARCHITECTURES, FitConfig, MeanSoftmax, Purifier, Suspicion, Trust, Unrolled, defend, fit
+from dipdefense import ARCHITECTURES, Detector, DetectorGated, FitConfig, MeanSoftmax, Purifier, Unrolled, defend, fit
 from dipdefense.defence.gradients import Fitted
-from dipdefense.fitting.problem import pose
+from dipdefense.fitting.problem import build_problem
 from dipdefense.fitting.unroll import pull_back, unroll_bytes
 
 OPTIONS = {
@@ -70,7 +70,7 @@ def test_gradient_equals_central_finite_differences(config):
 def test_three_steps_equal_plain_autograd(last):
     config = replace(TINY, iterations=3, ema=0.25)
     x, w = images(1), cotangent(1)
-    problem = pose(x, config, 4, None, None, None)
+    problem = build_problem(x, config, 4, None, None, None)
     generator = torch.Generator().manual_seed(problem.jitter_seed)
     y = x.clone().requires_grad_()
     theta = {name: p.clone().requires_grad_() for name, p in problem.theta.items()}
@@ -155,9 +155,9 @@ class Net(nn.Module):
     [
         "last",
         MeanSoftmax((8, 16), restarts=2, views=("identity", "mirror")),
-        Trust((8, 16), threshold=0.5, suspicion=Suspicion((8, 20), bias=0.1, doubt=0.6, early=-1.0, late=1.2)),
+        DetectorGated((8, 16), threshold=0.5, detector=Detector((8, 20), bias=0.1, doubt=0.6, early=-1.0, late=1.2)),
     ],
-    ids=["last", "mean_softmax", "trust"],
+    ids=["last", "mean_softmax", "detector_gated"],
 )
 def test_defended_gradient_is_that_of_logits_and_scores(decision):
     defended = defend(Net(), TINY, gradient="unrolled", decision=decision)
@@ -240,11 +240,11 @@ def test_a_gradient_is_that_of_the_images_as_they_were():
 
 def test_memory_for_one_image_gives_the_gradient_of_all():
     config, x, w = replace(TINY, iterations=9), images(3), cotangent(3)
-    one = unroll_bytes(pose(x, config, 0, None, None, None), 9) / 2**30
+    one = unroll_bytes(build_problem(x, config, 0, None, None, None), 9) / 2**30
     tight = pull_back(x, {9: w}, replace(config, memory_gb=1.5 * one), seed=0)
     torch.testing.assert_close(tight, pull_back(x, {9: w}, config, seed=0), rtol=1e-4, atol=1e-9)
 
 
 def test_memory_estimate_grows_with_the_root_of_the_steps():
-    problem = pose(images(1), TINY, 0, None, None, None)
+    problem = build_problem(images(1), TINY, 0, None, None, None)
     assert unroll_bytes(problem, 400) == 2 * unroll_bytes(problem, 100)

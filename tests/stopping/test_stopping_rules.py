@@ -9,8 +9,8 @@ import torch
 
 from dipdefense import FitConfig, fit, masked_mse
 from dipdefense.fitting.config import build_rule
-from dipdefense.fitting.fit import surroundings
-from dipdefense.fitting.problem import pose
+from dipdefense.fitting.fit import fit_context
+from dipdefense.fitting.problem import build_problem
 from dipdefense.stopping import Iterate
 from dipdefense.stopping.held_out import SubImage, Validation
 from dipdefense.stopping.noise_level import Discrepancy, Sure
@@ -159,8 +159,8 @@ def test_hidden_values_never_reach_the_fit(loss):
     known = torch.ones(1, 1, 16, 16)
     known[..., :4] = 0
     given = masked_mse(known) if loss == "masked" else None
-    with surroundings(observed.device, "full"):
-        problem = pose(observed, config, 0, None, None, None)
+    with fit_context(observed.device, "full"):
+        problem = build_problem(observed, config, 0, None, None, None)
     hidden = build_rule(config).prepare(observed, torch.Generator().manual_seed(problem.rule_seed))[1]
     iterates = []
     for images in (observed, torch.where(hidden, 1 - observed, observed)):

@@ -22,7 +22,7 @@ from eval.robustness.detection import detection_table
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=20)
 RUN = RunConfig(attacks=("fgsm", "pgd"), steps=3, n=10, batch_size=4)
 EPS = (0.1, 0.3)
-NAMES = ("bare", "median", "dip", "trust", "cross_boundary")
+NAMES = ("bare", "median", "dip", "detector_gated", "cross_boundary")
 EXACT = ["method", "strength", "attack", "eps", "n", "accuracy", "ci_low", "ci_high"]
 
 

@@ -6,8 +6,17 @@ import pytest
 import torch
 from skimage.restoration import estimate_sigma
 
-from dipdefense import CrossBoundary, DefendedClassifier, FitConfig, Last, MeanSoftmax, Purifier, Suspicion, Trust
-from dipdefense.defence.evidence import contradiction
+from dipdefense import (
+    CrossBoundary,
+    DefendedClassifier,
+    Detector,
+    DetectorGated,
+    FitConfig,
+    LastReconstruction,
+    MeanSoftmax,
+    Purifier,
+)
+from dipdefense.defence.evidence import disagreement
 from eval.baselines import BASELINES, jpeg
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
@@ -16,7 +25,7 @@ from eval.robustness.defences_by_name import FILTERS, METHODS, VIEWED, build_met
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=30)
 VIEWS = ("identity", "mirror")
-SUSPICION = Suspicion(iterations=(15, 30), bias=1.0, doubt=0.6, early=-9.0, late=9.0)
+SUSPICION = Detector(iterations=(15, 30), bias=1.0, doubt=0.6, early=-9.0, late=9.0)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +50,7 @@ def test_a_filter_with_and_without_views(classifier, images):
     torch.testing.assert_close(verdicts["jpeg", 30].logits, plain.log_softmax(1))
     mean = (plain.softmax(1) + moved.softmax(1)) / 2
     torch.testing.assert_close(verdicts["jpeg+mirror", 30].logits.exp(), mean)
-    torch.testing.assert_close(verdicts["jpeg", 30].scores, contradiction(classifier(images), plain[None]))
+    torch.testing.assert_close(verdicts["jpeg", 30].scores, disagreement(classifier(images), plain[None]))
 
 
 @torch.no_grad()
@@ -52,7 +61,7 @@ def test_one_fit_serves_what_each_decision_gives_alone(classifier, images):
     decisions = {
         Setting("dip", 10): MeanSoftmax((10,)),
         Setting("mean", 30): MeanSoftmax((20, 30), restarts=2, views=VIEWS),
-        Setting("trust", 0.3): Trust((10,), threshold=0.3, suspicion=SUSPICION),
+        Setting("detector_gated", 0.3): DetectorGated((10,), threshold=0.3, detector=SUSPICION),
         Setting("cross", 30): CrossBoundary((10, 20, 30), bisections=2),
     }
     calls = []
@@ -82,24 +91,26 @@ def test_every_name_is_built(classifier, images):
     (shared,) = (method for method in methods if isinstance(method, OneFit))
     assert shared.decisions["cross_boundary", 30] == CrossBoundary((20, 30))
     assert shared.decisions["dip_mean", 30] == MeanSoftmax((10, 20, 30))
-    assert shared.decisions["trust", 0.7] == Trust(views=VIEWS, threshold=0.7)
+    assert shared.decisions["detector_gated", 0.7] == DetectorGated(views=VIEWS, threshold=0.7)
     described = [repr(method.describe(s, images)) + s.method for method in methods for s in method.settings]
     assert len(set(described)) == len(described)
 
 
 def test_a_default_that_looks_at_the_end_alone_is_fitted_on_its_own(classifier):
-    (method,) = build_methods(["default"], classifier, Purifier(QUICK), iterations=(10, 30), default=Last())
+    (method,) = build_methods(
+        ["default"], classifier, Purifier(QUICK), iterations=(10, 30), default=LastReconstruction()
+    )
     assert method.settings == [("default", 30)]
     with pytest.raises(ValueError, match="methods must leave out default"):
         build_methods(["default"], classifier, Purifier(QUICK), iterations=(10,))
     with pytest.raises(ValueError, match="decisions must name iterations, got Last"):
-        OneFit(classifier, Purifier(QUICK), {Setting("last", 0): Last()})
+        OneFit(classifier, Purifier(QUICK), {Setting("last", 0): LastReconstruction()})
 
 
 def test_the_given_trust_is_the_one_whose_threshold_varies(classifier):
-    trust = Trust((10,), suspicion=SUSPICION)
-    (shared,) = build_methods(["trust"], classifier, Purifier(QUICK), iterations=(10, 30), default=trust)
-    assert shared.decisions["trust", 0.3] == Trust((10,), suspicion=SUSPICION, threshold=0.3)
+    trust = DetectorGated((10,), detector=SUSPICION)
+    (shared,) = build_methods(["detector_gated"], classifier, Purifier(QUICK), iterations=(10, 30), default=trust)
+    assert shared.decisions["detector_gated", 0.3] == DetectorGated((10,), detector=SUSPICION, threshold=0.3)
 
 
 @torch.no_grad()

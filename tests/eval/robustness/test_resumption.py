@@ -100,7 +100,10 @@ OTHERS = {  # what a second start has in place of the first, and what the refusa
         options(purifier=Purifier(TINY, gradient=Blur(2.0))),
         "purifier dipdefense.defence.purifier.Purifier ",
     ),
-    "decision": (options(decision=MeanSoftmax((2, 4))), r"decision Last.* where this one has MeanSoftmax"),
+    "decision": (
+        options(decision=MeanSoftmax((2, 4))),
+        "decision LastReconstruction.* where this one has MeanS",
+    ),
     "filter": (
         options(filters={"blur": partial(gaussian_blur, sigma=0.5)}),
         "filters.blur eval.baselines.gaussian_blur .* where this one has eval.baselines.gaussian_blur{'sigma': 0.5}",
