@@ -23,9 +23,9 @@ PAGES = {
 }
 ELSEWHERE = {  # run there
     "README.md": "test_readme.py",
-    "docs/interoperability.md": "test_interoperability.py",
-    "docs/reports.md": "test_report.py",
-    "docs/scale.md": "test_scale_ray.py",
+    "docs/interoperability.md": "adapters/test_interoperability.py",
+    "docs/reports.md": "eval/report/test_report.py",
+    "docs/scale.md": "distributed/test_ray.py",
 }
 COMMAND: Any = typer.main.get_command(app)
 UsageError: Any = typer.BadParameter.__base__  # a missing argument, a number that is none

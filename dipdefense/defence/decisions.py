@@ -96,10 +96,10 @@ class MeanSoftmax:
         iterations: those that are classified, rising. None: four of them, evenly over the second half of the fit.
         restarts: fits of every image, with seeds seed, seed + 1, ...
         views: keys of `VIEWS`.
-        suspicion: gives the detection score; None for the `disagreement` of the bare prediction.
+        detector: gives the detection score; None for the `disagreement` of the bare prediction.
 
     Raises:
-        TypeError: suspicion is neither.
+        TypeError: detector is neither.
         ValueError: no iterations or not rising from 1, restarts below 1, no view, an unknown one or one twice.
     """
 
@@ -115,7 +115,7 @@ class MeanSoftmax:
         if isinstance(given, Mapping):
             object.__setattr__(self, "detector", Detector(**given))
         elif given is not None and not isinstance(given, Detector):
-            raise TypeError(f"suspicion must be a Detector or None, got {given!r}")
+            raise TypeError(f"detector must be a Detector or None, got {given!r}")
         if isinstance(self.restarts, bool) or not isinstance(self.restarts, int) or self.restarts < 1:
             raise ValueError(f"restarts must be an integer of at least 1, got {self.restarts!r}")
 

@@ -25,20 +25,20 @@ FILTERS: dict[str, tuple[str, tuple[float, ...]]] = {
 
 
 Fit = Callable[[tuple[int, ...], DetectorGated, dict[str, Any]], dict[float, Decision]]
-THRESHOLDS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)  # of trust
+THRESHOLDS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)  # of gated
 
 # (iterations, a DetectorGated, options of MeanSoftmax) -> strength: decision
 FITS: dict[str, Fit] = {
     # each iteration alone; the strength is the iteration
-    "dip": lambda looks, trust, options: {k: MeanSoftmax((k,), **options) for k in looks},
+    "dip": lambda looks, gated, options: {k: MeanSoftmax((k,), **options) for k in looks},
     # three looks in a row; the strength is the last of them
-    "dip_mean": lambda looks, trust, options: {
+    "dip_mean": lambda looks, gated, options: {
         looks[k]: MeanSoftmax(looks[max(0, k - 2) : k + 1], **options) for k in range(len(looks))
     },
     # keep the bare prediction unless the fit speaks against it, by the threshold
-    "detector_gated": lambda looks, trust, options: {t: replace(trust, threshold=t) for t in THRESHOLDS},
+    "detector_gated": lambda looks, gated, options: {t: replace(gated, threshold=t) for t in THRESHOLDS},
     # the second half of the fit; the strength is its last iteration
-    "cross_boundary": lambda looks, trust, options: {
+    "cross_boundary": lambda looks, gated, options: {
         looks[-1]: CrossBoundary(tuple(i for i in looks if i >= looks[-1] / 2))
     },
 }
@@ -79,7 +79,7 @@ def build_methods(
             raise ValueError(f"methods must be among {', '.join(METHODS)}, got {name!r}")
     both = tuple(dict.fromkeys((("identity",), MeanSoftmax(views=views).views)))
     looks = MeanSoftmax(tuple(iterations)).looks(0)
-    trust = default if isinstance(default, DetectorGated) else DetectorGated(views=views, restarts=restarts)
+    gated = default if isinstance(default, DetectorGated) else DetectorGated(views=views, restarts=restarts)
     if "default" in names and default is None:
         raise ValueError("methods must leave out default, got it with a fit that is not the default one")
     decisions: dict[Setting, Decision] = {}
@@ -87,7 +87,7 @@ def build_methods(
     for name in names:
         if name in FITS:
             for seen in both if name in VIEWED else (("identity",),):
-                family = FITS[name](looks, trust, {"restarts": restarts, "views": seen})
+                family = FITS[name](looks, gated, {"restarts": restarts, "views": seen})
                 decisions |= {Setting(viewed(name, seen), s): decision for s, decision in family.items()}
         elif name in FILTERS:
             keyword, strengths = FILTERS[name]

@@ -244,7 +244,7 @@ def test_a_small_mirror_stays_between_0_and_1_and_passes_every_gradient():
     assert (gradient > 0).all()
 
 
-def test_suspicion_by_hand():
+def test_the_detector_by_hand():
     bare, along = torch.tensor([[2.0, 0.0]]), torch.tensor([[[0.0, 0.0]], [[math.log(3), 0.0]]])
     residual = {3: torch.tensor([[[0.01, 0.03]]]), 9: torch.tensor([[[0.005, 0.005]]])}
     doubt = -math.log((0.5 + 0.75) / 2 + 1e-3)
@@ -256,7 +256,7 @@ def test_suspicion_by_hand():
     assert detector(Evidence(bare, along, perfect)).isfinite().all()
 
 
-def test_a_quiet_suspicion_looks_at_the_quietest_blocks():
+def test_a_quiet_detector_looks_at_the_quietest_blocks():
     """Of 5x5 blocks of 4x4 pixels with residuals 1, 2, .., 25 the second is at eight hundredths; the border is over."""
     blocks = torch.arange(25.0)[torch.randperm(25, generator=torch.Generator().manual_seed(0))].view(1, 5, 5) + 1
     residual = blocks.repeat_interleave(4, 1).repeat_interleave(4, 2)
@@ -396,7 +396,7 @@ RISING = "iterations must be one or more integers rising from 1 or above, got "
         (
             lambda: defend(Linear(), TINY, decision="vote"),
             ValueError,
-            "must be one of last, mean_softmax, trust, cross",
+            "must be one of last, mean_softmax, detector_gated, cross",
         ),
         (lambda: defend(Linear(), TINY, decision=3), TypeError, "decision must be a Decision, its name or None, got 3"),
         (

@@ -581,7 +581,7 @@ def test_another_class_of_purifier_is_another_run(tmp_path, folder, monkeypatch)
     work_here(monkeypatch)
     run = partial(purify_shards, str(folder), str(tmp_path / "out"), shard_size=2)
     run(Purifier(TINY))
-    with pytest.raises(ValueError, match=r"its purifier is 'dipdefense\.purify\.Purifier', got '.*Mine'"):
+    with pytest.raises(ValueError, match=r"its purifier is 'dipdefense\.defence\.purifier\.Purifier', got '.*Mine'"):
         run(type("Mine", (Purifier,), {})(TINY))
 
 

@@ -123,7 +123,7 @@ def test_a_climb_survives_json(config):
 
 
 rising = st.lists(counts, min_size=2, max_size=5, unique=True).map(sorted)
-suspicions = st.builds(
+detectors = st.builds(
     Detector,
     iterations=st.lists(counts, min_size=2, max_size=2, unique=True).map(lambda pair: tuple(sorted(pair))),
     bias=st.floats(-1e9, 1e9),
@@ -136,7 +136,7 @@ OF_DECISIONS = {
     "iterations": st.none() | rising | rising.map(tuple),
     "restarts": counts,
     "views": st.lists(st.sampled_from(list(VIEWS)), min_size=1, unique=True).map(tuple),
-    "detector": st.none() | suspicions,
+    "detector": st.none() | detectors,
     "threshold": share,
     "width": st.floats(1e-6, 1e9),
     "alpha": st.floats(0, 1e9),
