@@ -18,8 +18,8 @@ EPS = 8 / 255
 
 
 N = 256
-# The interval of the share of images that are right, in docs/defence.md, for 384 images of which these are the first.
-CLAIMED = {"clean": (0.853, 0.916), "pgd": (0.618, 0.712), "momentum_pgd_flip": (0.358, 0.456)}
+# The interval of the share of images that are right, in docs/defence.md: these images, the seed that ships.
+CLAIMED = {"clean": (0.820, 0.903), "pgd": (0.624, 0.737), "momentum_pgd_flip": (0.428, 0.549)}
 KNOWN = 27  # of the 50 photographs of index 50 and above are right when bare and clean
 CLAIMED_ON_PHOTOGRAPHS = {"clean": (0.719, 0.961), "pgd": (0.515, 0.841)}  # interval of the share of these
 

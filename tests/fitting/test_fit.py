@@ -104,6 +104,7 @@ def test_leaves_the_world_as_found():
         assert torch.equal(fit(before.clone(), TINY).reconstruction, result.reconstruction)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_stopped_images_leave_and_the_rest_goes_on():
     noise = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     observed = torch.cat([images(1), noise]).double()  # float32 rounding alone can move the least variance
@@ -278,6 +279,7 @@ def test_other_errors_pass_unchanged():
         fit(images(1), TINY, degrade=broken)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_fit_that_drops_rolls_back():
     """Ten steps towards the negative of image 0: the iterates in between are held back, then undone."""
     calls = []
@@ -324,6 +326,7 @@ def fit_well(config: FitConfig, stopping: str) -> FitResult:
     return WELL[stopping]
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("stopping", ["fixed", "emv"])
 @pytest.mark.parametrize("iteration", [2, 10, 54, 59, 60, 61])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -416,6 +419,7 @@ def test_nothing_is_left_of_a_fit():
     assert counts[1] == counts[2]
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_memory_grows_with_the_chunk_not_with_the_data():
     """Parameters and moments of images that left are gone: only their reconstructions stay."""
     config = dataclasses.replace(TINY, iterations=10, memory_gb=0.0015)
