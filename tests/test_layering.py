@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,17 @@ MODULES = sorted(path.relative_to(ROOT).as_posix() for package in PACKAGES for p
 CLI = "dipdefense/cli/"
 ADAPTERS = "dipdefense/adapters/"  # the core imports none of them, so that each may import its own library
 CLI_LIBRARIES = {"typer", "rich"}
+# The rooms of `dipdefense`, from the lowest layer up: a room imports those of lower layers only, when it is loaded.
+LAYERS = (
+    {"digest", "image_tensors"},
+    {"stopping"},
+    {"fitting"},
+    {"defence", "restoration"},
+    {"check", "files", "adapters"},
+    {"distributed"},
+    {"cli"},
+)
+LINES, MODULES_OF_A_FOLDER, BODY = 400, 15, 60  # at most
 # What the core may need at import time.
 AT_IMPORT = {"dipdefense", "torch", "torchvision", "numpy", "PIL"} | sys.stdlib_module_names
 
@@ -78,6 +90,56 @@ def style_faults(tree: ast.Module, module: str) -> Iterator[str]:
                     yield f"{module}:{node.lineno}: catches {name or 'everything'}"
 
 
+def room_faults(tree: ast.Module, module: str) -> Iterator[str]:
+    """Imports of a room of `dipdefense` that lies no lower than the module's own."""
+    package, *inner = module.removesuffix(".py").split("/")
+    if package != "dipdefense" or inner[0] == "__init__":
+        return
+    level = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
+    for name, line, deferred in imported(tree):
+        room = name.split(".")[1] if name.startswith("dipdefense.") else inner[0]
+        if room != inner[0] and not deferred and level[room] >= level[inner[0]]:
+            yield f"{module}:{line}: {inner[0]} imports {room}"
+
+
+def size_faults(tree: ast.Module, module: str, lines: int) -> Iterator[str]:
+    """A module or the body of a function that is too long; a docstring and arguments do not count."""
+    if lines > LINES:
+        yield f"{module}: has {lines} lines, {LINES} at most"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[ast.get_docstring(node) is not None :]
+            if body and (length := body[-1].end_lineno - body[0].lineno + 1) > BODY:
+                yield f"{module}:{node.lineno}: {node.name} has {length} lines, {BODY} at most"
+
+
+def imported(node: ast.AST, deferred: bool = False) -> Iterator[tuple[str, int, bool]]:
+    """(module, line, whether it runs only when called) of every `from module import ...` below a node."""
+    if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        yield node.module, node.lineno, deferred
+    deferred = deferred or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    for child in ast.iter_child_nodes(node):
+        yield from imported(child, deferred)
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, the first found; none where there is none."""
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return path[path.index(name) :]
+        if name in done:
+            return []
+        for other in sorted(graph.get(name, ())):
+            if found := walk(other, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := walk(name, []))), [])
+
+
 def defines(statement: ast.stmt, name: str) -> bool:
     """Whether a statement assigns to a plain name."""
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
@@ -87,7 +149,12 @@ def defines(statement: ast.stmt, name: str) -> bool:
 def faults(source: str, module: str) -> list[str]:
     """Everything wrong with a module, given its source and its path from the root."""
     tree = ast.parse(source, module)
-    return [*import_faults(tree, module), *style_faults(tree, module)]
+    return [
+        *import_faults(tree, module),
+        *style_faults(tree, module),
+        *room_faults(tree, module),
+        *size_faults(tree, module, source.count("\n")),
+    ]
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -98,15 +165,32 @@ def test_module_keeps_the_rules(module):
 
 def test_all_packages_were_looked_at():
     assert {module.partition("/")[0] for module in MODULES} == set(PACKAGES)
+    rooms = {module.split("/")[1].removesuffix(".py") for module in MODULES if module.startswith("dipdefense/")}
+    assert rooms - {"__init__"} == set().union(*LAYERS)
+
+
+def test_modules_do_not_import_each_other_in_a_circle():
+    names = {module.removesuffix(".py").removesuffix("/__init__").replace("/", "."): module for module in MODULES}
+    graph = {
+        name: {other for other, _, deferred in imported(ast.parse((ROOT / module).read_text("utf-8"))) if not deferred}
+        for name, module in names.items()
+    }
+    assert not cycle({name: others & names.keys() for name, others in graph.items()})
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
+def test_no_folder_is_crowded():
+    folders = Counter(Path(module).parent for module in MODULES if not module.endswith("__init__.py"))
+    assert {str(folder): n for folder, n in folders.items() if n > MODULES_OF_A_FOLDER} == {}
 
 
 @pytest.mark.parametrize(
     ("module", "source", "fault"),
     [
-        ("dipdefense/fit.py", "import attacks", "imports attacks"),
-        ("dipdefense/fit.py", "import numpy, eval.metrics", "imports eval"),
-        ("dipdefense/fit.py", "def f():\n    from eval.metrics import psnr", "fit.py:2: imports eval"),
-        ("dipdefense/fit.py", "import importlib\nimportlib.import_module('eval.runs')", "imports eval"),
+        ("dipdefense/fitting/fit.py", "import attacks", "imports attacks"),
+        ("dipdefense/fitting/fit.py", "import numpy, eval.metrics", "imports eval"),
+        ("dipdefense/fitting/fit.py", "def f():\n    from eval.metrics import psnr", "fit.py:2: imports eval"),
+        ("dipdefense/fitting/fit.py", "import importlib\nimportlib.import_module('eval.runs')", "imports eval"),
         ("dipdefense/adapters/art.py", "def f():\n    import attacks", "imports attacks"),
         ("dipdefense/cli/main.py", "import eval", "imports eval"),
         ("dipdefense/cli/main.py", "if True:\n    from attacks import pgd", "imports attacks"),
@@ -114,10 +198,14 @@ def test_all_packages_were_looked_at():
         ("attacks/pgd.py", "def f():\n    import dipdefense", "imports dipdefense outside attacks/adaptive/"),
         ("attacks/pgd.py", "from dipdefense.fitting.fit import fit", "imports dipdefense outside attacks/adaptive/"),
         ("attacks/adaptive/bpda.py", "def f():\n    import eval", "imports eval"),
-        ("dipdefense/fit.py", "import scipy.ndimage", "imports scipy at module level"),
-        ("dipdefense/fit.py", "try:\n    import art\nexcept ImportError:\n    art = None", "imports art"),
-        ("dipdefense/fit.py", "from rich.progress import track", "imports rich outside dipdefense/cli/"),
+        ("dipdefense/fitting/fit.py", "import scipy.ndimage", "imports scipy at module level"),
+        ("dipdefense/fitting/fit.py", "try:\n    import art\nexcept ImportError:\n    art = None", "imports art"),
+        ("dipdefense/fitting/fit.py", "from rich.progress import track", "imports rich outside dipdefense/cli/"),
         ("eval/report.py", "def f():\n    import typer", "imports typer outside dipdefense/cli/"),
+        ("dipdefense/fitting/fit.py", "from dipdefense.defence.tiles import cut", "fitting imports defence"),
+        ("dipdefense/defence/tiles.py", "from dipdefense.restoration import tasks", "defence imports restoration"),
+        ("eval/metrics.py", "x = 1\n" * 401, "has 401 lines, 400 at most"),
+        ("eval/metrics.py", "def f(\n    x\n):\n" + "    x = 1\n" * 61, "metrics.py:1: f has 61 lines, 60 at most"),
         ("eval/utils.py", "", "is called utils"),
         ("eval/common/tables.py", "", "is called common"),
         ("attacks/helpers.py", "", "is called helpers"),
@@ -142,9 +230,14 @@ def test_a_fault_is_reported(module, source, fault):
     [
         ("dipdefense/cli/main.py", "import rich, typer\ndef f():\n    from eval import report\n    print(report)"),
         (
-            "dipdefense/fit.py",
+            "dipdefense/fitting/fit.py",
             "import math, torch, dipdefense.config\nfrom . import stopping\nfrom PIL import Image",
         ),
+        (
+            "dipdefense/defence/tiles.py",
+            "from dipdefense.fitting.fit import fit\ndef f():\n    from dipdefense.check import x",
+        ),
+        ("eval/metrics.py", 'def f():\n    """One\n' + "    line\n" * 70 + '    """\n' + "    x = 1\n" * 60),
         ("dipdefense/adapters/art.py", "import art\ndef f():\n    import art.attacks"),
         ("attacks/adaptive/bpda.py", "import torchattacks\nfrom dipdefense import fit"),
         ("eval/benchmark.py", "import pandas\nimport attacks\nfrom dipdefense import fit"),

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from dipdefense.check.check_classifier import check_classifier
 from dipdefense.defence.decisions import DECISIONS, Decision, LastReconstruction
 from dipdefense.defence.evidence import VIEWS, Evidence, classify_view
 from dipdefense.defence.gradients import GRADIENTS, Gradient, known_gradient
@@ -171,6 +170,8 @@ def defend(
     their shape (C, H, W). A fault raises ValueError, a doubt warns.
     """
     if check is not False:
+        from dipdefense.check.check_classifier import check_classifier  # it knows the defence, which need not know it
+
         found = check_classifier(classifier, None if check is True else check)
         if config is not None or decision is not None:  # the views of the default are not asked for
             found = replace(found, faults=tuple(fault for fault in found.faults if fault.name != "size"))
