@@ -3,8 +3,8 @@
     min_theta  loss( A(f_theta(z)), observed ) + tv * total_variation( f_theta(z) )
 
 All functions take the same keywords. `config`: numbers of the fit, with any architecture and stopping rule; None for
-the small ones of `tasks.SMALL`, which a CPU bears; `tasks.PUBLISHED` holds the published ones. `seed`: as in `fit`.
-`tv`: weight of the total variation in the loss; with `tasks.PIXELS` as config it is the only prior, which makes the
+the small ones of `tasks.SMALL`, which a CPU bears; `presets.PUBLISHED` holds the published ones. `seed`: as in `fit`.
+`tv`: weight of the total variation in the loss; with `presets.PIXELS` as config it is the only prior, which makes the
 learning-free rival. `callback`: as in `fit`. Images of a batch do not meet.
 
 Source: Ulyanov, Vedaldi, Lempitsky (2018), "Deep image prior", sections 3.1 to 3.6.
