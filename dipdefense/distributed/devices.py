@@ -3,13 +3,13 @@
 import contextlib
 import copy
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 
 from dipdefense.defence.wrapper import Wrapper
 from dipdefense.fitting.fit import fit_context
+from dipdefense.fitting.workers import map_in_threads
 
 __all__ = ["OnDevices"]
 
@@ -46,21 +46,12 @@ class OnDevices(Wrapper):
             return self._run(images, self.devices[0])
         grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
-        def work(part: Tensor, device: torch.device) -> Tensor:
-            with torch.inference_mode(inference), torch.set_grad_enabled(grad):  # they are each thread's own
-                return self._run(part, device)
+        def work(item: tuple[Tensor, torch.device]) -> Tensor:
+            with torch.inference_mode(inference), torch.set_grad_enabled(grad):  # each thread has its own modes
+                return self._run(*item)
 
-        threads = torch.get_num_threads()
-        share = max(1, threads // len(parts))
-        try:
-            with (
-                self._settings(),
-                ThreadPoolExecutor(len(parts), initializer=torch.set_num_threads, initargs=(share,)) as pool,
-            ):
-                rows = list(pool.map(work, parts, self.devices[: len(parts)]))
-        finally:
-            torch.set_num_threads(threads)  # a worker's number is also that of all threads to come
-        return torch.cat(rows)
+        with self._settings():
+            return torch.cat(map_in_threads(work, list(zip(parts, self.devices, strict=False)), len(parts)))
 
     def _run(self, images: Tensor, device: torch.device) -> Tensor:
         rows: Tensor = copy.deepcopy(self.classifier).to(device)(images.to(device))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dipdefense.defence.purifier import Purifier
-from dipdefense.fitting.fit import Progress, is_out_of_memory
+from dipdefense.fitting.fit import Progress
+from dipdefense.fitting.workers import is_out_of_memory
 
 __all__ = ["Purified", "Result", "purify_each"]
 
