@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dipdefense.arguments import check_integer
 from dipdefense.distributed.storage import needs_ray
 
 __all__ = ["Cluster", "connected", "count_workers"]
@@ -34,9 +35,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("cpus", 1), ("gpus", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            check_integer(name, getattr(self, name), least, none=name == "workers")
         if self.address is not None and self.address != "auto":
             host, _, port = self.address.rpartition(":")
             if not host or "/" in host or not port.isdecimal():

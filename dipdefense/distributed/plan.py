@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from dipdefense.arguments import check_integer
 from dipdefense.digest import configuration_hash
 from dipdefense.distributed.storage import Storage
 
@@ -27,8 +28,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ("images", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_integer(name, getattr(self, name), 1)
 
     def __len__(self) -> int:
         """Shards."""

@@ -7,6 +7,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
 from dipdefense.defence.purifier import Purifier
 from dipdefense.fitting.fit import Progress
 from dipdefense.fitting.workers import is_out_of_memory
@@ -57,8 +58,7 @@ def purify_each(
         ValueError: a batch size below 1.
         torch.AcceleratorError: the device failed.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_integer("batch_size", batch_size, 1)
     waiting: dict[tuple[int, ...], list[tuple[K, Tensor]]] = defaultdict(list)
     done, shown = 0, 0.0
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dipdefense.arguments import check_integer
 from dipdefense.fitting.inputs import INPUTS
 from dipdefense.fitting.losses import LOSSES
 from dipdefense.fitting.networks import ARCHITECTURES
@@ -64,9 +65,7 @@ class FitConfig:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"{name} must be a number, got {value!r}")
         for name, least in (("iterations", 1), ("input_channels", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+            check_integer(name, getattr(self, name), least)
         for name in ("lr", "rollback_db", "memory_gb"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
 from dipdefense.fitting.config import FitConfig, build_rule
 from dipdefense.fitting.losses import Loss
 from dipdefense.fitting.problem import Degrade, Prior, Problem, build_problem, per_row
@@ -101,9 +102,8 @@ def fit(
     """
     start = time.perf_counter()
     config = config or FitConfig()
+    check_integer("seed", seed, 0, none=True)
     seed = secrets.randbits(32) if seed is None else seed
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be None or an integer of at least 0, got {seed!r}")
     device = observed.device if isinstance(observed, Tensor) else torch.device("cpu")
     with fit_context(device, config.precision):
         problem = build_problem(observed, config, seed, degrade, z, loss, prior, shape)

@@ -21,6 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
 from dipdefense.fitting.config import FitConfig, build_rule
 from dipdefense.fitting.fit import fit_context
 from dipdefense.fitting.problem import Problem, build_problem
@@ -67,8 +68,7 @@ def pull_back(
             f"cotangents must be given for iterations from 1 to the {config.iterations} of the fit, "
             f"got {sorted(cotangents)}"
         )
-    if last is not None and last < 1:
-        raise ValueError(f"last must be at least 1 step, got {last}")
+    check_integer("last", last, 1, none=True)
     if config.loss == "l1":
         raise ValueError("loss must not be l1 where a fit is unrolled, its gradient is 0: use straight_through")
     end = max(cotangents)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dipdefense.arguments import check_integer
 from dipdefense.fitting.problem import Degrade
 
 __all__ = ["downsample", "downsampling", "feature_extractor", "masking"]
@@ -48,8 +49,7 @@ def downsampling(
         ValueError: a factor below 2, fewer than 1 lobe, an empty image; none of them an integer.
     """
     for name, value, least in (("factor", factor, 2), ("lobes", lobes, 1), ("height", height, 1), ("width", width, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        check_integer(name, value, least)
     rows, columns = (
         torch.from_numpy(_weights(side, factor, lobes)).to(device=device, dtype=dtype) for side in (height, width)
     )

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
 from dipdefense.fitting.config import FitConfig, build_network
 from dipdefense.fitting.fit import Progress, fit
 from dipdefense.fitting.losses import masked_mse
@@ -55,8 +56,7 @@ def denoise(
         TypeError, ValueError: no image batch in [0, 1], fewer than one run, a negative `tv`; what `fit` raises.
     """
     check_images(images)
-    if isinstance(runs, bool) or not isinstance(runs, int) or runs < 1:
-        raise ValueError(f"runs must be an integer of at least 1, got {runs!r}")
+    check_integer("runs", runs, 1)
     total = torch.zeros_like(images)
     for run in range(runs):
 
@@ -136,8 +136,7 @@ def super_resolve(
     """
     check_images(images)
     C, H, W = images.shape[1:]
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
-        raise ValueError(f"factor must be an integer of at least 2, got {factor!r}")
+    check_integer("factor", factor, 2)
     degrade = downsampling(factor, factor * H, factor * W, dtype=images.dtype, device=images.device)
     shape = (C, factor * H, factor * W)
     return _fitted("super_resolve", images, config, seed, tv, callback, degrade=degrade, shape=shape)

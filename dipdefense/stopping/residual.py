@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
 from dipdefense.stopping.rule import Iterate, LeastStatistic, Threshold, check_number
 
 __all__ = ["BlindDiscrepancy", "DIPDefend"]
@@ -32,8 +33,7 @@ class DIPDefend(LeastStatistic):
     def __init__(self, patch: int = 32, rate: float = 0.002, patience: int = 200):
         super().__init__(patience)
         check_number("rate", rate, 1)
-        if not isinstance(patch, int) or patch < 1:
-            raise ValueError(f"patch must be an integer of at least 1 pixel, got {patch!r}")
+        check_integer("patch", patch, 1)
         self.patch = patch
         self.weight = rate  # `rate` smooths a second time: it stays 1
 

@@ -13,6 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
+
 __all__ = ["Fixed", "Iterate", "LeastStatistic", "StoppingRule", "Threshold", "check_number"]
 
 
@@ -98,8 +100,7 @@ class LeastStatistic(StoppingRule):
 
     def __init__(self, patience: int, rate: float = 1.0):
         super().__init__()
-        if not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"patience must be an integer of at least 1 iteration, got {patience!r}")
+        check_integer("patience", patience, 1)
         check_number("rate", rate, 1)
         self.patience = patience
         self.rate = rate

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
 from dipdefense.stopping.rule import Iterate, LeastStatistic
 
 __all__ = ["ExponentialMovingVariance", "WindowedMovingVariance"]
@@ -31,8 +32,7 @@ class WindowedMovingVariance(LeastStatistic):
 
     def __init__(self, window: int = 100, patience: int = 1000):
         super().__init__(patience)
-        if not isinstance(window, int) or window < 2:
-            raise ValueError(f"window must be an integer of at least 2 iterates, got {window!r}")
+        check_integer("window", window, 2)
         self.window = self.warm_up = window
 
     def observe(self, iterate: Iterate) -> tuple[Tensor, Tensor]:
