@@ -15,18 +15,18 @@ __all__ = ["OnDevices"]
 
 
 class OnDevices(Wrapper):
-    """Run a defended classifier, or a purifier, on several devices at once: each takes an equal part of the batch.
+    """Run a defended classifier, or a purifier, on several devices; each takes an equal part of the batch.
 
-    A thread a device, on a copy that is made anew at every call, so that it is never out of date; beside a fit that
-    costs nothing. Results are those of one device, up to rounding, unless `seed` is None. Gradients reach the images,
-    and not the weights: training is not what this is for.
+    Each device has a thread and a copy of the module. The copy is made anew at every call, so that it is never out of
+    date; this takes no time beside a fit. Results are those of one device, up to rounding, unless `seed` is None.
+    Gradients reach the images but not the weights, so this is not for training.
 
     Args:
         module: images (B, C, H, W) -> a tensor of B rows, in eval mode.
-        devices: such as `["cuda:0", "cuda:1"]`; the same one twice is allowed.
+        devices: such as `["cuda:0", "cuda:1"]`; a device may be named twice.
 
     Raises:
-        TypeError: module is none.
+        TypeError: `module` is not a module.
         ValueError: no devices, or one that is unknown to torch.
     """
 
@@ -58,7 +58,7 @@ class OnDevices(Wrapper):
         return rows.to(images.device)
 
     def _settings(self) -> contextlib.AbstractContextManager[None]:
-        """The precision of a fit is a setting of the whole process: the first to end must not take it from the rest."""
+        """Set the precision of fits here: it holds for the process, so no device may reset it while others fit."""
         cuda = [device for device in self.devices if device.type == "cuda"]
         return fit_context(cuda[0], "full") if cuda else contextlib.nullcontext()
 

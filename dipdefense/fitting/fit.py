@@ -6,8 +6,8 @@ Each image i has its own network theta_i, and all of them advance together:
 
 Each parameter of B networks is one tensor with a leading dimension B. The losses are summed, never averaged, and
 nothing is clipped globally, so B images advance exactly as each would alone. Weights, z and jitter are functions
-of the seed and the iteration, never of the batch. On the CPU chunks of images are fitted side by side, which divide
-torch's threads among them: its kernels are too short for several.
+of the seed and the iteration, never of the batch. On the CPU several chunks of images are fitted at the same time, and
+torch's threads are divided among them (`workers.py`).
 
 Source: Ulyanov, Vedaldi, Lempitsky (2018), "Deep image prior", eq. (2) and section 3.
 """
@@ -41,7 +41,7 @@ class FitResult:
     """What a fit returns, one row for each observed image."""
 
     reconstruction: Tensor  # (B, C, H, W) the chosen iterate
-    chosen: Tensor  # (B,) its number, from 1
+    chosen: Tensor  # (B,) the iteration that it comes from, counted from 1
     iterations: Tensor  # (B,) iterations run
     stopped: Tensor  # (B,) bool: the stopping rule ended the fit
     seconds: float
@@ -50,15 +50,15 @@ class FitResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback sees after each iteration. The tensors are the engine's own: read, do not write."""
+    """What a callback sees after each iteration. Do not write to the tensors."""
 
     iteration: int
     index: Tensor  # (B,) positions of the images that advance
-    output: Tensor  # (B, C, H, W) the iterate; the last one before, where the loss jumped
+    output: Tensor  # (B, C, H, W) the iterate; where the loss jumped, the last sane one
     average: Tensor  # (B, C, H, W) its moving average; the iterate itself if `ema` is 0
     loss: Tensor  # (B,)
     sane: Tensor  # (B,) bool: the loss did not jump
-    share: float  # of the work that is done, in [0, 1]; an image that stopped early counts in full
+    share: float  # the part of the work that is done, in [0, 1]; an image that stopped early counts in full
 
 
 def fit(
@@ -77,28 +77,28 @@ def fit(
 
     Args:
         observed: what is fitted, (N, C, H, W); floating, finite; its device and dtype are those of the fit.
-        config: numbers of the fit; `FitConfig()` if None.
-        seed: gives weights, z and jitter; None for fresh entropy (`FitResult.seed` tells which).
+        config: settings of the fit; `FitConfig()` if None.
+        seed: determines weights, z and jitter; None draws a seed, which `FitResult.seed` then holds.
         degrade: A, `degrade(images, index)`; `index` holds the positions in `observed`. Identity if None. Several
-            threads may call it at once, and `loss` too, unless `torch.set_num_threads(1)`.
+            threads may call it, and `loss`, at the same time, unless torch has one thread.
         z: network input, (1 or N, input_channels, H', W'), H' and W' multiples of the network's stride; the
-            reconstruction has its size. If None it is drawn, larger than the image where the stride asks for
-            it: the loss then sees the central crop alone.
+            reconstruction has its size. If None it is drawn; where the sides of the image are no such
+            multiples, it is larger, and the loss sees the central crop.
         loss: `loss(A(output), observed, index) -> (B,)`, in place of `config.loss`.
-        prior: `prior(output, index) -> (B,)`, added to the loss; R in eq. (1) of the paper. None for none.
-        shape: (C, H, W) of the reconstruction, where it is not that of `observed` (or, given z, of z): the centre of
-            the network's output.
-        callback: called with a `Progress` after every iteration of every chunk, never twice at once, though perhaps
-            from another thread; an exception that it raises ends the fit.
+        prior: `prior(output, index) -> (B,)`, added to the loss; R in eq. (1) of the paper. None adds nothing.
+        shape: (C, H, W) of the reconstruction, which is the centre of the network's output; needed where it differs
+            from the shape of `observed` (or, if z is given, from the size of z).
+        callback: called with a `Progress` after every iteration of every chunk, by one thread at a time, which need
+            not be the caller's; an exception that it raises ends the fit.
 
     Returns:
         A `FitResult`; its reconstruction has no gradient.
 
     Raises:
-        TypeError: `observed` is no floating tensor.
+        TypeError: `observed` is not a floating tensor.
         ValueError: a shape that does not fit, values that are not finite, a memory budget below one image, a
             precision that the device or the dtype does not have.
-        RuntimeError: the fit is not finite from its first iteration on.
+        RuntimeError: the loss is not finite at the first iteration.
     """
     start = time.perf_counter()
     config = config or FitConfig()
@@ -126,9 +126,9 @@ def fit(
 
 @contextlib.contextmanager
 def fit_context(device: torch.device, precision: str) -> Iterator[None]:
-    """What a fit needs around it in its thread, whatever the caller's modes are."""
+    """Within: gradients on, autocast off, the float32 precision as asked. After: everything as before."""
     settings: list[Any] = []
-    if device.type == "cuda":  # cuDNN wants its two kinds to agree
+    if device.type == "cuda":  # cuDNN requires that its two settings agree
         cudnn: Any = torch.backends.cudnn
         settings = [cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul]
     before = [setting.fp32_precision for setting in settings]
@@ -151,7 +151,7 @@ class _Run:
     callback: Callable[[Progress], None] | None
     outcome: "_Outcome"
     chunks: Chunks
-    steps: int = 0  # image-steps done or no longer needed
+    steps: int = 0  # iterations done or no longer needed, summed over the images
     diverged: list[int] = field(default_factory=list)  # positions of images that were given up
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -176,7 +176,7 @@ class _Run:
 
 
 def _fit_chunks(problem: Problem, config: FitConfig, callback: Callable[[Progress], None] | None) -> _Run:
-    """Fit all images, chunk by chunk, with as many workers at once as there are threads and memory for."""
+    """Fit all images, chunk by chunk, with as many workers as there are threads and memory for."""
     device = problem.observed.device
     most = most_images(
         problem.bytes_per_image(),
@@ -199,7 +199,7 @@ def _fit_chunks(problem: Problem, config: FitConfig, callback: Callable[[Progres
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What stays of the images that left: all that grows with their number."""
+    """The results of all images, filled in as the images leave the fit."""
 
     reconstruction: Tensor  # (N, C, H, W)
     chosen: Tensor  # (N,)
@@ -264,5 +264,5 @@ def _fit_chunk(run: _Run, problem: Problem, index: Tensor) -> None:
 
 
 def _may_leave(done: Tensor, config: FitConfig) -> bool:
-    """Compiled networks keep their shape: there all images leave together."""
+    """May images leave? A compiled network keeps its batch size, so there all images leave together."""
     return bool(done.all() if config.compile else done.any())

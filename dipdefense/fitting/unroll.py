@@ -5,8 +5,8 @@ image y in every step. Its pull-back of a cotangent a* of the averages is the ad
 
     s*_{t-1} = (d step_t / d s)^T s*_t + a*_t,      y* = sum_t (d step_t / d y)^T s*_t,
 
-where each step holds a gradient itself, so that its adjoint is a product with the Hessian. The states of T steps would
-fill the memory; those at the beginning of sqrt(T) segments are kept, and each segment is walked through again.
+where each step contains a gradient, so that its adjoint contains a product with the Hessian. The states of all T steps
+would fill the memory: those at the beginning of sqrt(T) segments are kept, and each segment is computed again.
 
 Source: Griewank (1992), "Achieving logarithmic growth of temporal and spatial complexity in reverse automatic
     differentiation" (here its two-level form); Maclaurin et al. (2015), "Gradient-based hyperparameter optimization
@@ -30,7 +30,7 @@ from dipdefense.fitting.workers import map_in_threads, most_images, plan_chunks
 
 __all__ = ["pull_back", "unroll_bytes"]
 
-GRAPH = 2  # a step with the graph of its gradient keeps at most so many times what a plain step keeps
+GRAPH = 2  # memory of a step with the graph of its gradient, at most, in that of a plain step
 
 
 def pull_back(
@@ -44,24 +44,24 @@ def pull_back(
 ) -> Tensor:
     """Pull cotangents of the averages of a fit back to what it was fitted to.
 
-    The number of the iterate that a stopping rule chose is a constant here: the derivative is that of this iterate.
-    So are the images and iterations at which the fit rolls back.
+    The iteration that a stopping rule chose is a constant here, and so are the images and iterations at which the fit
+    rolls back.
 
     Args:
         observed: (B, C, H, W) as it was given to `fit`.
         cotangents: iteration -> derivative of a scalar with respect to the average after it, (B, C, H, W).
-        config: numbers of the fit; chunks of images stay within its `memory_gb`.
+        config: settings of the fit; chunks of images stay within its `memory_gb`.
         seed: of the fit.
-        last: only through the last so many steps of Adam before the largest of the iterations (truncated); None: all.
-        adam_eps: added to the root of Adam's second moment; 1e-8 as in the fit. Larger ones are those of a smoother
-            fit, which is then another one than the defence's.
+        last: how many steps of Adam, before the largest of the iterations, the derivative passes through; None: all.
+        adam_eps: added to the root of Adam's second moment; 1e-8 as in the fit. A larger value makes the
+            fit smoother, but then it is not the fit of the defence.
 
     Returns:
         (B, C, H, W), the derivative of the scalar with respect to `observed`.
 
     Raises:
-        ValueError: no cotangents, an iteration outside the fit, last below 1, the loss l1, whose fit has the
-            derivative 0 wherever it has one, a memory budget below one image.
+        ValueError: no cotangents, an iteration outside the fit, `last` below 1, the loss l1, whose gradient
+            does not change with the image, a memory budget below one image.
     """
     if not cotangents or not all(1 <= iteration <= config.iterations for iteration in cotangents):
         raise ValueError(
@@ -72,7 +72,7 @@ def pull_back(
     if config.loss == "l1":
         raise ValueError("loss must not be l1 where a fit is unrolled, its gradient is 0: use straight_through")
     end = max(cotangents)
-    first = 0 if last is None else max(0, end - 1 - last)  # iterate t comes out of step t - 1
+    first = 0 if last is None else max(0, end - 1 - last)  # iterate t is computed after t - 1 steps
     with fit_context(observed.device, config.precision):
         problem = build_problem(observed, config, seed, None, None, None)
         most = most_images(
@@ -92,14 +92,14 @@ def pull_back(
 
 
 def unroll_bytes(problem: Problem, steps: int) -> float:
-    """Estimate of the memory that one image takes while so many steps are unrolled: it grows with their root."""
+    """Estimate of the bytes that one image takes while `steps` steps are unrolled; it grows with their square root."""
     graph = GRAPH * problem.bytes_per_image()
     state = 6 * sum(p.numel() for p in problem.theta.values()) * problem.observed.element_size()
     return math.ceil(math.sqrt(steps)) * (graph + state)
 
 
 class _Replay:
-    """The fit of some images once more, step by step, out of place."""
+    """The fit of some images, computed again step by step, out of place."""
 
     def __init__(self, problem: Problem, config: FitConfig, index: Tensor, adam_eps: float):
         self.problem, self.config, self.index = problem, config, index
@@ -111,7 +111,7 @@ class _Replay:
         self.jitter = torch.Generator(problem.z.device).manual_seed(problem.jitter_seed)
 
     def pull_back(self, cotangents: Mapping[int, Tensor], first: int, end: int) -> Tensor:
-        """Walk to `first`, then to `end` segment by segment, then back through the segments."""
+        """Compute the fit to `first`, then to `end` segment by segment, then go back through the segments."""
         length = math.ceil(math.sqrt(end - first))
         state, target = begin(self.problem.theta, torch.zeros_like(self.observed)), self.target.detach()
         kept: list[tuple[int, State, Tensor]] = []

@@ -38,7 +38,7 @@ def plan_chunks(images: int, most: int, device: torch.device, *, alone: bool = F
 
     Args:
         images: how many there are.
-        most: how many all workers together may hold at once.
+        most: how many all workers together may hold at the same time.
         device: where they are fitted; only the CPU has several workers.
         alone: one worker in any case.
 

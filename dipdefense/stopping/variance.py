@@ -1,4 +1,4 @@
-"""Rules that watch how much the iterates vary: least where the fit lingers at the natural image."""
+"""Rules that look at the variance of the iterates: it is smallest where the fit stays at the natural image."""
 
 import math
 
@@ -10,17 +10,17 @@ from dipdefense.stopping.rule import Iterate, LeastStatistic
 
 __all__ = ["ExponentialMovingVariance", "WindowedMovingVariance"]
 
-PIXELS = 4096  # values of an image that a window holds; larger images are read on a regular grid
+PIXELS = 4096  # values of an image that a window holds; larger images are sampled on a regular grid
 
 
 class WindowedMovingVariance(LeastStatistic):
-    """ES-WMV: the variance of the last W iterates is smallest where the fit lingers at the natural image.
+    """ES-WMV: the variance of the last W iterates is smallest where the fit stays at the natural image.
 
     Var_k = 1/W sum_{w<W} |x_{k-w} - mean|^2.
 
     Source: Wang et al. (2023), "Early stopping for deep image prior", algorithm 1 (W = 100, P = 1000).
     Differs: the variance is taken over about 4096 values of a larger image, on a regular grid, so that a window
-    of W iterates stays small; until W iterates are there the newest is the choice.
+    of W iterates stays small. Until there are W iterates, the newest is chosen.
 
     Args:
         window: W, iterates.
