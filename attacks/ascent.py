@@ -14,11 +14,11 @@ __all__ = ["STEP_RULES", "AutoStep", "Momentum", "Objective", "Plain", "Rated", 
 
 
 class Rated(NamedTuple):
-    """An objective at some images, one row an image; no gradient passes."""
+    """The values of an objective at some images, one row for each; without a graph."""
 
-    loss: Tensor  # (B,) what is climbed
+    loss: Tensor  # (B,) what the attack maximises
     gradient: Tensor  # (B, C, H, W) of it
-    success: Tensor  # (B,) above 0 where the defence is fooled; the larger the surer
+    success: Tensor  # (B,) above 0 where the defence is fooled; the larger, the more certain
 
 
 Objective = Callable[[Tensor, Tensor], Rated]  # (images (B, C, H, W), their positions (B,)) -> rated
@@ -26,7 +26,7 @@ Project = Callable[[Tensor], Tensor]  # onto the ball and [0, 1]
 
 
 class StepRule(Protocol):
-    """Where to go next. Its state is its own; it drops the rows of images that leave."""
+    """The rule for the next iterate. It holds a state with one row for each image."""
 
     def move(self, images: Tensor, rated: Rated, project: Project) -> Tensor:
         """The next iterate, in the ball."""
@@ -157,7 +157,7 @@ def ascend(
         steps: gradient steps.
         rule: a key of `STEP_RULES`.
         start: where to begin, moved into the ball; the images if None.
-        enough: an image whose success reaches it leaves.
+        enough: the attack on an image ends once its success reaches this.
         settings: of the step rule. `alpha`: step size; None for eps / 4, and for 2 eps with "apgd". `decay` of
             "momentum".
 

@@ -1,4 +1,4 @@
-"""AutoAttack from the maintained package pyautoattack, with its official numbers, and the warnings that it gives."""
+"""AutoAttack from the maintained package pyautoattack, with its official settings, and the warnings that it gives."""
 
 import contextlib
 import logging
@@ -42,14 +42,15 @@ def autoattack(
     """Several parameter-free attacks in a row, each on the images that withstood those before.
 
     "standard": APGD on the cross-entropy, targeted APGD on the DLR loss, targeted FAB (100 steps each, 9 targets),
-    and Square with 5000 queries. "rand", for classifiers that draw: APGD on both losses, each gradient the mean of 20.
+    and Square with 5000 queries. "rand", for random classifiers: APGD on both losses, each gradient the mean of 20.
     Arguments, result and errors are those of `pgd`, without `alpha` and `steps`. Images that are misclassified
     already, and those that withstand, are returned as they are.
 
     Source: Croce and Hein (2020), "Reliable evaluation of adversarial robustness with an ensemble of diverse
         parameter-free attacks".
-    Differs: with fewer than 10 classes, all the others are targets, where pyautoattack fails. It draws for the images
-        that still stand at once, so the result of an image depends on its neighbours, and it computes in float32.
+    Differs: with fewer than 10 classes, all the others are targets, where pyautoattack fails. It draws
+        jointly for all images that still stand, so the result of an image depends on its neighbours, and it computes in
+        float32.
 
     Args:
         version: "standard" or "rand".
@@ -72,7 +73,7 @@ def autoattack(
         targets = min(TARGETS, _classes(asked, images, version) - 1)
         attack = AutoAttack(asked, norm=NORMS[norm], eps=eps, version=version, seed=seed, device=images.device)
         attack.fab.n_target_classes = attack.apgd_targeted.n_target_classes = targets
-        start = images.float().contiguous().clone()  # no tensor of the inference mode
+        start = images.float().contiguous().clone()  # tensors of the inference mode have no gradient
         adversarial: Tensor = attack.run_standard_evaluation(start, labels, batch_size=len(images))[0]
     return project(adversarial, images, eps, norm)
 
@@ -128,7 +129,7 @@ def _classes(asked: Asked, images: Tensor, version: str) -> int:
 
 def _gradient(asked: Asked, x: Tensor, labels: Tensor) -> Tensor:
     """Gradient of the loss that AutoAttack checks, (B, C, H, W); zero where there is none."""
-    x, labels = x.clone().requires_grad_(), labels.clone()  # no tensors of the inference mode
+    x, labels = x.clone().requires_grad_(), labels.clone()  # tensors of the inference mode have no gradient
     logits = asked(x)
     if not logits.requires_grad:
         return torch.zeros_like(x)
@@ -161,7 +162,7 @@ def _heard(warn: Callable[[str], None] | None) -> Iterator[None]:
 def _untraced() -> Iterator[None]:
     """Put back the trace functions that the package's check for gradients in a forward pass replaces.
 
-    It counts calls and never forgets: here it starts from zero.
+    The check never resets its counts of calls, so they start from zero here.
     """
     trace, thread_trace, counts = sys.gettrace(), threading.gettrace(), dict(checks.funcs)
     checks.funcs.update(dict.fromkeys(counts, 0))

@@ -22,7 +22,7 @@ def project(adversarial: Tensor, images: Tensor, eps: float | Tensor, norm: str)
     Returns:
         Like `images`. In float64, which MPS does not have, the norm of (result - images) is at most `eps`.
     """
-    exact = torch.float32 if images.device.type == "mps" else torch.float64  # not on MPS
+    exact = torch.float32 if images.device.type == "mps" else torch.float64  # MPS has no float64
     centre = images.to(exact)
     delta = adversarial.to(exact) - centre
     eps = torch.as_tensor(eps, dtype=exact, device=centre.device)
@@ -47,4 +47,4 @@ def steepest(gradient: Tensor, norm: str) -> Tensor:
     if norm == "linf":
         return gradient.sign()
     gradient = gradient / gradient.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
-    return gradient / length(gradient, 2)  # whose squares neither overflow nor vanish now
+    return gradient / length(gradient, 2)  # its squares neither overflow nor vanish now

@@ -86,8 +86,8 @@ def pgd(
 ) -> Tensor:
     """Projected gradient descent on the cross-entropy, in the classifier's evaluation mode; the best iterate is kept.
 
-    The best iterate is the one that the classifier gets wrong by the largest margin, as on a rough loss the last one
-    need not be it.
+    The best iterate is the one that the classifier gets wrong by the largest margin. On a rough loss this need not be
+    the last one.
 
     Source: Madry et al. (2018), "Towards deep learning models resistant to adversarial attacks", section 2.1.
     Differs: the best iterate is returned in place of the last.
@@ -104,7 +104,7 @@ def pgd(
         decay: of the accumulated gradient (mu of Dong et al. 2018), at least 0; `None` means no momentum.
         targeted: descend towards `labels` instead of ascending away from them.
         views: what the classifier is shown of an image at every step; losses and margins are means over the views.
-        seed: of all that is drawn, by a random classifier too; `None` is fresh entropy.
+        seed: of everything that is drawn, also by a random classifier; `None` is fresh entropy.
 
     Returns:
         Adversarial images, detached, like `images`; within the ball and within [0, 1].
@@ -119,7 +119,7 @@ def pgd(
         return images.clone()  # a ball of radius 0 holds only the images
     step = {"rule": "pgd"} if decay is None else {"rule": "momentum", "decay": decay}
     with as_found(classifier, images.device, seed) as seed:
-        images, labels = images.clone(), labels.clone()  # no tensors of the inference mode
+        images, labels = images.clone(), labels.clone()  # tensors of the inference mode have no gradient
         start = _random_start(images, eps=eps, norm=norm, seed=seed) if random_start else images
         objective = rate(classifier, labels, targeted=targeted, views=views, seed=seed)
         best, _ = ascend(objective, images, eps=eps, norm=norm, steps=steps, alpha=alpha, start=start, **step)
@@ -134,7 +134,7 @@ Differs: each step is projected on the ball, and the best iterate is returned in
 """
 
 pgd_flip = partial(pgd, views=flipped)
-"""`pgd` on an image and its mirror image at once: it guesses a common augmentation, and knows nothing of a defence."""
+"""`pgd` on an image and its mirror image at once: a guess of a common augmentation, without knowledge of a defence."""
 
 momentum_pgd_flip = partial(momentum_pgd, views=flipped)
 """`momentum_pgd` on an image and its mirror image at once."""
@@ -148,7 +148,7 @@ Differs: at every step the loss is the mean over the image and three random copi
 
 NORMS_OF: dict[str, tuple[str, ...]] = {"fgsm": ("linf",)}  # of the attacks that do not have both norms
 
-# A caller that serves them all passes those of its keywords that are in the attack's signature.
+# A caller that runs any of them passes those of its keywords that are in the signature of the attack.
 ATTACKS: dict[str, Callable[..., Tensor]] = {
     "fgsm": fgsm,
     "pgd": pgd,
@@ -212,7 +212,7 @@ def validate(
         raise ValueError(f"labels must be ({len(images)},), one per image, got shape {tuple(labels.shape)}")
     if labels.device != images.device:
         raise ValueError(f"labels must be on the device of the images, {images.device}, got {labels.device}")
-    if (labels < 0).any():  # cross-entropy would skip -100 in silence
+    if (labels < 0).any():  # cross-entropy would silently skip -100
         raise ValueError(f"labels must be at least 0, got {labels.min()}")
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be finite and at least 0, got {eps}")

@@ -10,8 +10,8 @@ from attacks.square import LOOKS, square
 
 __all__ = ["GRADIENT_FREE", "LEAST_QUERIES"]
 
-# A caller that serves them all passes those of its keywords that are in the attack's signature.
+# A caller that runs any of them passes those of its keywords that are in the signature of the attack.
 GRADIENT_FREE: dict[str, Callable[..., Tensor]] = {"square": square, "nes": nes, "rays": rays}
 
-# What each needs: the image, the stripes, a square and the result; the image and one estimate; the image.
+# square: the image, the stripes, one square and the result; nes: the image and one estimate; rays: the image.
 LEAST_QUERIES: dict[str, int] = {"square": LOOKS + 1, "nes": SAMPLES + 2, "rays": 1}

@@ -24,7 +24,7 @@ def as_found(classifier: nn.Module, device: torch.device, seed: int | None) -> I
     training = [(module, module.training) for module in classifier.modules()]
     gradients = [(parameter, parameter.grad) for parameter in classifier.parameters()]
     seed = torch.Generator().seed() if seed is None else seed
-    # All that are awake: a foreign library's torch.manual_seed would seed them too.
+    # All devices in use, since torch.manual_seed in another library would seed them too.
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     try:
         with torch.random.fork_rng(cuda), torch.inference_mode(False), torch.enable_grad():

@@ -34,8 +34,8 @@ def nes(
 ) -> Tensor:
     """Projected descent of the margin along estimated gradients; asks for logits only.
 
-    Arguments, result and errors are those of `pgd`. An image that is misclassified, at first or after a step, is asked
-    no more and returned as it is; of the others, the iterate with the smallest margin.
+    Arguments, result and errors are those of `pgd`. An image that is misclassified, at first or after a step, is
+    returned as it is then, without more queries; for the others, the iterate with the smallest margin is returned.
 
     Source: Ilyas et al. (2018), "Black-box adversarial attacks with limited queries and information", algorithm 1 and
         section 2.2; the running mean of gradients is that of their code.
@@ -45,7 +45,7 @@ def nes(
     Args:
         queries: most times that the classifier is asked about an image: once, then `samples` + 1 times a step.
         samples: queries of one estimate, even.
-        sigma: std of the Gaussian, in the unit of the images; 0.001 in the paper, a scale at which a fit still jumps.
+        sigma: std of the Gaussian, in the unit of the images; 0.001 in the paper, a scale at which a fit is not smooth.
         alpha: step size; `None` means eps / 4.
         decay: weight of the former gradients in the running mean, below 1.
         batch_size: most images that the classifier is given at a time.
@@ -67,7 +67,7 @@ def nes(
         adversarial, current, mean = images.clone(), images.clone(), torch.zeros_like(images)
         logits = ask(adversarial)
         best, standing = margin(logits, labels), logits.argmax(1) == labels
-        generator = torch.Generator().manual_seed(seed ^ 1)  # other numbers than the classifier draws
+        generator = torch.Generator().manual_seed(seed ^ 1)  # not the seed from which the classifier draws
         for _ in range((queries - 1) // (samples + 1)):
             rows = standing.nonzero().squeeze(1)
             if len(rows) == 0:

@@ -1,4 +1,4 @@
-"""Random noise of an attack's size: what an attack, and a detector of attacks, must be told from."""
+"""Random noise of the size of an attack: the control for attacks and for detectors of attacks."""
 
 from collections.abc import Callable
 
@@ -15,15 +15,15 @@ def random_noise(
 ) -> Tensor:
     """A random corner of the ball: +eps or -eps in every value (linf), a random direction of length eps (l2).
 
-    A corner is as far as the ball allows: in L2 it is longer than what most linf attacks end with.
+    A corner is as far from the image as the ball allows; its L2 norm is larger than that of most linf attacks.
 
     Args:
-        classifier: not asked.
+        classifier: not used.
         images: (B, C, H, W), floating, in [0, 1].
-        labels: not asked.
+        labels: not used.
         eps: radius of the ball, in the unit of the images.
         norm: "linf" or "l2"; the L2 norm is that of a whole image.
-        seed: of the noise, the same for every image of a size; `None` is fresh entropy.
+        seed: of the noise, which is the same for all images of one size; `None` is fresh entropy.
 
     Returns:
         Noisy images, like `images`, clipped to [0, 1].

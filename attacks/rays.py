@@ -28,8 +28,8 @@ def rays(
 
     Arguments, result and errors are those of `pgd`, without `alpha` and `steps`; `norm` can only be "linf". Nothing
     is drawn: `seed` matters only where the classifier draws. An image that is misclassified already is returned as it
-    is; one whose boundary is out of reach, as the point at `eps` along the best direction. An image is asked no more
-    once its boundary is within `eps`, nor after all its single values were flipped in vain.
+    is. If the boundary of an image is out of reach, the point at `eps` along its best direction is returned. Queries
+    for an image end once its boundary is within `eps`, or when no flip of a single value brings it nearer.
 
     Source: Chen and Gu (2020), "RayS: a ray searching method for hard-label adversarial attack", algorithms 1 to 3.
     Differs: a radius is measured in Linf, so directions are not divided by their L2 norm.
@@ -84,7 +84,7 @@ class _Boundary:
 
         Only `rows` are searched; a search ends as well where it is within `eps`.
         """
-        low, high = torch.zeros_like(radius), radius.clamp(max=1)  # at 1 all is clipped
+        low, high = torch.zeros_like(radius), radius.clamp(max=1)  # at radius 1 every value is clipped
         found = rows[self.crossed(rows, signs[rows], high[rows])]
         while True:
             wide = (high - low > self.tolerance) & (high > eps)

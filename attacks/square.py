@@ -35,12 +35,12 @@ def square(
 
     Source: Andriushchenko et al. (2020), "Square Attack: a query-efficient black-box adversarial attack via random
         search", algorithms 1 to 3.
-    Differs: pyautoattack draws for the images that still stand at once, so the result of an image depends on its
+    Differs: pyautoattack draws jointly for all images that still stand, so the result of an image depends on its
         neighbours; and it computes in float32, so that images of other types are rounded to it.
 
     Args:
-        queries: at least 4; most times that the classifier is asked about an image. Squares shrink as in
-            AutoAttack, by their number, whatever `queries`.
+        queries: at least 4; most times that the classifier is asked about an image. The squares
+            shrink on AutoAttack's schedule, whatever `queries`.
 
     Raises:
         ValueError: also images whose sides pyautoattack's tiles do not fit, in l2.
@@ -70,8 +70,8 @@ def square(
 class Asked(nn.Module):
     """A classifier as pyautoattack needs it: float32 in and out, logits that it may write to, and no ties.
 
-    A tie is neither broken nor standing to Square, which fails in l2 where nothing else is left; here the class that
-    argmax names is ahead by a rounding.
+    Square counts a tie neither as broken nor as standing, and fails in l2 if only ties are left. Here the class that
+    argmax names is ahead by a rounding error.
     """
 
     def __init__(self, classifier: nn.Module, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""What an attack shows the classifier of an image, at every step: the guess of an augmentation."""
+"""The views of an image that an attack shows the classifier at every step: a guess of the defence's augmentation."""
 
 from collections.abc import Callable, Iterator
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 __all__ = ["Views", "flipped", "itself", "resized"]
 
-LEAST_SIZE = 0.9  # of the sides of an image, before it is padded; torchattacks' `resize_rate`
-COPIES = 3  # resized ones at every step
+LEAST_SIZE = 0.9  # smallest factor of the sides, before the image is padded; torchattacks' `resize_rate`
+COPIES = 3  # resized copies at every step
 
 Views = Callable[[Tensor, torch.Generator], Iterator[Tensor]]  # (B, C, H, W), draws -> views of the same shape
 
@@ -28,7 +28,7 @@ def flipped(images: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
 def resized(images: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
     """The images, and copies that are made smaller by a random factor and put at a random place among zeros.
 
-    All images of a batch share what is drawn, so that none depends on its place.
+    All images of a batch share the draws, so that none depends on its place.
 
     Source: Xie et al. (2019), section 3.3.
     """

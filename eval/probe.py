@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dipdefense.defence.logits import check_logits
 from eval.datasets import ImageDataset
 
-__all__ = ["Answers", "check_logits", "difference_in_answers", "probe", "probe_images"]
+__all__ = ["Answers", "difference_in_answers", "probe", "probe_images"]
 
 Answers = dict[str, Any] | None  # plain values; None for what answers differently each time it is asked
 
@@ -62,12 +63,6 @@ def difference_in_answers(before: Answers, now: Answers) -> str | None:
     if gap <= max(before["tolerance"], now["tolerance"]) * spread:
         return None
     return f"whose logits differ from this one's by up to {gap:.3g}, in a range of {spread:.3g}"
-
-
-def check_logits(logits: Tensor, n: int) -> None:
-    """Refuse what is no finite tensor of n rows."""
-    if logits.dim() != 2 or len(logits) != n or not logits.isfinite().all():
-        raise ValueError(f"classifier must return finite logits (B, K), got shape {tuple(logits.shape)}")
 
 
 def _ask(classifier: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A model that draws, as the mean of several of its answers."""
+"""A random model, replaced by the mean of several of its answers."""
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ __all__ = ["Averaged"]
 class Averaged(nn.Module):
     """Logarithm of the mean softmax over several answers.
 
-    An attack that asks for logits leaves an image as soon as the model is wrong; of a model that draws, that is as soon
-    as one draw is lucky, and says little of the next.
+    An attack by queries ends for an image as soon as the model is wrong. With a random model one lucky draw would
+    suffice, which says little about the next draw.
 
     Args:
         model: images (B, C, H, W) -> logits (B, K), drawn afresh at every call.
-        samples: answers for each of its own, at least 1.
+        samples: answers that are averaged, at least 1.
 
     Raises:
         ValueError: samples below 1.

@@ -24,11 +24,11 @@ from dipdefense import DefendedClassifier
 
 __all__ = ["COSTS", "LADDER", "GradientAttack", "Ensemble", "Oblivious", "Query", "Rung"]
 
-COSTS = ("cheap", "gradient", "unrolled", "queries")  # what a rung costs an image, from a second to half an hour
+COSTS = ("cheap", "gradient", "unrolled", "queries")  # what a rung costs for each image, from a second to half an hour
 
 
 class Asked(NamedTuple):
-    """What a rung is asked for; see `Rung.__call__`."""
+    """The arguments of a rung; see `Rung.__call__`."""
 
     defended: DefendedClassifier
     images: Tensor
@@ -50,7 +50,7 @@ class Rung(ABC):
     @property
     @abstractmethod
     def calls(self) -> int:
-        """Most times that it asks for a fit of an image, forward or with its gradient, before it confirms successes."""
+        """Largest number of fits of an image, forward or with gradient, before successes are confirmed."""
 
     @property
     def norms(self) -> tuple[str, ...]:
@@ -88,12 +88,12 @@ class Rung(ABC):
     ) -> Tensor:
         """Make adversarial images, within the ball and [0, 1].
 
-        A fit that is part of another batch is rounded differently, so an image that falls in a part of the batch may
-        stand in the whole batch, which is the one that is scored. The attacks that ask about parts therefore ask the
-        whole batch at their end, and go on with the images that stand in it although they fell before.
+        Fits are rounded differently in another batch. So an image that is misclassified in a part of the batch may be
+        classified correctly in the whole batch, which is what is scored. Attacks that work on parts therefore check
+        the whole batch at their end, and go on with the images that are classified correctly there.
 
         Args:
-            defended: where its purifier's seed is None it is drawn at every query; else the attack knows the seed.
+            defended: if its purifier's seed is None, a seed is drawn at every query; else the attack knows the seed.
             images: (B, C, H, W) in [0, 1], the batch that is scored.
             labels: (B,) int64, the true classes.
             eps: radius of the ball, in the unit of the images.
@@ -144,8 +144,8 @@ class GradientAttack(Rung):
     samples: int = 1  # draws of the defence for each gradient (EOT); the first is its own where its seed is known
     restarts: int = 1  # from random points of the ball
     unseen: bool = False  # the detection score must stay below the decision's threshold, too
-    # margin of the wrong class, in nats, at which an image is left alone; a defence that draws is climbed to the last
-    # step, since one draw that is won says little of the next
+    # margin of the wrong class, in nats, at which the attack on an image ends; a random defence is attacked to the last
+    # step, since success on one draw says little about the next
     enough: float = 1.0
 
     def __post_init__(self) -> None:
@@ -153,8 +153,8 @@ class GradientAttack(Rung):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if min(self.steps, self.samples, self.restarts) < 1:
-            numbers = f"{self.steps}, {self.samples} and {self.restarts}"
-            raise ValueError(f"steps, samples and restarts must be at least 1, got {numbers}")
+            values = f"{self.steps}, {self.samples} and {self.restarts}"
+            raise ValueError(f"steps, samples and restarts must be at least 1, got {values}")
 
     @property
     def cost(self) -> str:
@@ -177,9 +177,9 @@ class GradientAttack(Rung):
                 left = (success < enough).nonzero().squeeze(1)
                 if len(left) == 0:
                     break
-                climbed = self.objective(defended, labels[left], seeds)
+                goal = self.objective(defended, labels[left], seeds)
                 start = random_start(images[left], eps=eps, norm=norm, seed=seed + restart)
-                found, won = self._ascend(asked, climbed, images[left], start=start, enough=enough)
+                found, won = self._ascend(asked, goal, images[left], start=start, enough=enough)
                 better = won > success[left]
                 best[left[better]], success[left[better]] = found[better], won[better]
             if math.isfinite(enough):
@@ -187,26 +187,26 @@ class GradientAttack(Rung):
         return best
 
     def _confirmed(self, asked: Asked, best: Tensor, won: Tensor, seeds: Iterator[Sequence[int]]) -> Tensor:
-        """Where the whole batch does not confirm a success, go on from there with all of it; none leaves."""
+        """Go on from `best` with the whole batch, if it does not confirm every success; no image leaves early."""
         images = asked.images
-        climbed = self.objective(asked.defended, asked.labels, seeds)
-        success = climbed(best, torch.arange(len(images), device=images.device)).success
+        goal = self.objective(asked.defended, asked.labels, seeds)
+        success = goal(best, torch.arange(len(images), device=images.device)).success
         lost = won & (success <= 0)
         if not lost.any():
             return best
-        found, again = self._ascend(asked, climbed, images, start=best)
+        found, again = self._ascend(asked, goal, images, start=best)
         return torch.where((lost & (again > success)).view(-1, 1, 1, 1), found, best)
 
-    def _ascend(self, asked: Asked, climbed: Objective, images: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
-        return ascend(climbed, images, eps=asked.eps, norm=asked.norm, steps=self.steps, rule=self.rule, **how)
+    def _ascend(self, asked: Asked, goal: Objective, images: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+        return ascend(goal, images, eps=asked.eps, norm=asked.norm, steps=self.steps, rule=self.rule, **how)
 
     def seeds(self, defended: DefendedClassifier, seed: int) -> Iterator[Sequence[int]]:
-        """The draws of every step: new ones where the defence draws, else always the same."""
+        """The seeds of every step: new ones for a random defence, else always the same."""
         known = defended.purifier.seed
         return _fresh(seed, self.samples) if known is None else _same(known, self.samples)
 
     def objective(self, defended: DefendedClassifier, labels: Tensor, seeds: Iterator[Sequence[int]]) -> Objective:
-        """What is climbed, over such draws."""
+        """What the attack maximises, as a mean over these draws."""
         return objective(
             defended,
             labels,
@@ -224,7 +224,7 @@ class Query(Rung):
 
     attack: str = "square"  # a key of GRADIENT_FREE
     queries: int = 5000  # of the defence, an image
-    averaged: int = 4  # answers of a defence that draws, for each query of the attack; one of any other
+    averaged: int = 4  # answers of a random defence for each query of the attack; any other gives one
     cost: ClassVar[str] = "queries"
 
     def __post_init__(self) -> None:
@@ -266,7 +266,7 @@ class Query(Rung):
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(Rung):
-    """AutoAttack on the defended classifier, whose purification counts as the identity; "rand" where it draws."""
+    """AutoAttack through the defence, with the identity as the gradient of the fit; "rand" for a random defence."""
 
     cost: ClassVar[str] = "queries"
     calls: ClassVar[int] = 6900  # "standard": APGD 100, targeted APGD and FAB 9 x 100 each, Square 5000
@@ -291,7 +291,7 @@ class Ensemble(Rung):
 def confirmed(
     attack: Callable[..., Tensor], model: nn.Module, images: Tensor, labels: Tensor, *, seed: int, tries: int = 3
 ) -> Tensor:
-    """Attack a batch, and attack anew the images that stand in it but fall alone, each time with another seed.
+    """Attack a batch, then attack again, with other seeds, the images that withstand in it but not alone.
 
     Args:
         attack: (images, labels, seed=...) -> adversarial images.
@@ -299,7 +299,7 @@ def confirmed(
         images: (B, C, H, W) in [0, 1].
         labels: (B,) true classes.
         seed: of the first try.
-        tries: of an image at most; what the last of them makes is not asked about.
+        tries: at most, for each image; the result of the last one is not checked.
     """
     made = attack(images, labels, seed=seed).clone()
     with as_found(model, images.device, seed), torch.no_grad():
@@ -319,7 +319,7 @@ def _same(seed: int, samples: int) -> Iterator[Sequence[int]]:
 
 
 def _fresh(seed: int, samples: int) -> Iterator[Sequence[int]]:
-    """Seeds of the attacker's own, far from those that a user would name."""
+    """The attacker's own seeds, far from those that a user would choose."""
     for step in count():
         first = 10**6 * (seed + 1) + step * samples
         yield range(first, first + samples)
@@ -340,7 +340,7 @@ LADDER: dict[str, Rung] = {
     "blur": GradientAttack(gradient="blur"),
     "every_look": GradientAttack(loss="every_look"),
     "evade": GradientAttack(loss="evade", unseen=True, enough=0.0),
-    # the identity leaves the residual, and so the detector, without a gradient; a blur does not
+    # with the identity the residual, and so the detector, has no gradient; with a blur it has one
     "evade_blur": GradientAttack(gradient="blur", loss="evade", unseen=True, enough=0.0),
     "bypass": GradientAttack(gradient="blur", loss="bypass", unseen=True, enough=0.0),
     "short_fit": GradientAttack(gradient="short_fit", steps=10),

@@ -1,4 +1,4 @@
-"""What an attack on a defended classifier climbs, and when it has won.
+"""What an attack on a defended classifier maximises, and when it has succeeded.
 
 The losses are rows of one table; each is the mean over draws of the defence (expectation over transformation, EOT).
 """
@@ -20,44 +20,44 @@ __all__ = ["LOSSES", "objective"]
 
 DEFAULT_THRESHOLD = 0.5  # of the score of a decision that has no threshold of its own
 
-Loss = Callable[[Evidence, Decision, Tensor], Tensor]  # (looks, decision, labels (B,)) -> (B,)
+Loss = Callable[[Evidence, Decision, Tensor], Tensor]  # (evidence, decision, labels (B,)) -> (B,)
 
 
-def cross_entropy(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
-    """Of the defence's own logits."""
-    return F.cross_entropy(decision.combine(looks), labels, reduction="none")
+def cross_entropy(evidence: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+    """Cross-entropy of the defended logits."""
+    return F.cross_entropy(decision.combine(evidence), labels, reduction="none")
 
 
-def wrong(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def wrong(evidence: Evidence, decision: Decision, labels: Tensor) -> Tensor:
     """Largest other logit minus that of the label. Source: Carlini and Wagner (2017), f_6."""
-    return _lead(decision.combine(looks), labels)
+    return _lead(decision.combine(evidence), labels)
 
 
-def every_look(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
-    """Mean margin of all that the decision sees, each reconstruction and the input: whatever it trusts is wrong.
+def every_look(evidence: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+    """Mean margin of the wrong class over everything that the decision sees: each reconstruction and the input.
 
-    A mean of softmaxes has no gradient at a look that is sure; the margins of single looks have.
+    A mean of softmaxes has no gradient where a prediction is certain; the single margins have one.
     """
-    margins = [_lead(logits, labels) for logits in (looks.bare, *looks.along)]
+    margins = [_lead(logits, labels) for logits in (evidence.bare, *evidence.along)]
     return torch.stack(margins).mean(0)
 
 
-def evade(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
-    """`every_look`, and the log-odds of not being detected; neither is climbed further than it needs to be."""
-    return every_look(looks, decision, labels).clamp(max=2) + undetected(looks, decision, labels).clamp(max=4)
+def evade(evidence: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+    """`every_look` plus the log-odds of not being detected, each only up to a limit."""
+    return every_look(evidence, decision, labels).clamp(max=2) + undetected(evidence, decision, labels).clamp(max=4)
 
 
-def bypass(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def bypass(evidence: Evidence, decision: Decision, labels: Tensor) -> Tensor:
     """The margin of the bare prediction plus the log-odds of not being detected.
 
     `DetectorGated` keeps the bare prediction where nothing is detected.
     """
-    return _lead(looks.bare, labels).clamp(max=2) + undetected(looks, decision, labels).clamp(max=4)
+    return _lead(evidence.bare, labels).clamp(max=2) + undetected(evidence, decision, labels).clamp(max=4)
 
 
-def undetected(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def undetected(evidence: Evidence, decision: Decision, labels: Tensor) -> Tensor:
     """The log-odds of not being detected."""
-    return -_odds(decision.score(looks))
+    return -_odds(decision.score(evidence))
 
 
 LOSSES: dict[str, Loss] = {
@@ -87,11 +87,11 @@ def objective(
         labels: (N,) true classes.
         loss: a key of `LOSSES`.
         gradient: how the backward pass goes through the fit.
-        seeds: for each call those of its draws: that of a defence which is known, or an attacker's own.
-        unseen: the attack has won only where the detection score lies below the decision's threshold too; else it has
-            won where the defence is wrong.
-        known: the first draw is the defence itself, and alone says whether the attack has won; else the mean margin and
-            the mean log-odds of the score over the draws do.
+        seeds: for each call, the seeds of its draws: the known seed of the defence, or the attacker's own.
+        unseen: the attack succeeds only where the detection score also lies below the decision's threshold; else it
+            succeeds where the defence is wrong.
+        known: the first draw is the defence itself, and alone decides whether the attack succeeds; else the mean margin
+            and the mean log-odds of the score over the draws decide.
 
     Raises:
         ValueError: an unknown loss.
@@ -101,25 +101,25 @@ def objective(
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
 
     def rate(images: Tensor, index: Tensor) -> Rated:
-        own = labels[index]
-        total, climbed, fooled, hidden = torch.zeros_like(images), 0.0 * own, 0.0 * own, 0.0 * own
+        truth = labels[index]
+        total, value, fooled, hidden = torch.zeros_like(images), 0.0 * truth, 0.0 * truth, 0.0 * truth
         draws = next(seeds)
         for seed in draws:
             draw = defended.variant(seed=seed, gradient=gradient)
             with torch.inference_mode(False), torch.enable_grad():
                 point = images.detach().clone().requires_grad_()
-                looks, decision, _ = draw.look(point)
-                losses = LOSSES[loss](looks, decision, own.clone())
+                evidence, decision, _ = draw.look(point)
+                losses = LOSSES[loss](evidence, decision, truth.clone())
                 (slope,) = torch.autograd.grad(losses.sum(), point)
             _check_slope(slope, index)
-            total, climbed = total + slope, climbed + losses.detach()
+            total, value = total + slope, value + losses.detach()
             if not (known and seed != draws[0]):
                 with torch.no_grad():
-                    fooled = fooled + _lead(decision.combine(looks), own)
-                    hidden = hidden + _margin_below_threshold(looks, decision)
+                    fooled = fooled + _lead(decision.combine(evidence), truth)
+                    hidden = hidden + _margin_below_threshold(evidence, decision)
         judged = 1 if known else len(draws)
         success = _fooled_first(fooled / judged, hidden / judged) if unseen else fooled / judged
-        return Rated(climbed / len(draws), total / len(draws), success)
+        return Rated(value / len(draws), total / len(draws), success)
 
     return rate
 
@@ -140,14 +140,14 @@ def _fooled_first(fooled: Tensor, hidden: Tensor) -> Tensor:
     return torch.where(fooled <= 0, right, torch.where(hidden <= 0, alarmed, won))
 
 
-def _margin_below_threshold(looks: Evidence, decision: Decision) -> Tensor:
+def _margin_below_threshold(evidence: Evidence, decision: Decision) -> Tensor:
     """Log-odds by which the detection score lies below the decision's threshold, (B,)."""
     threshold = torch.tensor(getattr(decision, "threshold", DEFAULT_THRESHOLD), dtype=torch.float64)
-    return _odds(threshold).to(looks.bare) - _odds(decision.score(looks))
+    return _odds(threshold).to(evidence.bare) - _odds(decision.score(evidence))
 
 
 def _check_slope(slope: Tensor, index: Tensor) -> None:
-    """Refuse, rather than climb nothing."""
+    """Raise unless the gradient is finite."""
     blind = ~slope.flatten(1).isfinite().all(1)
     if blind.any():
         raise RuntimeError(
@@ -162,5 +162,5 @@ def _lead(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _odds(score: Tensor) -> Tensor:
-    """Log-odds of a score in [0, 1], which may be as sure as its type allows."""
+    """Log-odds of a score in [0, 1], finite even for 0 and 1."""
     return torch.logit(score.clamp(1e-6, 1 - 1e-6))

@@ -1,6 +1,6 @@
 """Gradients that stand in for that of a fit: BPDA with a smooth surrogate, and the exact gradient of smoother fits.
 
-Each is a `dipdefense.gradients.Gradient`: DefendedClassifier(..., gradient=Blur(1.0)).
+Each is a `dipdefense.defence.gradients.Gradient`: DefendedClassifier(..., gradient=Blur(1.0)).
 """
 
 from dataclasses import dataclass, replace
@@ -56,14 +56,14 @@ class ShortFit:
 class Smoothed:
     """The mean of exact gradients of smoother fits: softplus activations, a larger Adam epsilon, noise, other seeds.
 
-    The gradient of a fit with kinks holds for changes of 1e-7 only. What an attack needs is its trend over its step.
+    A fit has kinks, so its gradient holds for changes of 1e-7 only. An attack needs the trend over its step.
 
     Args:
-        sharpness: of the softplus in the network's place of the rectifier; None keeps that.
+        sharpness: of the softplus that replaces the network's rectifier; None keeps the rectifier.
         adam_eps: added to the root of Adam's second moment, so that its steps are no longer signs; 1e-8 keeps it.
         sigma: std of the noise on the image, in its unit.
         samples: fits, the first with the defence's own seed, the others with further ones.
-        last: only through the last so many steps.
+        last: how many of the last steps the gradient passes through; None: all.
     """
 
     sharpness: float | None = 5.0

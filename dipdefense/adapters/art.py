@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
 from dipdefense.defence.purifier import Purifier
 
 try:
@@ -71,8 +72,7 @@ class DIPPurification(PreprocessorPyTorch):  # type: ignore[misc]  # ART is unty
     def _check_params(self) -> None:
         if not isinstance(self.purifier, Purifier):
             raise TypeError(f"purifier must be a Purifier or None, got {type(self.purifier).__name__}")
-        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ValueError(f"batch_size must be an integer of at least 1, got {self.batch_size!r}")
+        check_integer("batch_size", self.batch_size, 1)
         if not self.clip_values[0] < self.clip_values[1]:
             raise ValueError(f"clip_values must rise, as in (0.0, 255.0), got {self.clip_values!r}")
         if self.device_type not in ("cpu", "gpu"):

@@ -7,6 +7,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from dipdefense.arguments import check_integer
+
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
 except ImportError as error:
@@ -41,8 +43,7 @@ class NumpyClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     ):
         if not isinstance(classifier, nn.Module):
             raise TypeError(f"classifier must be a torch.nn.Module, got {type(classifier).__name__}")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
+        check_integer("batch_size", batch_size, 1)
         self.classifier = classifier
         self.classes = classes
         self.image_shape = image_shape

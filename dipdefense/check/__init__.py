@@ -1,3 +1,3 @@
-"""What keeps a classifier from being defended."""
+"""Checks for what keeps a classifier from being defended."""
 
 __all__: list[str] = []

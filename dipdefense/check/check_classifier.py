@@ -14,7 +14,7 @@ from dipdefense.image_tensors import check_images
 
 __all__ = ["Compatibility", "check_classifier"]
 
-SIDES = (32, 28, 64, 224, 8, 16, 96, 128, 256, 384)  # tried in this order where no shape is named
+SIDES = (32, 28, 64, 224, 8, 16, 96, 128, 256, 384)  # tried in this order if no shape is given
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,23 @@ def check_classifier(
     images: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> Compatibility:
-    """Look for what keeps a classifier from being defended or attacked honestly; it stays as it was.
+    """Look for what keeps a classifier from being defended, or from being attacked with all strength.
 
-    It is called a dozen times on three synthetic images, and more to find a shape. docs/interoperability.md says what
-    each fault means, and where the doubts can be wrong. Whether images in [0, 1] are what it expects is told by labels,
-    where they are given, else by its first batch normalisation; without either there is a doubt only where all images
-    look alike to it.
+    The classifier is called a dozen times on three synthetic images, more often if no shape is given, and is left as it
+    was. docs/interoperability.md says what each fault means, and where the doubts can be wrong. Whether the classifier
+    expects images in [0, 1] is judged by the labels if there are any, else by its first batch normalisation. Without
+    either there is a doubt only if its logits are nearly the same for all images.
 
     Args:
-        classifier: what is to be images (B, C, H, W) in [0, 1] -> logits (B, K).
-        shape: (C, H, W) of its images; those of `images`, or the first that it takes, if None.
-        images: real ones in [0, 1], (B, C, H, W), 32 or more; only with labels.
+        classifier: should map images (B, C, H, W) in [0, 1] to logits (B, K).
+        shape: (C, H, W) of its images; if None, that of `images`, or the first shape that it accepts.
+        images: real ones in [0, 1], (B, C, H, W), 32 or more; only together with labels.
         labels: their classes, (B,) integers.
 
     Raises:
-        TypeError: the classifier is no module, images no floating tensor.
+        TypeError: the classifier is not a module, or images are not a floating tensor.
         ValueError: a shape that is not three positive integers, or None where no shape is accepted; images without
-            labels, outside [0, 1], or of another number than the labels.
+            labels, outside [0, 1], or not as many as the labels.
     """
     if not isinstance(classifier, nn.Module):
         raise TypeError(f"classifier must be a torch.nn.Module, got {type(classifier).__name__}")
@@ -93,7 +93,7 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _accepted(net: nn.Module, like: Tensor) -> tuple[int, int, int]:
-    """The first shape of which it takes some number of images."""
+    """The first shape of which it accepts a batch of some size."""
     last: BaseException | None = None
     for side in SIDES:
         for C in (3, 1):

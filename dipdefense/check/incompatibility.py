@@ -1,4 +1,4 @@
-"""The looks at a classifier that find what keeps it from being defended, each with what to change."""
+"""The single checks for what keeps a classifier from being defended, each with what to change."""
 
 import copy
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ class Incompatibility:
 def faults(
     net: nn.Module, training: nn.Module | None, images: Tensor, examples: tuple[Tensor, Tensor] | None
 ) -> Iterator[Incompatibility]:
-    """Everything there is; after one that leaves no logits to look at, nothing more."""
+    """All faults. A fault that leaves no logits to look at is the last one."""
     untouched = images.clone()
     try:
         output = net(images)
@@ -73,7 +73,7 @@ def faults(
 
 
 def _size(net: nn.Module, images: Tensor) -> Iterator[Incompatibility]:
-    """Views of the default decision that it does not take."""
+    """Views of the default decision that the classifier does not accept."""
     for view in default_defence(tuple(images.shape[1:]))[1].views:
         try:
             classify_view(net, images, view)
@@ -150,7 +150,7 @@ def _changes(net: nn.Module, images: Tensor, expected: Tensor) -> bool:
 
 
 def _alike(output: object, expected: Tensor) -> bool:
-    """Up to a hundredth of the logits' spread; kernels for other batches round otherwise."""
+    """Equal up to a hundredth of the logits' spread, since kernels round differently for other batch sizes."""
     if not isinstance(output, Tensor) or output.shape != expected.shape:
         return False
     spread = (expected.amax() - expected.amin()).clamp_min(1e-6)
@@ -168,7 +168,7 @@ def _probabilities(net: nn.Module, images: Tensor, output: Tensor) -> Iterator[I
         )
         return
     both = torch.cat([output, net(1 - images)])
-    if bool(((both >= 0) & (both <= 1)).all() and both.amax() > 0.5):  # small ones are those of random weights
+    if bool(((both >= 0) & (both <= 1)).all() and both.amax() > 0.5):  # small ones come from random weights
         yield Incompatibility(
             "sigmoid",
             False,
@@ -222,7 +222,9 @@ def _range(net: nn.Module, images: Tensor, examples: tuple[Tensor, Tensor] | Non
         if examples is not None:
             right = accuracies(net, examples[0].to(images), examples[1].to(images.device))
             best = max(right, key=lambda name: right[name])
-            if right[best] - right[PLAIN] > 2 * (0.5 / len(examples[1])) ** 0.5:  # two deviations of a difference
+            if (
+                right[best] - right[PLAIN] > 2 * (0.5 / len(examples[1])) ** 0.5
+            ):  # two standard deviations of a difference
                 yield _misread(True, f"{100 * right[PLAIN]:.0f} % are right, and {100 * right[best]:.0f} % of {best}")
             return
         far = divergences(net, images)
@@ -233,7 +235,7 @@ def _range(net: nn.Module, images: Tensor, examples: tuple[Tensor, Tensor] | Non
                 yield _misread(False, f"they are off the statistics of its first batch normalisation by {measured}")
             return
         spread = variations(net, images)
-    except REFUSALS:  # it refuses images outside [0, 1], and takes those within
+    except REFUSALS:  # it refuses images outside [0, 1], so it expects those within
         return
     least = spread[PLAIN]
     if least < 0.03 and spread["images in [0, 255]"] > 5 * least:

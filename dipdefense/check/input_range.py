@@ -1,4 +1,4 @@
-"""Whether a classifier expects images in [0, 1]: what can be told from the model, and what only labels tell."""
+"""Whether a classifier expects images in [0, 1]: evidence from the model itself, and from labels."""
 
 from collections.abc import Callable
 
@@ -50,11 +50,11 @@ def natural_images(n: int, shape: tuple[int, int, int], *, seed: int = 0) -> Ten
 
 @torch.no_grad()
 def divergences(classifier: nn.Module, images: Tensor) -> dict[str, float]:
-    """How far each of `RANGES` is from the statistics that the first batch normalisation kept of its training.
+    """How far images in each of `RANGES` are from the training statistics of the first batch normalisation.
 
-    The median over its channels of the Kullback-Leibler divergence, in nats, of a Gaussian with the moments that
-    `images` (B, C, H, W) in [0, 1] give there from one with the running moments. Empty where there is none, or it was
-    never trained.
+    The images are (B, C, H, W) in [0, 1]. For each channel there are two Gaussians, with the moments of these images
+    and with the running moments. The distance is the median over channels of their Kullback-Leibler divergence, in
+    nats. The result is empty if there is no batch normalisation, or it was never trained.
     """
     seen: list[tuple[_BatchNorm, Tensor]] = []
     norms = [module for module in classifier.modules() if isinstance(module, _BatchNorm)]
@@ -89,9 +89,9 @@ def _divergence(norm: _BatchNorm, values: Tensor) -> float:
 
 @torch.no_grad()
 def variations(classifier: nn.Module, images: Tensor) -> dict[str, float]:
-    """How much the logits vary over images given as each of `RANGES`, as a part of how much they vary over classes.
+    """How much the logits vary over images, relative to how much they vary over classes, for each of `RANGES`.
 
-    Close to 0 where the classifier sees all images (B, C, H, W) as one, as an almost black one.
+    Close to 0 if all images (B, C, H, W) look alike to the classifier, for example almost black.
     """
     found: dict[str, float] = {}
     for name, mapping in RANGES.items():

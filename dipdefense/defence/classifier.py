@@ -11,6 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from dipdefense.defence.decisions import DECISIONS, Decision, LastReconstruction
 from dipdefense.defence.evidence import VIEWS, Evidence, classify_view
 from dipdefense.defence.gradients import GRADIENTS, Gradient, known_gradient
+from dipdefense.defence.logits import check_logits
 from dipdefense.defence.presets import default_defence
 from dipdefense.defence.purifier import Purifier
 from dipdefense.defence.wrapper import Wrapper, shallow_copy
@@ -146,12 +147,8 @@ class DefendedClassifier(Wrapper):
                     )
 
     def _classify(self, images: Tensor) -> Tensor:
-        logits = self.classifier(images)
-        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-            got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"classifier must return logits (B, K) for {len(images)} images, got {got}")
-        if not logits.isfinite().all():
-            raise ValueError("classifier must return finite logits, got NaN or infinite values")
+        logits: Tensor = self.classifier(images)
+        check_logits(logits, len(images))
         return logits
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
 from dipdefense.defence.evidence import (
     Classify,
     Evidence,
@@ -55,8 +56,7 @@ class CrossBoundary:
         check_finite("alpha", self.alpha)
         if self.alpha < 0:
             raise ValueError(f"alpha must not be negative, got {self.alpha!r}")
-        if isinstance(self.bisections, bool) or not isinstance(self.bisections, int) or self.bisections < 1:
-            raise ValueError(f"bisections must be an integer of at least 1, got {self.bisections!r}")
+        check_integer("bisections", self.bisections, 1)
 
     def looks(self, iterations: int) -> tuple[int, ...]:
         """See `Decision.looks`."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
 from dipdefense.defence.cross_boundary import CrossBoundary
 from dipdefense.defence.detector import Detector
 from dipdefense.defence.evidence import (
@@ -116,8 +117,7 @@ class MeanSoftmax:
             object.__setattr__(self, "detector", Detector(**given))
         elif given is not None and not isinstance(given, Detector):
             raise TypeError(f"detector must be a Detector or None, got {given!r}")
-        if isinstance(self.restarts, bool) or not isinstance(self.restarts, int) or self.restarts < 1:
-            raise ValueError(f"restarts must be an integer of at least 1, got {self.restarts!r}")
+        check_integer("restarts", self.restarts, 1)
 
     @property
     def residuals(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from dipdefense.arguments import check_integer
 from dipdefense.defence.gradients import Fitted, Gradient, known_gradient, purification
 from dipdefense.defence.presets import TILE, default_config
 from dipdefense.defence.tiles import cut, join
@@ -57,8 +58,7 @@ class Purifier(nn.Module):
         if self.config is not None and not isinstance(self.config, FitConfig):
             raise TypeError(f"config must be a FitConfig or None, got {type(self.config).__name__}")
         for name, value, least in (("seed", self.seed, 0), ("tile", self.tile, 1)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ValueError(f"{name} must be None or an integer of at least {least}, got {value!r}")
+            check_integer(name, value, least, none=True)
         known_gradient(self.gradient)
 
     def fit(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> FitResult:

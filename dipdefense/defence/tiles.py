@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
+
 __all__ = ["cut", "join"]
 
 
@@ -78,7 +80,6 @@ def _ramp(length: int, overlap: int, like: Tensor) -> Tensor:
 
 
 def _check(side: int, overlap: int) -> None:
-    if not isinstance(side, int) or side < 1:
-        raise ValueError(f"side must be an integer of at least 1, got {side!r}")
+    check_integer("side", side, 1)
     if not isinstance(overlap, int) or not 0 <= overlap < side:
         raise ValueError(f"overlap must be an integer in [0, {side}), got {overlap!r}")

@@ -10,33 +10,32 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from dipdefense.arguments import check_integer
 from dipdefense.distributed.storage import needs_ray
 
 __all__ = ["Cluster", "connected", "count_workers"]
 
-ANSWER_S = 20  # within which a cluster answers; a Python with Ray is started for it
+ANSWER_S = 20  # seconds within which a cluster must answer, the start of a Python with Ray included
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Which machines compute, and how they are shared out.
+    """Which machines compute, and how they are divided among workers.
 
     Raises:
-        ValueError: a number out of range, an address that is none.
+        ValueError: a number out of range, a malformed address.
     """
 
-    # HOST:PORT of a cluster, or auto on one of its nodes; None starts one on this machine. Where the caller is
-    # connected already, that connection is used, whatever stands here.
+    # HOST:PORT of a cluster, or auto on one of its nodes; None starts one on this machine. If the caller is
+    # connected already, that connection is used, and this address is ignored.
     address: str | None = None
-    workers: int | None = None  # as many as there is room for if None
+    workers: int | None = None  # None: as many as there is room for
     cpus: int = 1  # of each worker, which computes in as many threads
     gpus: int = 0  # of each worker; 0 computes on the CPU
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("cpus", 1), ("gpus", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            check_integer(name, getattr(self, name), least, none=name == "workers")
         if self.address is not None and self.address != "auto":
             host, _, port = self.address.rpartition(":")
             if not host or "/" in host or not port.isdecimal():
@@ -50,7 +49,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """A connection to Ray, and its end; one that the caller made stays."""
+    """Connect to Ray, and disconnect at the end; a connection that the caller made stays."""
     needs_ray()
     import ray
 
@@ -71,7 +70,7 @@ def connected(address: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Ray's C++ part writes to stderr past Python: of its log only what is fatal, and not that it does so."""
+    """Silence Ray's C++ part, which writes to stderr itself, while Ray starts; later it logs fatal errors alone."""
     settings = {"RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_USAGE_STATS_ENABLED": "0"}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
@@ -91,7 +90,7 @@ def _silence() -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for minutes, and then end the process; so another process asks first."""
+    """Ask in another process first: Ray itself would try for minutes, and then end this process."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
@@ -115,7 +114,7 @@ def _check_reachable(address: str) -> None:
 
 
 def count_workers(cluster: Cluster, items: int) -> int:
-    """How many there are to be: never more than items, and an error where they could not all be placed."""
+    """How many workers to start, at most one for each item; raises if the cluster has no room for so many as asked."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -3,30 +3,30 @@
 import contextlib
 import copy
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
 
 from dipdefense.defence.wrapper import Wrapper
 from dipdefense.fitting.fit import fit_context
+from dipdefense.fitting.workers import map_in_threads
 
 __all__ = ["OnDevices"]
 
 
 class OnDevices(Wrapper):
-    """Run a defended classifier, or a purifier, on several devices at once: each takes an equal part of the batch.
+    """Run a defended classifier, or a purifier, on several devices; each takes an equal part of the batch.
 
-    A thread a device, on a copy that is made anew at every call, so that it is never out of date; beside a fit that
-    costs nothing. Results are those of one device, up to rounding, unless `seed` is None. Gradients reach the images,
-    and not the weights: training is not what this is for.
+    Each device has a thread and a copy of the module. The copy is made anew at every call, so that it is never out of
+    date; this takes no time beside a fit. Results are those of one device, up to rounding, unless `seed` is None.
+    Gradients reach the images but not the weights, so this is not for training.
 
     Args:
         module: images (B, C, H, W) -> a tensor of B rows, in eval mode.
-        devices: such as `["cuda:0", "cuda:1"]`; the same one twice is allowed.
+        devices: such as `["cuda:0", "cuda:1"]`; a device may be named twice.
 
     Raises:
-        TypeError: module is none.
+        TypeError: `module` is not a module.
         ValueError: no devices, or one that is unknown to torch.
     """
 
@@ -46,28 +46,19 @@ class OnDevices(Wrapper):
             return self._run(images, self.devices[0])
         grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
-        def work(part: Tensor, device: torch.device) -> Tensor:
-            with torch.inference_mode(inference), torch.set_grad_enabled(grad):  # they are each thread's own
-                return self._run(part, device)
+        def work(item: tuple[Tensor, torch.device]) -> Tensor:
+            with torch.inference_mode(inference), torch.set_grad_enabled(grad):  # each thread has its own modes
+                return self._run(*item)
 
-        threads = torch.get_num_threads()
-        share = max(1, threads // len(parts))
-        try:
-            with (
-                self._settings(),
-                ThreadPoolExecutor(len(parts), initializer=torch.set_num_threads, initargs=(share,)) as pool,
-            ):
-                rows = list(pool.map(work, parts, self.devices[: len(parts)]))
-        finally:
-            torch.set_num_threads(threads)  # a worker's number is also that of all threads to come
-        return torch.cat(rows)
+        with self._settings():
+            return torch.cat(map_in_threads(work, list(zip(parts, self.devices, strict=False)), len(parts)))
 
     def _run(self, images: Tensor, device: torch.device) -> Tensor:
         rows: Tensor = copy.deepcopy(self.classifier).to(device)(images.to(device))
         return rows.to(images.device)
 
     def _settings(self) -> contextlib.AbstractContextManager[None]:
-        """The precision of a fit is a setting of the whole process: the first to end must not take it from the rest."""
+        """Set the precision of fits here: it holds for the process, so no device may reset it while others fit."""
         cuda = [device for device in self.devices if device.type == "cuda"]
         return fit_context(cuda[0], "full") if cuda else contextlib.nullcontext()
 

@@ -1,4 +1,4 @@
-"""Storage that does not answer is asked again for half a minute; faults of one file are told from that."""
+"""Requests to storage, repeated for half a minute if it does not answer, but not if one file is at fault."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,19 +12,19 @@ __all__ = ["OutageError", "open_table", "persist"]
 
 T = TypeVar("T")
 
-ITS_OWN = (FileNotFoundError, IsADirectoryError, PermissionError)  # faults of one file; others are an outage
+ITS_OWN = (FileNotFoundError, IsADirectoryError, PermissionError)  # faults of one file; any other OSError is an outage
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before storage is asked again
 
 
 class OutageError(RuntimeError):
-    """Storage does not answer, which is no fault of what is asked for."""
+    """Storage does not answer; the file that was asked for is not at fault."""
 
 
 def persist(name: str, request: Callable[[], T]) -> T:
-    """The result of a request to storage, which is repeated after each of `WAITS` where it fails.
+    """The result of a request to storage, which is repeated after each of `WAITS` if it fails.
 
     Raises:
-        OSError: the file's own fault, at once.
+        OSError: the file is at fault; raised at once.
         OutageError: storage never answered.
     """
     waits = iter(WAITS)
@@ -42,7 +42,7 @@ def persist(name: str, request: Callable[[], T]) -> T:
 
 @contextmanager
 def open_table(folder: Storage, name: str) -> Iterator[Any]:
-    """A Parquet file, opened for pyarrow's reader. Of what that raises, only `OutageError` is no damage of the file."""
+    """A Parquet file, opened for pyarrow's reader. If that raises anything but `OutageError`, the file is damaged."""
     import pyarrow as pa
 
     opened = persist(name, partial(folder.open, name))
@@ -51,7 +51,7 @@ def open_table(folder: Storage, name: str) -> Iterator[Any]:
 
 
 class _Persistent:
-    """A file of which every read is repeated; pyarrow raises OSError for damaged content, too."""
+    """A file whose reads are repeated here, since pyarrow raises OSError for damaged content, too."""
 
     def __init__(self, file: Any, name: str):
         self.file, self.name = file, name
@@ -61,7 +61,7 @@ class _Persistent:
         return persist(self.name, partial(self._read, start, size))
 
     def _read(self, start: int, size: int) -> bytes:
-        self.file.seek(start)  # where a read that failed has left off is unknown
+        self.file.seek(start)  # after a failed read the position is unknown
         return self.file.read(size)  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:

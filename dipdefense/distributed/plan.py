@@ -1,10 +1,11 @@
-"""What a run is cut into, before anything is computed: shards of fixed size and name, the same at every start."""
+"""The shards of a run, fixed before anything is computed: their sizes and names are the same at every start."""
 
 import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
+from dipdefense.arguments import check_integer
 from dipdefense.digest import configuration_hash
 from dipdefense.distributed.storage import Storage
 
@@ -27,8 +28,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in ("images", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_integer(name, getattr(self, name), 1)
 
     def __len__(self) -> int:
         """Shards."""
@@ -54,10 +54,10 @@ class Plan:
         return [shard for shard in range(len(self)) if self.name(shard) not in found]
 
     def settle(self, folder: Storage, settings: dict[str, Any]) -> str:
-        """Keep the run's settings, plain values, in its folder; or find there that they are the same.
+        """Write the run's settings, plain values, to its folder, or check that they are those found there.
 
         Returns:
-            Their hash, which marks the shards: two runs that begin in one empty folder at once both pass here.
+            Their hash, which marks the shards: two runs that begin in one empty folder at once both pass this check.
 
         Raises:
             ValueError: the folder belongs to another run (the message says what differs), or holds other files.
@@ -66,7 +66,7 @@ class Plan:
         mark = configuration_hash(settings)
         found = folder.sizes()
         shards = found.keys() - {FILE}
-        if not shards:  # nothing was made yet, perhaps since the settings were wrong
+        if not shards:  # nothing was made yet, so the settings may still change
             folder.write(FILE, json.dumps(settings, indent=2).encode() + b"\n")
             return mark
         if FILE not in found:

@@ -12,20 +12,20 @@ from dipdefense.distributed.outages import OutageError
 
 __all__ = ["Lost", "Work", "compute"]
 
-TRIES = 3  # after as many workers that it ended an item is given up
+TRIES = 3  # an item is given up after it ended so many workers
 
-Work = Callable[[Any], Any]  # what was sent for an item -> what the driver is told of it; both picklable
+Work = Callable[[Any], Any]  # what is sent for an item -> the answer of the worker; both picklable
 
 
 class Lost(NamedTuple):
     """In place of a result: an item that was given up."""
 
     reason: str
-    killed: bool  # its workers died; else their memory did not suffice, or their device failed
+    killed: bool  # True: its workers died. False: their memory did not suffice, or their device failed
 
 
 class _Failed(NamedTuple):
-    """In place of a result: one try that came to nothing."""
+    """In place of a result: one try that failed."""
 
     reason: str
     killed: bool = False
@@ -42,22 +42,22 @@ def compute(
 ) -> Iterator[tuple[int, Any]]:
     """Give every item to one of the workers, and yield each with its result when it is done.
 
-    An item whose worker dies, runs out of memory or whose device fails is given to a new worker, after the other
-    items; after `TRIES` workers its result is `Lost`. So an item may be computed twice: what is done for it must be
-    harmless to repeat. Where storage does not answer, the item waits behind the others, and the run ends when nothing
-    else is left.
+    If a worker dies, runs out of memory or its device fails, its item is given to a new worker, after the other
+    items; after `TRIES` workers its result is `Lost`. So an item may be computed twice, and its work must be
+    harmless to repeat. If storage does not answer, the item waits behind the others, and the run ends when no other
+    item is left.
 
     Args:
         cluster: where.
         build: makes the work of a worker, once in each; picklable.
-        items: numbers of what is to be done.
+        items: what is to be done, by number.
         part: what is sent to a worker for an item; called when a worker is free for it.
 
     Raises:
         ImportError: ray is not installed.
         ConnectionError: no cluster answers at the address.
         ValueError: more workers, or more CPUs or GPUs for each, than the cluster has.
-        RuntimeError: the work raised anything else, storage does not answer; items that are done stay.
+        RuntimeError: the work raised anything else, or storage does not answer; items that are done stay.
     """
     if not items:
         return
@@ -91,13 +91,15 @@ class _Pool:
     def __init__(self, cluster: Cluster, build: Callable[[], Work], size: int):
         import ray
 
-        # A worker that died is not restarted by Ray: here it is known which item it had.
+        # Ray does not restart a worker that died, since this class knows which item it had.
         self.kind = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus, max_restarts=0)(_Worker)
         self.arguments = ray.put(build), cluster.cpus
-        self.answers: dict[Any, tuple[Any, int | None]] = {}  # awaited: of which worker, to which item; None: it starts
+        self.answers: dict[Any, tuple[Any, int | None]] = {}  # awaited: (worker, item), where None is its start
         self.idle: list[Any] = []
         self.waiting: deque[int] = deque()
-        self.deaths: Counter[int | None] = Counter()  # of workers, by item; of None those in a row while they started
+        self.deaths: Counter[int | None] = (
+            Counter()
+        )  # of workers, by item; None counts those in a row that died while they started
         self.outages = 0  # in a row
         self.patience = TRIES * size
         for _ in range(size):
@@ -131,7 +133,7 @@ class _Pool:
             raise RuntimeError(f"{outage.reason}; start again, finished shards stay")
 
     def end(self) -> None:
-        """Let go of the workers, whatever they do."""
+        """End the workers, whatever they do."""
         import ray
 
         for worker in [*self.idle, *(worker for worker, _ in self.answers.values())]:
@@ -143,7 +145,7 @@ class _Pool:
         self.answers[worker.start.remote(*self.arguments)] = worker, None
 
     def _replace(self, worker: Any, item: int | None, failed: _Failed) -> _Failed | Lost:
-        """Take a new worker, in a process of its own; the item waits again, or is lost."""
+        """Start a new worker, in a process of its own; the item waits again, or is lost."""
         import ray
 
         ray.kill(worker)
@@ -160,7 +162,7 @@ class _Pool:
         return failed
 
     def _postpone(self, item: int, unanswered: _Unanswered) -> _Unanswered | None:
-        """Let the item wait again; after too many outages in a row none does, and this is the last of them."""
+        """Let the item wait again; after too many outages in a row, drop all items and return this outage."""
         self.outages += 1
         if self.outages < self.patience:
             self.waiting.append(item)
@@ -191,7 +193,7 @@ def _get(answer: Any) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """What the work raised, without the lines that Ray adds; where Ray itself failed, the last line, which says why."""
+    """What the work raised, without the lines that Ray adds. If Ray itself failed, the last line, which says why."""
     cause = getattr(error, "cause", None)
     lines = str(cause or error).strip().splitlines() or [""]
     return f"{type(cause or error).__name__}: {lines[0 if cause else -1].strip()}"

@@ -48,7 +48,7 @@ def purify_shards(
         progress: called with (images done, images in all) as shards are finished.
 
     Returns:
-        The images that have an error in place of a purification, and how many images there are.
+        The images that could not be purified, with their errors, and the number of all images.
 
     Raises:
         ImportError: ray is not installed.
@@ -101,7 +101,7 @@ class _Purification:
     def __call__(self, images: Source) -> tuple[list[Record], float]:
         start, records = time.process_time(), {}
         for key, result in purify_each(images.images(), self.purifier, batch_size=len(images), device=self.device):
-            if isinstance(result, torch.OutOfMemoryError):  # perhaps no fault of the image: another worker tries
+            if isinstance(result, torch.OutOfMemoryError):  # the image may not be at fault, so another worker tries
                 raise result
             records[key] = _record(key, result)
         return [records[key] for key in images.keys()], time.process_time() - start  # noqa: SIM118
@@ -133,10 +133,10 @@ def _record(key: str, result: Result | Lost) -> Record:
 def _make(
     cluster: Cluster, shards: Shards, build: Callable[[], _Purification], images: Source, missing: list[int]
 ) -> Iterator[tuple[int, Made]]:
-    """Compute shards; after the others, image by image, those that no worker could finish.
+    """Compute shards. Those that no worker could finish are computed image by image, after the others.
 
     Raises:
-        RuntimeError: for no image of a shard the memory sufficed, or the device worked.
+        RuntimeError: no image of a shard could be purified, for lack of memory or because devices failed.
     """
 
     def send(shard: int) -> tuple[int, Source]:
@@ -167,9 +167,9 @@ def _make(
 def _make_one_by_one(
     cluster: Cluster, shards: Shards, build: Callable[[], _Purification], shard: int, images: Source
 ) -> Made | Lost:
-    """Write a shard whose images are each a task of its own: only one that is lost alone has the error.
+    """Write a shard with one task for each image, so that only an image that is lost alone has an error.
 
-    Where one is lost by memory or device and none can be purified, the machines are at fault, and nothing is written.
+    If no image can be purified, and memory or a device was the cause for one of them, nothing is written.
     """
     start, records, cpu_seconds, keys = time.perf_counter(), {}, 0.0, list(images.keys())
     fault: Lost | None = None
@@ -186,7 +186,7 @@ def _make_one_by_one(
 
 
 def _found(shards: Shards, images: Source, numbers: Sequence[int]) -> dict[int, Made]:
-    """Those of these shards that are there, whole and of this run."""
+    """Those of these shards that exist, are whole and belong to this run."""
 
     def read(shard: int) -> Made | None:
         return shards.read(shard, images.part(*shards.plan.span(shard)))
@@ -196,7 +196,7 @@ def _found(shards: Shards, images: Source, numbers: Sequence[int]) -> dict[int, 
 
 
 def _check(shards: Shards, images: Source, made: dict[int, Made]) -> None:
-    """Every shard is there with the size that it was written with, or is read once more."""
+    """Raise unless every shard exists and is whole; only those whose size has changed are read again."""
     plan, sizes = shards.plan, shards.folder.sizes()
     changed = [
         shard for shard in range(len(plan)) if shard not in made or sizes.get(plan.name(shard)) != made[shard].size

@@ -1,4 +1,4 @@
-"""The Parquet files that a run writes, one record for each image, and what is read back of them."""
+"""The Parquet files that a run writes, one record for each image, and what is read back from them."""
 
 import os
 import socket
@@ -24,7 +24,7 @@ class Failure(NamedTuple):
 
 
 class Made(NamedTuple):
-    """What is known of a shard that is there."""
+    """What is known of a shard that exists."""
 
     size: int  # bytes
     failures: list[Failure]
@@ -32,7 +32,7 @@ class Made(NamedTuple):
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of one run, which marks them, in a folder."""
+    """The shards of one run, which carry its mark, in a folder."""
 
     plan: Plan
     folder: Storage
@@ -63,7 +63,7 @@ class Shards:
         return Made(len(content), _failures([r["key"] for r in records], [r["error"] for r in records]))
 
     def read(self, shard: int, images: Source) -> Made | None:
-        """What a shard holds; None where it is missing, damaged or holds other images, and is to be made again.
+        """What a shard holds; None if it is missing, damaged or holds other images, and must be made again.
 
         Raises:
             OutageError: it cannot be read at present.

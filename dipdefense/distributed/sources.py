@@ -1,4 +1,4 @@
-"""Where images come from: image files, or rows of Parquet files. Either is planned without reading an image."""
+"""The source of images: image files, or rows of Parquet files. A run is planned without reading an image."""
 
 import hashlib
 import io
@@ -28,13 +28,13 @@ class Source(Protocol):
         """The key of each image."""
 
     def part(self, start: int, stop: int) -> "Source":
-        """The images at start:stop, as something small to send to a worker."""
+        """The images at start:stop, as a small object that can be sent to a worker."""
 
     def images(self) -> Iterator[tuple[str, Callable[[], Tensor]]]:
         """The key of each image, and a function that returns it, (C, H, W) in [0, 1], or raises ValueError, OSError."""
 
     def digest(self) -> str:
-        """Names the images, in their order, as far as that is known without reading them."""
+        """A hash that identifies the images and their order, as far as possible without reading them."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Rows:
         return _digest((self.column, *self.pieces))
 
     def _contents(self) -> Iterator[bytes | Exception | None]:
-        """Of each row, or what is wrong with it: a file's fault is that of all its rows that are not read yet."""
+        """The content of each row, or its error; an error of a file is that of all its rows that are not read yet."""
         import pyarrow as pa
 
         for piece in self.pieces:
@@ -155,15 +155,15 @@ class Rows:
 def find_images(where: str, column: str = "image") -> Source:
     """The images of a folder and its subfolders, of a Parquet file, a folder of those, or one image file.
 
-    Of Parquet files only the footers are read. The pixel limit of this process, `images.pixel_limit()`, holds wherever
+    Of Parquet files only the footers are read. The pixel limit of this process, `pixel_limit()`, holds wherever
     the images are read.
 
     Args:
         where: a path, or a URI such as `s3://bucket/folder`.
-        column: of a Parquet file: bytes of an image file, or a struct with a field `bytes` of them.
+        column: of a Parquet file; it holds the bytes of image files, or structs with such a field `bytes`.
 
     Raises:
-        FileNotFoundError: there is nothing.
+        FileNotFoundError: nothing exists there.
         ValueError: no image; both kinds of files; a Parquet file without such a column.
         OutageError: storage does not answer.
     """

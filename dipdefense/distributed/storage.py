@@ -1,4 +1,4 @@
-"""Folders, local or in object storage, by one set of calls."""
+"""One set of calls for local folders and for object storage."""
 
 import os
 import secrets
@@ -14,7 +14,7 @@ OBJECT_STORES = ("s3", "gcs", "abfs")  # pyarrow's names
 
 
 def needs_ray() -> None:
-    """Say what to install, where something is missing.
+    """Raise unless Ray and pyarrow are installed.
 
     Raises:
         ImportError: ray or pyarrow is not installed.
@@ -60,7 +60,7 @@ class Storage:
         return Storage(self.files, self.path.rstrip("/").rpartition("/")[0] or "/")
 
     def inside(self, other: "Storage") -> bool:
-        """Is this the other place, or below it? Of local paths, where they lead is compared."""
+        """Is this the other place, or below it? Symbolic links in local paths are followed."""
         from pyarrow.fs import LocalFileSystem
 
         resolve = os.path.realpath if isinstance(self.files, LocalFileSystem) else str
@@ -70,7 +70,7 @@ class Storage:
         """Is this a folder?
 
         Raises:
-            FileNotFoundError: there is nothing.
+            FileNotFoundError: nothing exists there.
         """
         from pyarrow.fs import FileType
 
@@ -104,10 +104,10 @@ class Storage:
             return file.read()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file of this folder, which is made if missing. Under its name it is never seen half-written.
+        """Write a file of this folder, which is made if missing. Nobody sees the file half-written.
 
-        It is moved to its name, of a local file when the disk has it; but an object, which has no move, appears when
-        it is complete.
+        It is written under another name and then moved, a local file only when the disk has it. Object storage has no
+        move, but an object appears only when it is complete.
         """
         moved = self.files.type_name not in OBJECT_STORES
         path = f"{self.path}/{name}"

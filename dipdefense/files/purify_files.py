@@ -1,4 +1,4 @@
-"""Purify image files, those of one size together."""
+"""Purify image files; those of one size are fitted together."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,7 +26,7 @@ def purify_files(
 ) -> list[ValueError | OSError | torch.OutOfMemoryError]:
     """Purify each source into its target; files of one shape are fitted together and written when they are done.
 
-    At most `batch_size` images wait, fewer if they are large: the shape with the most of them goes first.
+    At most `batch_size` images wait, fewer if they are large. The shape with the most images is fitted first.
 
     Args:
         sources: image files.
@@ -42,7 +42,7 @@ def purify_files(
     Raises:
         ValueError: a batch size below 1, two sources share a target, a target has an unknown suffix, more or fewer
             targets than sources.
-        OSError: a target cannot be written. Both before anything is computed.
+        OSError: a target cannot be written. Both are raised before anything is computed.
     """
     if len(sources) != len(targets):
         raise ValueError(f"targets must be as many as sources, got {len(targets)} for {len(sources)}")

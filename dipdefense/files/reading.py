@@ -1,4 +1,4 @@
-"""Reading image files, with every check on what comes in."""
+"""Reading image files, with all checks of their content."""
 
 import os
 import struct
@@ -20,12 +20,12 @@ __all__ = ["MAX_PIXELS", "READABLE", "decode_image", "list_images", "pixel_limit
 
 READABLE = (*WRITABLE, ".gif", ".pbm", ".pgm", ".pnm", ".ppm")
 
-MAX_PIXELS = 120_000_000  # of a file that is read, unless it is raised: photographs of 108 megapixels pass
+MAX_PIXELS = 120_000_000  # of a file, unless the user raises the limit; photographs of 108 megapixels pass
 
-# Content decides the format, among these only: Pillow would run Ghostscript on an EPS.
+# The content decides the format. Others are not read, since Pillow would run Ghostscript on an EPS file.
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM")
 
-# Pillow's modes that are read, by what becomes of them.
+# The modes of Pillow that are read, by what they are converted to.
 GREY = ("1", "L", "LA")
 COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 GREY_16_BIT = ("I;16", "I;16B", "I;16L")
@@ -62,9 +62,9 @@ def pixel_limit() -> int:
 def read_image(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
     """Read an image file as a viewer shows it: EXIF orientation applied, palette and CMYK as RGB.
 
-    16-bit grey keeps its precision; 16-bit colour comes at 8 bits, all that Pillow reads. A fully opaque
-    alpha channel says nothing and is dropped. Colour profiles and damaged metadata are ignored. Of a camera's
-    multi-picture JPEG the primary picture is read.
+    16-bit grey keeps its precision; 16-bit colour is read at 8 bits, as Pillow has no more. A fully opaque
+    alpha channel is dropped. Colour profiles and damaged metadata are ignored. The primary picture of a camera's
+    multi-picture JPEG is read.
 
     Args:
         path: a PNG, JPEG, TIFF, WebP, BMP, GIF or PNM file; its content counts, not its suffix.
@@ -74,8 +74,8 @@ def read_image(path: str | Path, *, max_pixels: int | None = None) -> Tensor:
         (C, H, W) float32 in [0, 1], C = 1 for grey and 3 for colour.
 
     Raises:
-        OSError: the file is missing, a folder, or closed to this user.
-        ValueError: the file is no image, damaged, too large, transparent, of several frames, or of a mode
+        OSError: the file is missing, a folder, or not readable by this user.
+        ValueError: the file is not an image, damaged, too large, transparent, of several frames, or of a mode
             without a known white level, such as 32-bit grey.
     """
     with Path(path).open("rb") as file:
@@ -90,7 +90,7 @@ def decode_image(file: IO[bytes], name: str, *, max_pixels: int | None = None) -
     """
     limit = pixel_limit() if max_pixels is None else max_pixels
     try:
-        with decoding, warnings.catch_warnings(action="ignore"):  # of metadata
+        with decoding, warnings.catch_warnings(action="ignore"):  # about metadata
             pixels = _decode(file, limit)
     except UnidentifiedImageError as error:
         raise ValueError(f"{name}: not an image ({', '.join(FORMATS)}), or damaged") from error
@@ -126,7 +126,7 @@ def _decode(file: IO[bytes], limit: int) -> np.ndarray[Any, np.dtype[np.float32]
 
 
 def _open(file: IO[bytes]) -> ImageFile.ImageFile:
-    """`Image.open` without Pillow's own limit of pixels, which first only warns, and is one for the whole process."""
+    """`Image.open` without Pillow's own limit of pixels, which at first only warns, and holds for the whole process."""
     Image.init()  # registers the formats
     file.seek(0)
     prefix = file.read(16)
@@ -139,9 +139,9 @@ def _open(file: IO[bytes]) -> ImageFile.ImageFile:
 
 
 def _check_mode(image: ImageFile.ImageFile) -> None:
-    """Refuse the modes, and the TIFF variants of 16-bit grey, whose black or white Pillow does not tell."""
+    """Refuse the modes, and the TIFF variants of 16-bit grey, whose black or white level Pillow does not report."""
     modes = GREY + COLOUR + GREY_16_BIT
-    scaled = image.mode == "I" and image.format == "PPM"  # Pillow brings the maximum that such a file states to 65535
+    scaled = image.mode == "I" and image.format == "PPM"  # Pillow scales the maximum that such a file declares to 65535
     if image.mode not in modes and not scaled:
         unknown = ", whose white level is unknown; convert it to 8-bit or 16-bit grey first"
         remedy = unknown if image.mode in ("I", "F") else "; convert it first"
@@ -155,7 +155,7 @@ def _check_mode(image: ImageFile.ImageFile) -> None:
 def _check_strips(image: ImageFile.ImageFile) -> None:
     """Refuse a TIFF file that lists strips for its upper rows only: Pillow leaves the others black."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        height = image.tag_v2[TiffImagePlugin.IMAGELENGTH]  # as stored: `image.height` is that of the turned image
+        height = image.tag_v2[TiffImagePlugin.IMAGELENGTH]  # as stored; `image.height` is that of the rotated image
         listed = max((extents[3] for _, extents, *_ in image.tile if extents), default=0)  # left, upper, right, lower
         if listed < height:
             raise ValueError(f"the file is damaged: it holds {listed} of {height} rows")
@@ -166,7 +166,7 @@ def _check_rows(file: IO[bytes]) -> None:
     file.seek(16)
     width, height, bits, colour = struct.unpack(">IIBB", file.read(10))
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
-    needed = height * (1 + (width * channels * bits + 7) // 8)  # each row follows one byte; interlaced, several
+    needed = height * (1 + (width * channels * bits + 7) // 8)  # one byte stands before each row; several if interlaced
     inflate, held = zlib.decompressobj(), 0
     for block in _compressed(file):
         while block and held < needed:
@@ -185,7 +185,7 @@ def _compressed(file: IO[bytes]) -> Iterator[bytes]:
         while kind == b"IDAT" and left and (block := file.read(min(left, 2**16))):
             yield block
             left -= len(block)
-        file.seek(left + 4, os.SEEK_CUR)  # the checksum, too
+        file.seek(left + 4, os.SEEK_CUR)  # the checksum is skipped, too
 
 
 def _opaque(image: Image.Image) -> Image.Image:
@@ -202,7 +202,7 @@ def list_images(folder: str | Path) -> list[Path]:
     """Image files directly in a folder, by suffix (`READABLE`, any case), sorted; hidden ones are left out.
 
     Raises:
-        OSError: the folder is missing, no folder, or closed to this user.
+        OSError: the folder is missing, not a folder, or not readable by this user.
         ValueError: it holds no image file.
     """
     paths = sorted(

@@ -1,4 +1,4 @@
-"""Many images through one purifier: those of one shape are fitted together, and each has one result."""
+"""Many images through one purifier: those of one shape are fitted together, and each gets its own result."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -7,12 +7,14 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
 from dipdefense.defence.purifier import Purifier
-from dipdefense.fitting.fit import Progress, is_out_of_memory
+from dipdefense.fitting.fit import Progress
+from dipdefense.fitting.workers import is_out_of_memory
 
 __all__ = ["Purified", "Result", "purify_each"]
 
-HELD = 2**27  # pixel values (half a GiB) that wait at most, but for the last image
+HELD = 2**27  # pixel values (half a GiB) that wait at most, not counting the last image
 
 
 K = TypeVar("K")
@@ -22,10 +24,10 @@ class Purified(NamedTuple):
     """An image after its fit."""
 
     image: Tensor  # (C, H, W) in [0, 1], on the CPU
-    iterations: int  # of its fit; of the longest, where it was cut into tiles
+    iterations: int  # of its fit; if it was cut into tiles, of the longest fit
 
 
-# An image that cannot be read or fitted has its error; of OutOfMemoryError the machine may be at fault.
+# An image that cannot be read or fitted has an error instead; the cause of OutOfMemoryError may be the machine.
 Result = Purified | ValueError | OSError | torch.OutOfMemoryError
 
 
@@ -39,7 +41,7 @@ def purify_each(
 ) -> Iterator[tuple[K, Result]]:
     """Purify images as they are read; at most `batch_size` wait, fewer if they are large.
 
-    The shape with the most images goes first.
+    The shape with the most images is fitted first.
 
     Args:
         sources: a key, and a function that reads the image, (C, H, W) in [0, 1]. Errors name `str(key)`.
@@ -49,15 +51,14 @@ def purify_each(
         progress: called with the images done; a batch under way counts in part.
 
     Yields:
-        Each key with what became of its image, in the order in which they are done. A batch that fails, or for which
+        Each key with the result of its image, in the order in which they are done. A batch that fails, or for which
         the memory does not suffice, is fitted again in halves: only an image that fails alone has an error.
 
     Raises:
         ValueError: a batch size below 1.
         torch.AcceleratorError: the device failed.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_integer("batch_size", batch_size, 1)
     waiting: dict[tuple[int, ...], list[tuple[K, Tensor]]] = defaultdict(list)
     done, shown = 0, 0.0
 
@@ -70,7 +71,7 @@ def purify_each(
 
     def report(images: float) -> None:
         nonlocal shown
-        shown = max(shown, images)  # a batch that is fitted again in parts does not go back
+        shown = max(shown, images)  # does not go back when a batch is fitted again in parts
         if progress is not None:
             progress(shown)
 
@@ -92,14 +93,14 @@ def purify_each(
 def _together(
     batch: list[tuple[K, Tensor]], purifier: Purifier, device: str | torch.device, report: Callable[[float], None]
 ) -> Iterator[tuple[K, Result]]:
-    """The results of images of one shape; where the fit fails, of either half alone, down to the image at fault."""
+    """The results of images of one shape. If the fit fails, each half is fitted alone, down to the image at fault."""
     fault: Exception
     try:
         purified, iterations = _fit([image for _, image in batch], purifier, device, report)
     except torch.AcceleratorError:  # the device is at fault, and would be for every image to come
         raise
     except (ValueError, RuntimeError) as error:
-        fault = error.with_traceback(None)  # whose frames hold on to the memory of the fit
+        fault = error.with_traceback(None)  # its frames would hold the memory of the fit
     else:
         for (key, _), image, count in zip(batch, purified, iterations, strict=True):
             yield key, Purified(image, count)
@@ -121,7 +122,9 @@ def _fit(
     iterations = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
     def watch(state: Progress) -> None:
-        image = state.index % len(images)  # tiles: all images' first, then all images' second
+        image = state.index % len(
+            images
+        )  # tiles come in this order: the first of all images, the second of all images, ...
         iterations.scatter_reduce_(0, image, torch.full_like(image, state.iteration), "amax")
         report(state.share)
 

@@ -17,7 +17,7 @@ from dipdefense.image_tensors import check_images
 
 __all__ = ["WRITABLE", "check_target", "encode_png", "write_image"]
 
-# Suffix -> Pillow's options for saving; only JPEG loses anything, and as little as it can.
+# Suffix -> Pillow's options for saving; only JPEG is lossy, and as little as possible.
 WRITABLE: dict[str, dict[str, Any]] = {
     ".bmp": {"format": "BMP"},
     ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
@@ -33,14 +33,14 @@ def write_image(image: Tensor, path: str | Path) -> None:
     """Write an image to an 8-bit file, rounded to the nearest level, in the format of the suffix.
 
     The file appears under its name only when it is complete: an interrupted write leaves an older file of
-    that name as it was. WebP has no grey, so a grey image comes back from it as colour.
+    that name as it was. WebP has no grey, so a grey image is read back from it as colour.
 
     Args:
         image: (C, H, W) in [0, 1], C = 1 or 3.
         path: file to make or replace; its suffix is a key of `WRITABLE`.
 
     Raises:
-        OSError: the folder is missing, full, or closed to this user.
+        OSError: the folder is missing, full, or not writable by this user.
         TypeError: `image` is not a float tensor.
         ValueError: the suffix is unknown, or the image's shape or range is wrong.
     """
@@ -71,10 +71,10 @@ def _eight_bit(image: Tensor) -> Image.Image:
 
 
 def check_target(path: str | Path) -> None:
-    """Raise what `write_image` would raise for this path, before the work of an hour is done for it.
+    """Raise what `write_image` would raise for this path, before any work is done for it.
 
     Raises:
-        OSError: the folder is missing or closed to this user, or the path is a folder itself.
+        OSError: the folder is missing or not writable by this user, or the path is a folder itself.
         ValueError: the suffix is unknown.
     """
     _saving_options(Path(path))
@@ -93,7 +93,7 @@ def _saving_options(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _beside(path: Path) -> Iterator[IO[bytes]]:
-    """A temporary file in the folder of `path`, gone at the end unless it was moved; errors name `path`."""
+    """A temporary file in the folder of `path`, deleted at the end unless it was moved; errors name `path`."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
@@ -101,5 +101,5 @@ def _beside(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise OSError(error.errno or errno.EIO, error.strerror or str(error), os.fspath(path)) from error
     finally:
-        with suppress(OSError):  # moved when the write succeeded, never made when its folder is missing
+        with suppress(OSError):  # there is none if it was moved, or if its folder is missing
             temporary.unlink()

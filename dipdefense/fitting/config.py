@@ -1,4 +1,4 @@
-"""The numbers of one fit."""
+"""The settings of one fit."""
 
 import inspect
 import math
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dipdefense.arguments import check_integer
 from dipdefense.fitting.inputs import INPUTS
 from dipdefense.fitting.losses import LOSSES
 from dipdefense.fitting.networks import ARCHITECTURES
@@ -18,12 +19,12 @@ from dipdefense.stopping import STOPPING_RULES, StoppingRule
 __all__ = ["GENERATORS", "PRECISIONS", "FitConfig", "build_network", "build_rule"]
 
 GENERATORS: dict[str, type[nn.Module]] = {**ARCHITECTURES, "pixels": Pixels}
-PRECISIONS = ("full", "tf32", "bfloat16")  # full: that of the images, and on CUDA without TF32
+PRECISIONS = ("full", "tf32", "bfloat16")  # full: that of the images, without TF32 on CUDA
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Numbers of one fit; defaults follow the denoising example of Ulyanov et al. (2018).
+    """Settings of one fit; defaults follow the denoising example of Ulyanov et al. (2018).
 
     Plain values only: `FitConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config`.
 
@@ -32,7 +33,7 @@ class FitConfig:
             that the architecture or the stopping rule does not have.
     """
 
-    architecture: str = "skip"  # a key of GENERATORS: the ARCHITECTURES, and `pixels`, which is no network
+    architecture: str = "skip"  # a key of GENERATORS: one of ARCHITECTURES, or `pixels`, which is no network
     architecture_options: Mapping[str, Any] = field(default_factory=dict)  # keywords of its class
     input: str = "noise"  # a key of INPUTS
     input_channels: int = 32  # channels of z; 2 for the meshgrid
@@ -44,7 +45,7 @@ class FitConfig:
     stopping: str = "fixed"  # a key of STOPPING_RULES
     stopping_options: Mapping[str, Any] = field(default_factory=dict)  # keywords of its class
     rollback_db: float = 5.0  # an image whose loss rises by more, in 10 log10, returns to its last good state
-    memory_gb: float = 1.0  # the fit works in chunks of images that stay within it, in GiB
+    memory_gb: float = 1.0  # GiB; the fit works in chunks of images that stay within it
     precision: str = "full"  # of the network, one of PRECISIONS; weights, loss and Adam keep that of the images
     compile: bool = False  # run the network through torch.compile; on CUDA as captured graphs
 
@@ -64,9 +65,7 @@ class FitConfig:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"{name} must be a number, got {value!r}")
         for name, least in (("iterations", 1), ("input_channels", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+            check_integer(name, getattr(self, name), least)
         for name in ("lr", "rollback_db", "memory_gb"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -81,8 +80,8 @@ class FitConfig:
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"{name} must map names to values, got {getattr(self, name)!r}")
             plain = {k: list(v) if isinstance(v, tuple) else v for k, v in getattr(self, name).items()}
-            object.__setattr__(self, name, plain)  # JSON knows lists only
-        with torch.device("meta"):  # refuses bad options at once, and costs nothing
+            object.__setattr__(self, name, plain)  # JSON has lists only
+        with torch.device("meta"):  # on the meta device this checks the options and costs nothing
             build_network(self, out_channels=3)
         warm_up = build_rule(self).warm_up
         if warm_up > self.iterations:
@@ -93,14 +92,14 @@ class FitConfig:
 
 
 def build_network(config: FitConfig, out_channels: int) -> nn.Module:
-    """The generator of a config, initialised from torch's global generator as any module."""
+    """The network of a config, initialised from torch's global random generator like any module."""
     make = GENERATORS[config.architecture]
     _check_options(config.architecture, make, config.architecture_options)
     return make(config.input_channels, out_channels, **config.architecture_options)
 
 
 def build_rule(config: FitConfig) -> StoppingRule:
-    """The stopping rule of a config, at its beginning."""
+    """A new stopping rule, as the config describes it."""
     make = STOPPING_RULES[config.stopping]
     _check_options(config.stopping, make, config.stopping_options)
     return make(**config.stopping_options)

@@ -6,37 +6,34 @@ Each image i has its own network theta_i, and all of them advance together:
 
 Each parameter of B networks is one tensor with a leading dimension B. The losses are summed, never averaged, and
 nothing is clipped globally, so B images advance exactly as each would alone. Weights, z and jitter are functions
-of the seed and the iteration, never of the batch. On the CPU chunks of images are fitted side by side, which divide
-torch's threads among them: its kernels are too short for several.
+of the seed and the iteration, never of the batch. On the CPU several chunks of images are fitted at the same time, and
+torch's threads are divided among them (`workers.py`).
 
 Source: Ulyanov, Vedaldi, Lempitsky (2018), "Deep image prior", eq. (2) and section 3.
 """
 
 import contextlib
-import math
 import secrets
 import threading
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
 from dipdefense.fitting.config import FitConfig, build_rule
 from dipdefense.fitting.losses import Loss
 from dipdefense.fitting.problem import Degrade, Prior, Problem, build_problem, per_row
 from dipdefense.fitting.state import Batch
+from dipdefense.fitting.step import draw_input, is_check, step
+from dipdefense.fitting.workers import Chunks, map_in_threads, most_images, plan_chunks
 from dipdefense.stopping import Iterate
 
-__all__ = ["FitResult", "Progress", "fit", "is_out_of_memory", "fit_context"]
-
-CHECK_EVERY = 10  # iterations between two looks at who leaves and who rolls back
-FITTED = 1e-4  # a loss below it (40 dB) counts as fitted: its ups and downs roll nothing back
+__all__ = ["FitResult", "Progress", "fit", "fit_context"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class FitResult:
     """What a fit returns, one row for each observed image."""
 
     reconstruction: Tensor  # (B, C, H, W) the chosen iterate
-    chosen: Tensor  # (B,) its number, from 1
+    chosen: Tensor  # (B,) the iteration that it comes from, counted from 1
     iterations: Tensor  # (B,) iterations run
     stopped: Tensor  # (B,) bool: the stopping rule ended the fit
     seconds: float
@@ -53,15 +50,15 @@ class FitResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback sees after each iteration. The tensors are the engine's own: read, do not write."""
+    """What a callback sees after each iteration. Do not write to the tensors."""
 
     iteration: int
     index: Tensor  # (B,) positions of the images that advance
-    output: Tensor  # (B, C, H, W) the iterate; the last one before, where the loss jumped
+    output: Tensor  # (B, C, H, W) the iterate; where the loss jumped, the last sane one
     average: Tensor  # (B, C, H, W) its moving average; the iterate itself if `ema` is 0
     loss: Tensor  # (B,)
     sane: Tensor  # (B,) bool: the loss did not jump
-    share: float  # of the work that is done, in [0, 1]; an image that stopped early counts in full
+    share: float  # the part of the work that is done, in [0, 1]; an image that stopped early counts in full
 
 
 def fit(
@@ -80,41 +77,39 @@ def fit(
 
     Args:
         observed: what is fitted, (N, C, H, W); floating, finite; its device and dtype are those of the fit.
-        config: numbers of the fit; `FitConfig()` if None.
-        seed: gives weights, z and jitter; None for fresh entropy (`FitResult.seed` tells which).
+        config: settings of the fit; `FitConfig()` if None.
+        seed: determines weights, z and jitter; None draws a seed, which `FitResult.seed` then holds.
         degrade: A, `degrade(images, index)`; `index` holds the positions in `observed`. Identity if None. Several
-            threads may call it at once, and `loss` too, unless `torch.set_num_threads(1)`.
+            threads may call it, and `loss`, at the same time, unless torch has one thread.
         z: network input, (1 or N, input_channels, H', W'), H' and W' multiples of the network's stride; the
-            reconstruction has its size. If None it is drawn, larger than the image where the stride asks for
-            it: the loss then sees the central crop alone.
+            reconstruction has its size. If None it is drawn; where the sides of the image are no such
+            multiples, it is larger, and the loss sees the central crop.
         loss: `loss(A(output), observed, index) -> (B,)`, in place of `config.loss`.
-        prior: `prior(output, index) -> (B,)`, added to the loss; R in eq. (1) of the paper. None for none.
-        shape: (C, H, W) of the reconstruction, where it is not that of `observed` (or, given z, of z): the centre of
-            the network's output.
-        callback: called with a `Progress` after every iteration of every chunk, never twice at once, though perhaps
-            from another thread; an exception that it raises ends the fit.
+        prior: `prior(output, index) -> (B,)`, added to the loss; R in eq. (1) of the paper. None adds nothing.
+        shape: (C, H, W) of the reconstruction, which is the centre of the network's output; needed where it differs
+            from the shape of `observed` (or, if z is given, from the size of z).
+        callback: called with a `Progress` after every iteration of every chunk, by one thread at a time, which need
+            not be the caller's; an exception that it raises ends the fit.
 
     Returns:
         A `FitResult`; its reconstruction has no gradient.
 
     Raises:
-        TypeError: `observed` is no floating tensor.
+        TypeError: `observed` is not a floating tensor.
         ValueError: a shape that does not fit, values that are not finite, a memory budget below one image, a
             precision that the device or the dtype does not have.
-        RuntimeError: the fit is not finite from its first iteration on.
+        RuntimeError: the loss is not finite at the first iteration.
     """
     start = time.perf_counter()
     config = config or FitConfig()
+    check_integer("seed", seed, 0, none=True)
     seed = secrets.randbits(32) if seed is None else seed
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be None or an integer of at least 0, got {seed!r}")
     device = observed.device if isinstance(observed, Tensor) else torch.device("cpu")
     with fit_context(device, config.precision):
         problem = build_problem(observed, config, seed, degrade, z, loss, prior, shape)
-        run = _Run(problem, config, callback, _Outcome.empty(problem), largest=len(problem.observed))
-        _fit_chunks(run)
-    if run.largest < len(problem.observed):
-        text = f"out of memory: going on with chunks of {run.largest} images; lower memory_gb"
+        run = _fit_chunks(problem, config, callback)
+    if run.chunks.halved:
+        text = f"out of memory: going on with chunks of {run.chunks.largest} images; lower memory_gb"
         warnings.warn(text, stacklevel=2)
     if run.diverged:
         text = f"the fit of images {sorted(run.diverged)} keeps diverging and was ended early: lower lr"
@@ -131,9 +126,9 @@ def fit(
 
 @contextlib.contextmanager
 def fit_context(device: torch.device, precision: str) -> Iterator[None]:
-    """What a fit needs around it in its thread, whatever the caller's modes are."""
+    """Within: gradients on, autocast off, the float32 precision as asked. After: everything as before."""
     settings: list[Any] = []
-    if device.type == "cuda":  # cuDNN wants its two kinds to agree
+    if device.type == "cuda":  # cuDNN requires that its two settings agree
         cudnn: Any = torch.backends.cudnn
         settings = [cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul]
     before = [setting.fp32_precision for setting in settings]
@@ -155,11 +150,10 @@ class _Run:
     config: FitConfig
     callback: Callable[[Progress], None] | None
     outcome: "_Outcome"
-    largest: int  # images of a chunk, at most
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    ended: bool = False  # nothing is to be fitted any more: workers under way stop
-    steps: int = 0  # image-steps done or no longer needed
+    chunks: Chunks
+    steps: int = 0  # iterations done or no longer needed, summed over the images
     diverged: list[int] = field(default_factory=list)  # positions of images that were given up
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, steps: int) -> None:
         with self.lock:
@@ -168,68 +162,44 @@ class _Run:
     def report(self, iteration: int, batch: Batch, losses: Tensor, sane: Tensor) -> None:
         with self.lock:
             self.steps += len(batch.index)
-            if self.callback is None or self.ended:
+            if self.callback is None or self.chunks.ended:
                 return
             share = min(1.0, self.steps / (len(self.problem.observed) * self.config.iterations))
+            progress = Progress(iteration, batch.index, batch.output, batch.state.average, losses, sane, share)
             raised = True
             try:
-                self.callback(Progress(iteration, batch.index, batch.output, batch.average, losses, sane, share))
+                self.callback(progress)
                 raised = False
             finally:
-                self.ended |= raised
+                if raised:
+                    self.chunks.end()  # while the lock is held, so that the callback is not called again
 
 
-def _fit_chunks(run: _Run) -> None:
-    """Fit all images, chunk by chunk, as many workers at once as there are threads and memory for them."""
-    N, device = len(run.problem.observed), run.problem.observed.device
-    one, budget = run.problem.bytes_per_image(), run.config.memory_gb * 2**30
-    if one > budget:
-        least = math.ceil(one / 2**30 * 1000) / 1000
-        raise ValueError(
-            f"memory_gb must be at least {least} for one image of this size, got {run.config.memory_gb}: "
-            "raise it, or cut it into tiles (Purifier(tile=...), purify --tile)"
-        )
-    threads = torch.get_num_threads()
-    alone = device.type != "cpu" or run.config.compile  # a device is one worker; compiling, torch is not thread-safe
-    workers = 1 if alone else min(threads, N, int(budget // one))
-    rounds = math.ceil(N / (workers * (budget // one // workers)))
-    chunks = deque(torch.arange(N, device=device).tensor_split(min(N, workers * rounds)))
+def _fit_chunks(problem: Problem, config: FitConfig, callback: Callable[[Progress], None] | None) -> _Run:
+    """Fit all images, chunk by chunk, with as many workers as there are threads and memory for."""
+    device = problem.observed.device
+    most = most_images(
+        problem.bytes_per_image(),
+        config.memory_gb,
+        "for one image of this size",
+        "raise it, or cut it into tiles (Purifier(tile=...), purify --tile)",
+    )
+    # torch cannot compile in several threads
+    workers, chunks = plan_chunks(len(problem.observed), most, device, alone=config.compile)
+    run = _Run(problem, config, callback, _Outcome.empty(problem), Chunks(chunks))
 
-    def work() -> None:
-        problem = run.problem.thread_copy(run.config.compile)
-        with fit_context(device, run.config.precision):
-            while not run.ended:
-                with run.lock:
-                    if not chunks:
-                        return
-                    index, *rest = torch.split(chunks.popleft(), run.largest)
-                    chunks.extendleft(reversed(rest))
-                try:
-                    _fit_chunk(run, problem, index)
-                except RuntimeError as error:
-                    if not is_out_of_memory(error) or len(index) == 1:
-                        raise
-                    with run.lock:
-                        run.largest = min(run.largest, math.ceil(len(index) / 2))
-                        chunks.appendleft(index)
+    def work(worker: int) -> None:
+        copy = problem.thread_copy(config.compile)
+        with fit_context(device, config.precision):
+            run.chunks.fit_all(lambda index: _fit_chunk(run, copy, index))
 
-    if workers == 1:
-        work()
-        return
-    try:
-        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-            try:
-                for future in as_completed([pool.submit(work) for _ in range(workers)]):
-                    future.result()
-            finally:
-                run.ended = True
-    finally:
-        torch.set_num_threads(threads)  # a worker's number is also that of all threads to come
+    map_in_threads(work, range(workers), workers, on_end=run.chunks.end)
+    return run
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What stays of the images that left: all that grows with their number."""
+    """The results of all images, filled in as the images leave the fit."""
 
     reconstruction: Tensor  # (N, C, H, W)
     chosen: Tensor  # (N,)
@@ -253,43 +223,34 @@ class _Outcome:
 
 def _fit_chunk(run: _Run, problem: Problem, index: Tensor) -> None:
     """Fit the images at `index` together: the one fitting loop."""
-    config = run.config
-    z, observed = problem.z, problem.observed[index]
-    generator = torch.Generator(z.device).manual_seed(problem.jitter_seed)
+    config, observed = run.config, problem.observed[index]
+    generator = torch.Generator(problem.z.device).manual_seed(problem.jitter_seed)
     rule, batch = build_rule(config), Batch.begin(problem.theta, index, run.outcome.reconstruction[index])
     target, hidden = rule.prepare(observed, torch.Generator("cpu").manual_seed(problem.rule_seed))
     hidden = None if hidden is None else hidden.expand_as(target)
-    rise = 10 ** (config.rollback_db / 10)
     for iteration in range(1, config.iterations + 1):
-        if run.ended:
+        if run.chunks.ended:
             return
-        look = iteration == 1 or iteration % CHECK_EVERY == 0 or iteration == config.iterations
-        noise = torch.randn(z.shape[1:], dtype=z.dtype, device=z.device, generator=generator)
-        here = (z if len(z) == 1 else z[batch.index]) + config.jitter * noise
-        theta = {name: state[0].detach().requires_grad_() for name, state in batch.adam.items()}
-        losses, output = problem.losses(theta, here, batch.index, target, hidden)
-        gradient = torch.autograd.grad(losses.sum(), tuple(theta.values()))
+        z = draw_input(problem, batch.index, config.jitter, generator)
+        batch.state, (losses, output, _, sane) = step(
+            problem, batch.state, z, target, iteration, config, index=batch.index, hidden=hidden
+        )
+        check = is_check(iteration, config)
+        if check:
+            run.diverged += batch.count_rollbacks(sane)
         with torch.no_grad():
-            losses, output = losses.detach(), output.detach()
-            sane = losses.isfinite() & (losses <= rise * batch.saved_loss.abs().clamp_min(FITTED))
-            if look:
-                batch.save(sane, losses)
-            batch.adam_step(gradient, config.lr)
-            if look:
-                run.diverged += batch.roll_back(sane)
-            batch.output = torch.where(per_row(sane), output, batch.output)
-            average = output.lerp(batch.average, config.ema if iteration > 1 else 0.0)
-            batch.average = torch.where(per_row(sane), average, batch.average)
-            iterate = Iterate(batch.output, batch.average, observed, sane, problem.operator(batch.index))
-            better, stopped = rule.observe(iterate)
+            average, batch.output = batch.state.average, torch.where(per_row(sane), output, batch.output)
+            better, stopped = rule.observe(
+                Iterate(batch.output, average, observed, sane, problem.operator(batch.index))
+            )
             better &= ~batch.stopped
-            batch.best = torch.where(per_row(better), batch.average, batch.best)
+            batch.best = torch.where(per_row(better), average, batch.best)
             batch.chosen = batch.chosen.masked_fill(better, iteration)
             batch.stopped |= stopped
             batch.done |= stopped
             batch.iterations += 1
         run.report(iteration, batch, losses, sane)
-        if look and _may_leave(batch.done, config):
+        if check and _may_leave(batch.done, config):
             run.outcome.take(batch.rows(batch.done))
             run.count(int(batch.done.sum()) * (config.iterations - iteration))
             stay = ~batch.done
@@ -303,11 +264,5 @@ def _fit_chunk(run: _Run, problem: Problem, index: Tensor) -> None:
 
 
 def _may_leave(done: Tensor, config: FitConfig) -> bool:
-    """Compiled networks keep their shape: there all images leave together."""
+    """May images leave? A compiled network keeps its batch size, so there all images leave together."""
     return bool(done.all() if config.compile else done.any())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has a class for it; MPS and the CPU's allocator say it."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text

@@ -1,9 +1,9 @@
 """The layers of a generator, for one network or a stack of B, as fast as torch's own kernels allow.
 
-A *stacked* parameter has a leading dimension B: layer i of the stack works on image i. Feature maps come in
-*parts* that count as concatenated along their channels; conv(cat(a, b)) = conv(a) + conv(b), so no part is copied
-to stand beside another. A part may be `Doubled`: nearest upsampling that is never carried out.
-docs/performance.md says what each choice is worth.
+A *stacked* parameter has a leading dimension B: layer i of the stack works on image i. Feature maps come in *parts*,
+which stand for their concatenation along the channels. Since conv(cat(a, b)) = conv(a) + conv(b), the concatenation is
+never computed. A part may be `Doubled`, the result of nearest upsampling, which is not computed either.
+docs/performance.md says how much time each choice saves.
 """
 
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ __all__ = ["PADDINGS", "UPSAMPLINGS", "Conv", "Doubled", "Norm", "Part", "reflec
 
 PADDINGS: dict[str, Literal["reflect", "zeros"]] = {"reflection": "reflect", "zero": "zeros"}
 UPSAMPLINGS = ("bilinear", "nearest")
-BROAD = 64  # input pixels a side from which torch's own bilinear upsampling beats a matrix product
-FOLDED = 14 * 14  # pixels from which a convolution of their doubling is cheaper by phases than carried out
+BROAD = 64  # pixels a side above which torch's own bilinear upsampling is faster than a matrix product
+FOLDED = 14 * 14  # pixels from which `_doubled` is faster than a convolution of the doubled map
 
 
 @dataclass(frozen=True)
 class Doubled:
-    """A map (B, C, 2 H, 2 W) by nearest upsampling, kept as the map that it is made of."""
+    """A map (B, C, 2 H, 2 W) made by nearest upsampling, stored as the small map."""
 
     small: Tensor  # (B, C, H, W)
 
@@ -80,10 +80,10 @@ class Conv(nn.Conv2d):
         return self.kernel_size == (3, 3) and self.stride == (1, 1) and small.shape[2:].numel() >= FOLDED
 
     def _doubled(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The same for the doubling of x, by 16 products a pixel of x instead of 36.
+        """The same for x doubled, with 16 products for each pixel of x instead of 36.
 
-        Of 3x3 pixels of a doubling several are equal, so their weights are added up beforehand. What lies between small
-        rows r - 1 and r gives rows 2 r - 1 and 2 r; reflecting a doubling by one pixel repeats its border.
+        Some of any 3x3 pixels of a doubled map are equal, so their weights are added first. Rows r - 1 and r of x give
+        rows 2 r - 1 and 2 r of the result. Reflecting a doubled map by one pixel repeats its border.
         """
         B, outputs = weight.shape[:2]
         weight = torch.stack([phase for rows in _halve(weight, -2) for phase in _halve(rows, -1)], 2).flatten(1, 2)
@@ -99,9 +99,9 @@ class Norm(nn.Module):
     """Normalise each channel of each image to its own mean and variance, scale, shift and, if asked, rectify."""
 
     def __init__(self, channels: int, slope: float = 1.0, sharpness: float | None = None):
-        """`slope` of the leaky rectifier for negative values; 1 leaves them as they are.
+        """`slope` is that of the leaky rectifier for negative values; 1 means no rectifier.
 
-        With a sharpness b its kink is that of log(1 + exp(b x)) / b in place of max(x, 0).
+        With a sharpness b, log(1 + exp(b x)) / b replaces max(x, 0) in it.
         """
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
@@ -111,7 +111,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Part) -> Part:
         """(B, C, H, W) -> same; weight and bias are (C,) or stacked (B, C)."""
-        if isinstance(x, Doubled):  # it has the mean and variance of the map that it is made of
+        if isinstance(x, Doubled):  # doubling changes neither the mean nor the variance
             return Doubled(self(x.small))
         weight, bias = (p.expand(x.shape[:2]).reshape(-1) for p in (self.weight, self.bias))
         flat = x.reshape(1, -1, *x.shape[2:])  # (1, B*C, H, W): every channel of every image is a group
@@ -119,7 +119,7 @@ class Norm(nn.Module):
         if self.slope != 1 and self.sharpness is not None:
             y = self.slope * y + (1 - self.slope) * F.softplus(y, self.sharpness)
         elif self.slope != 1:
-            y = F.leaky_relu_(y, self.slope)  # in place before the view: on a view it would copy
+            y = F.leaky_relu_(y, self.slope)  # in place, before the view, since on a view it would copy
         return y.view(x.shape)
 
 
@@ -132,7 +132,10 @@ def _whole(part: Part) -> Tensor:
 
 
 def _rounded(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Zero channels for grouped kernels, up to five times slower without: x (B, I, H, W), weight (B, O, I, k, k)."""
+    """Add zero channels up to a multiple of 8; without them grouped kernels are up to five times slower.
+
+    x is (B, I, H, W), weight (B, O, I, k, k).
+    """
     inputs = x.shape[1]
     if len(x) == 1 or inputs <= 3 or inputs % 8 == 0:
         return x, weight
@@ -141,7 +144,7 @@ def _rounded(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _halve(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The two weights that are left of three along dim, at odd and at even places of a doubling."""
+    """Three weights along `dim` added up to two, for the odd and for the even places of a doubled map."""
     first, middle, last = weight.unbind(dim)
     return torch.stack([first + middle, last], dim), torch.stack([first, middle + last], dim)
 
@@ -163,28 +166,28 @@ def _doubling(side: int, like: Tensor) -> Tensor:
 
 
 def reflect(x: Tensor, width: int) -> Tensor:
-    """Continue images beyond their borders: (B, C, H, W) -> (B, C, H + 2 width, W + 2 width), 1 <= width < H, W."""
+    """Pad images by reflection: (B, C, H, W) -> (B, C, H + 2 width, W + 2 width), 1 <= width < H, W."""
     padded: Tensor = _Continue.apply(x, width, "reflect")
     return padded
 
 
 def repeat(x: Tensor) -> Tensor:
-    """Continue images by one pixel equal to their border: (B, C, H, W) -> (B, C, H + 2, W + 2)."""
+    """Pad images by one pixel that repeats their border: (B, C, H, W) -> (B, C, H + 2, W + 2)."""
     padded: Tensor = _Continue.apply(x, 1, "replicate")
     return padded
 
 
 class _Continue(torch.autograd.Function):
-    """Padding whose gradient is a few sums of slices: torch's own is slow, and on CUDA not repeatable."""
+    """Padding whose gradient is a few sums of slices; torch's own is slow, and not deterministic on CUDA."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, width: int, mode: str) -> Tensor:
-        ctx.width, ctx.axis = width, int(mode == "reflect")  # does the border itself stay out of the mirror image?
+        ctx.width, ctx.axis = width, int(mode == "reflect")  # 1: the border itself is not repeated
         return F.pad(x, (width,) * 4, mode)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """What lies beyond the border goes where it came from."""
+        """The gradient of a padded pixel is added to that of the pixel that it copies."""
         p, q = ctx.width, ctx.width + ctx.axis
         y = gradient.clone()
         y[..., q : p + q, :] += y[..., :p, :].flip(-2)

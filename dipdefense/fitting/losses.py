@@ -1,4 +1,4 @@
-"""What a fit minimises: the distance of A(f_theta(z)) to the observed image, one number an image."""
+"""What a fit minimises: the distance of A(f_theta(z)) to the observed image, one value for each image."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ def l1(output: Tensor, observed: Tensor) -> Tensor:
 def cosine(output: Tensor, observed: Tensor) -> Tensor:
     """One minus the cosine of the angle between the flattened images: (B, ...), (B, ...) -> (B,) in [0, 2].
 
-    It does not see the scale of the output: the engine multiplies by `least_squares_gain`.
+    It does not depend on the scale of the output, so a fit returns the output times `least_squares_gain`.
     """
     _check_shapes(output, observed)
     return 1 - F.cosine_similarity(output.flatten(1), observed.flatten(1))

@@ -1,10 +1,10 @@
 """The generators f_theta(z): three architectures as plain modules.
 
-Every network maps `(B, C_in, H, W)` to `(B, C_out, H, W)` in [0, 1]; H and W are multiples of `stride`. Its
-parameters may be its own, as in any module, or *stacked*: given through `torch.func.functional_call` with a
-leading dimension B, they make B independent networks that advance in one call, image i through network i.
-Only `Conv` and `Norm` know of it. Normalisation is per image and channel (batch normalisation of a single
-image), so images never meet.
+Every network maps `(B, C_in, H, W)` to `(B, C_out, H, W)` in [0, 1]; H and W are multiples of `stride`. Its parameters
+are its own, as in any module, or *stacked*: passed through `torch.func.functional_call` with a leading dimension B,
+they are B independent networks that one call evaluates, image i by network i. Only `Conv` and `Norm` distinguish the
+two. Normalisation is per image and channel (batch normalisation of a single image), so images do not affect each
+other.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from dipdefense.fitting.layers import PADDINGS, UPSAMPLINGS, Conv, Norm, Part, u
 __all__ = ["ARCHITECTURES", "Autoencoder", "SkipNet", "UNet"]
 
 DOWNSAMPLINGS: dict[str, Callable[[], nn.Module] | None] = {
-    "stride": None,  # the convolution itself steps by 2
+    "stride": None,  # the convolution itself has stride 2
     "max": lambda: nn.MaxPool2d(2),
     "average": lambda: nn.AvgPool2d(2),
 }
@@ -72,7 +72,7 @@ class Norms(nn.ModuleList):
 
 
 class SkipNet(nn.Module):
-    """The hourglass of the deep image prior: every scale passes a few channels across.
+    """The hourglass of the deep image prior, with a few skip channels at every scale.
 
     With 32 input channels, five scales of 128 and 4 skip channels it has 2,217,831 parameters, as published.
 
@@ -82,7 +82,7 @@ class SkipNet(nn.Module):
         in_channels: channels of z.
         out_channels: channels of the image.
         channels: width of each scale, finest first.
-        skip_channels: channels passed across at each scale; 0 for none.
+        skip_channels: width of the skip branch at each scale; 0 for none.
         kernel_down: kernel size of the encoder, one for all scales or one for each; odd.
         kernel_up: kernel size of the decoder.
         kernel_skip: kernel size of the skip branch.
@@ -154,7 +154,7 @@ class SkipNet(nn.Module):
 
 
 class UNet(nn.Module):
-    """Encoder-decoder whose every scale passes all its channels across.
+    """Encoder-decoder whose skip connections carry all channels of every scale.
 
     Source: Ronneberger et al. (2015), figure 1, with padded convolutions and per-image normalisation.
     Arguments as in `SkipNet`.
@@ -201,7 +201,7 @@ class UNet(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder-decoder without skip connections: all detail passes the coarsest scale.
+    """Encoder-decoder without skip connections: all detail passes through the coarsest scale.
 
     Arguments as in `SkipNet`.
     """

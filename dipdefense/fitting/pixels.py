@@ -1,4 +1,4 @@
-"""No network at all: the pixels themselves are what a fit optimises, so that a learning-free prior can be compared."""
+"""A generator without a network: a fit optimises the pixels themselves, to compare with a learning-free prior."""
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
@@ -7,10 +7,10 @@ __all__ = ["Pixels"]
 
 
 class Pixels(nn.Module):
-    """A generator whose only parameter is the image; it takes the size of z and nothing else from it.
+    """A generator whose only parameter is the image; of z it uses the size alone.
 
-    With no other term in the loss it reproduces the observed image, noise and all; it is meant for `prior` of `fit`,
-    such as `total_variation`. Values are not held within [0, 1].
+    Without a prior it reproduces the observed image with its noise, so it is meant for a `prior` of `fit` such as
+    `total_variation`. Its values can leave [0, 1].
     """
 
     stride = 1

@@ -22,18 +22,18 @@ from dipdefense.fitting.losses import LOSSES, SCALE_BLIND, Loss, least_squares_g
 
 __all__ = ["Degrade", "Prior", "Problem", "canvas", "check_shape", "build_problem", "per_row"]
 
-DRAWING = threading.Lock()  # the global generator is every thread's
+DRAWING = threading.Lock()  # held while a module draws from the global generator, which all threads share
 Degrade = Callable[[Tensor, Tensor], Tensor]  # (images (B, C, H, W), index (B,)) -> observed-like (B, ...)
 Prior = Callable[[Tensor, Tensor], Tensor]  # (images (B, C, H, W), index (B,)) -> (B,), added to the loss
 
 
 @dataclass(frozen=True)
 class Problem:
-    """All that does not change along a fit."""
+    """Everything that stays the same during a fit."""
 
     net: nn.Module
     compiled: bool
-    precision: torch.dtype  # what the network computes in; theta, loss and Adam stay as `observed` is
+    precision: torch.dtype  # of the network; theta, loss and Adam have the dtype of `observed`
     theta: dict[str, Tensor]  # initial parameters of the network, shared by all images
     observed: Tensor  # (N, C, H, W)
     z: Tensor  # (1 or N, C_in, H', W')
@@ -43,11 +43,11 @@ class Problem:
     degrade: Degrade
     loss: Loss
     prior: Prior | None
-    blind: bool  # the loss does not see the scale of the output
+    blind: bool  # the loss does not depend on the scale of the output
 
     @cached_property
     def network(self) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
-        """(theta, z) -> images; where it is compiled, CUDA captures it as graphs."""
+        """(theta, z) -> images; if it is compiled, CUDA runs it as captured graphs."""
 
         def call(theta: Mapping[str, Tensor], z: Tensor) -> Tensor:
             image: Tensor = functional_call(self.net, dict(theta), (z,))
@@ -57,7 +57,7 @@ class Problem:
         return torch.compile(call, dynamic=False, mode=mode) if self.compiled else call
 
     def thread_copy(self, compiled: bool) -> "Problem":
-        """The same for a thread of its own: during a call the module holds the parameters that it is given."""
+        """A copy for another thread. Threads cannot share a module, which holds its parameters during a call."""
         return dataclasses.replace(self, net=copy.deepcopy(self.net), compiled=compiled)
 
     def generate(self, theta: Mapping[str, Tensor], z: Tensor) -> Tensor:
@@ -74,8 +74,8 @@ class Problem:
     ) -> tuple[Tensor, Tensor]:
         """Loss of each image, (B,), and its iterate, (B, C, H, W).
 
-        Under `hidden`, a bool mask as `target` (B, ...), the values of `target` stand in for those of the network: its
-        own have neither error nor gradient.
+        Where `hidden`, a bool mask like `target` (B, ...), is True, the values of `target` replace those of the
+        network, so that these have neither error nor gradient.
         """
         output = self.generate(theta, z)
         degraded = self.degrade(output, index)
@@ -89,20 +89,20 @@ class Problem:
         return losses, output * per_row(least_squares_gain(degraded, target)) if self.blind else output
 
     def bytes_per_image(self) -> float:
-        """Memory that one image takes in a fit, by what a step keeps for its backward pass."""
+        """Estimate of the memory of one image in a fit, from what a step keeps for its backward pass."""
         storages: dict[int, int] = {}
 
         def weigh(tensor: Tensor) -> Tensor:
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor.detach()  # the tensor itself would hold its own graph for ever
+            return tensor.detach()  # the tensor itself would keep its graph alive
 
         first = torch.zeros(1, dtype=torch.long, device=self.observed.device)
         theta = {name: parameter[None].clone().requires_grad_() for name, parameter in self.theta.items()}
         with torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
             output = self.losses(theta, self.z[:1], first, self.observed[:1])[1]
-        # theta and its moments twice, gradient, weights laid out anew; images
+        # theta and its moments twice, the gradient, a copy of the weights in another layout; images
         state = 9 * sum(parameter.numel() for parameter in theta.values()) + 6 * output.numel()
-        return 1.5 * sum(storages.values()) + state * output.element_size()  # half as much again in flight
+        return 1.5 * sum(storages.values()) + state * output.element_size()  # and half as much for temporary tensors
 
 
 def build_problem(
@@ -115,7 +115,7 @@ def build_problem(
     prior: Prior | None = None,
     shape: tuple[int, int, int] | None = None,
 ) -> Problem:
-    """The problem of `fit`'s arguments; its errors are those that `fit` names."""
+    """The problem that the arguments of `fit` describe. Raises what `fit` raises for bad arguments."""
     observed = _checked(observed, "observed")
     if config.precision == "tf32" and observed.device.type != "cuda":
         raise ValueError(f"precision tf32 must run on a CUDA device, observed is on {observed.device}: use full")
@@ -140,7 +140,7 @@ def build_problem(
     top, left = ((side - inner) // 2 for side, inner in zip(z.shape[2:], (H, W), strict=True))
     crop = (..., slice(top, top + H), slice(left, left + W))
     if any(is_lazy(parameter) for parameter in net.parameters()):
-        net(z[:1])  # a generator may take its size from z
+        net(z[:1])  # a network may take its size from z
     theta = {name: parameter.detach().to(observed) for name, parameter in net.named_parameters()}
     return Problem(
         net=net,
@@ -160,10 +160,10 @@ def build_problem(
 
 
 def canvas(net: nn.Module, height: int, width: int) -> tuple[int, int]:
-    """The smallest sides that hold an image and that the network takes: multiples of its stride."""
+    """The smallest sides, multiples of the network's stride, that hold an image and that the network accepts."""
     stride = int(net.stride)  # type: ignore[arg-type]
     widest = max((module.kernel_size[0] for module in net.modules() if isinstance(module, Conv)), default=1)
-    least = max(2, widest // 2 + 1) * stride  # the coarsest map can be reflected at its border
+    least = max(2, widest // 2 + 1) * stride  # large enough to reflect the coarsest map at its border
     return max(least, math.ceil(height / stride) * stride), max(least, math.ceil(width / stride) * stride)
 
 
@@ -193,7 +193,7 @@ def _checked_shape(shape: tuple[int, int, int] | None, observed: Tensor) -> tupl
 
 
 def check_shape(shape: tuple[int, int, int]) -> None:
-    """Raise unless a shape is one that an image can have."""
+    """Raise unless a shape is three positive integers."""
     if len(shape) != 3 or not all(isinstance(side, int) and side > 0 for side in shape):
         raise ValueError(f"shape must be three positive integers (C, H, W), got {shape}")
 

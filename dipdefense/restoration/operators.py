@@ -1,4 +1,4 @@
-"""The linear and other operators A of a fit: what happened to the image before it was observed."""
+"""The operators A of a fit: how an image was degraded before it was observed."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dipdefense.arguments import check_integer
 from dipdefense.fitting.problem import Degrade
 
 __all__ = ["downsample", "downsampling", "feature_extractor", "masking"]
@@ -45,11 +46,10 @@ def downsampling(
     border pixels; here both are one operator.
 
     Raises:
-        ValueError: a factor below 2, fewer than 1 lobe, an empty image; none of them an integer.
+        ValueError: a factor below 2, fewer than 1 lobe, an empty image, or a value that is not an integer.
     """
     for name, value, least in (("factor", factor, 2), ("lobes", lobes, 1), ("height", height, 1), ("width", width, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        check_integer(name, value, least)
     rows, columns = (
         torch.from_numpy(_weights(side, factor, lobes)).to(device=device, dtype=dtype) for side in (height, width)
     )
@@ -82,17 +82,17 @@ class _ReachedError(RuntimeError):
 def feature_extractor(classifier: nn.Module, layer: str) -> Iterator[Callable[[Tensor], Tensor]]:
     """A function from images (B, C, H, W) to the output of a layer, (B, ...), while the context lasts.
 
-    The classifier stands in evaluation mode meanwhile, so that images do not meet in a batch normalisation, and is
-    left as it was found. A forward pass ends at the layer (at its first call): what follows costs nothing, and need
-    not fit the size of the images. Several threads may call the function at once.
+    Meanwhile the classifier is in evaluation mode, so that images do not affect each other in a batch normalisation; it
+    is left as it was found. A forward pass ends at the first call of the layer, so later layers cost nothing and need
+    not accept the size of the images. Several threads may call the function at the same time.
 
     Args:
         classifier: any torch module.
         layer: a name of `classifier.named_modules()`.
 
     Raises:
-        ValueError: an unknown layer (the message lists those there are), one that a forward pass never reaches.
-        TypeError: a layer whose output is no tensor.
+        ValueError: an unknown layer (the message lists the known ones), or one that a forward pass never reaches.
+        TypeError: a layer whose output is not a tensor.
     """
     layers = {name: module for name, module in classifier.named_modules() if name}
     if layer not in layers:
@@ -100,7 +100,7 @@ def feature_extractor(classifier: nn.Module, layer: str) -> Iterator[Callable[[T
     mine = threading.local()
 
     def stop(module: nn.Module, inputs: Any, output: Any) -> None:
-        if getattr(mine, "inside", False):  # calls by others pass
+        if getattr(mine, "inside", False):  # calls by other threads pass through
             raise _ReachedError(output)
 
     def extract(images: Tensor) -> Tensor:

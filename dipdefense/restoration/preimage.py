@@ -1,7 +1,7 @@
 """What a classifier's layer sees: natural pre-images of features, and images that excite one channel most.
 
-The same fit as any restoration, with a layer of the classifier as the operator A. It is shown what is returned: plain
-pixels, which can leave [0, 1], are clipped before.
+The same fit as any restoration, with a layer of the classifier as the operator A. Reconstructions are clipped to
+[0, 1] before the classifier sees them, as the results are; only the architecture `pixels` can leave this range.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from dipdefense.restoration.total_variation import weighted_total_variation
 
 __all__ = ["invert_features", "maximise_activation"]
 
-NEVER = 300.0  # dB; an activation has no zero from which a jump of the loss could be told
+NEVER = 300.0  # dB: no roll-backs, since an activation can be negative, and a ratio of two says nothing
 
 
 def invert_features(
@@ -41,9 +41,9 @@ def invert_features(
     Args:
         classifier: any torch module that takes images in [0, 1], on the device of `target`.
         layer: a name of `classifier.named_modules()`.
-        target: images (B, C, H, W) in [0, 1], of which only the features are looked at; or, if `shape` is given, such
-            features themselves, (B, ...).
-        shape: (C, H, W) of the pre-images, where `target` holds features.
+        target: images (B, C, H, W) in [0, 1], whose features are inverted; or, if `shape` is given, the features
+            themselves, (B, ...).
+        shape: (C, H, W) of the pre-images, if `target` holds features.
         config, seed, tv, callback: see `dipdefense.restoration.tasks`.
 
     Returns:
@@ -102,22 +102,22 @@ def maximise_activation(
     tv: float = 0.0,
     callback: Callable[[Progress], None] | None = None,
 ) -> Tensor:
-    """Find a natural image that excites a channel of a layer most, on average over its places.
+    """Find a natural image that excites a channel of a layer most, on average over positions.
 
     Args:
         classifier: any torch module that takes images in [0, 1]; its first parameter gives dtype and device.
         layer: a name of `classifier.named_modules()`.
-        channel: position along the second dimension of its output; a class, where the layer is the last.
+        channel: position along the second dimension of its output; for the last layer, a class.
         shape: (C, H, W) of the image.
-        config, seed, tv, callback: see `dipdefense.restoration.tasks`. A stopping rule that looks at the residual has
-            nothing to look at here.
+        config, seed, tv, callback: see `dipdefense.restoration.tasks`. Stopping rules that look
+            at the residual do not apply here.
 
     Returns:
         (1, C, H, W) in [0, 1].
 
     Raises:
-        TypeError, ValueError: an unknown layer, a channel that it does not have, a shape that no image has, a negative
-            `tv`; what `fit` and `feature_extractor` raise.
+        TypeError, ValueError: an unknown layer, a channel that it does not have, a shape that is not three positive
+            integers, a negative `tv`; what `fit` and `feature_extractor` raise.
 
     Source: Erhan et al. (2009); Ulyanov et al. (2018), section 3.5.
     """

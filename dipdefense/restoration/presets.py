@@ -1,7 +1,7 @@
-"""The numbers of each restoration task: small ones that a CPU bears, and the published ones.
+"""The settings of each restoration task: small ones for a CPU, and the published ones.
 
-`SMALL` holds what the functions of `dipdefense.restoration.tasks` use where they are given no config; `PUBLISHED` what
-the authors of the deep image prior used; `PIXELS` the learning-free rival, for `tv > 0` alone.
+`SMALL` holds the defaults of the functions in `dipdefense.restoration.tasks`, `PUBLISHED` the settings of the authors
+of the deep image prior, `PIXELS` those of the learning-free rival, which needs `tv > 0`.
 """
 
 from dataclasses import replace
@@ -10,8 +10,8 @@ from dipdefense.fitting.config import FitConfig
 
 __all__ = ["PIXELS", "PUBLISHED", "PUBLISHED_INPAINTING", "SMALL", "published_super_resolution"]
 
-# For images of about 128 pixels a side: at 600 iterations denoising (sigma 25/255) is at its best there, and what has
-# no noise gains little more. Nearest upsampling arrives in half the iterations of bilinear.
+# For images of about 128 pixels a side. There denoising (sigma 25/255) is at its best after 600 iterations, and tasks
+# without noise gain little after that. Nearest upsampling needs half the iterations of bilinear.
 _small = FitConfig(
     architecture_options={"channels": [16, 32, 64, 64], "skip_channels": 4, "upsampling": "nearest"},
     input_channels=16,
@@ -24,7 +24,7 @@ SMALL: dict[str, FitConfig] = {
     "inpaint": _small,
     "super_resolve": _small,
     "remove_jpeg_artifacts": _small,
-    "flash_no_flash": replace(_small, iterations=200, jitter=0.0),  # z shows it the edges: it is soon there
+    "flash_no_flash": replace(_small, iterations=200, jitter=0.0),  # z holds the edges, so few iterations suffice
     "invert_features": replace(_small, lr=5e-3),
     "maximise_activation": _small,
 }
@@ -38,9 +38,9 @@ _hourglass = FitConfig(
 _pyramid = [16, 32, 64, 128, 128, 128]
 
 # Source: the supplementary material of Ulyanov et al. (2018) and the notebooks of the authors' code.
-# Differs: the moving average of the iterates is returned wherever z is jittered; there the last network is asked once
-# more, without jitter. `region` has the 1x1 convolutions of every decoder scale, and `flash_no_flash` one upsampling
-# for all scales (there the two finest are nearest).
+# Differs: the moving average of the iterates is returned wherever z is jittered; the authors return the output of the
+# last network without jitter. `region` has a 1x1 convolution at every decoder scale, and `flash_no_flash` has one
+# upsampling for all scales (that of the authors is nearest at the two finest).
 PUBLISHED_INPAINTING: dict[str, FitConfig] = {
     "text": replace(  # kate
         _hourglass,
@@ -75,7 +75,7 @@ PUBLISHED_INPAINTING: dict[str, FitConfig] = {
 
 
 def published_super_resolution(factor: int) -> FitConfig:
-    """The published numbers for x4, also for smaller factors, and for x8."""
+    """The published settings for x4, also used for smaller factors, or for x8."""
     if factor <= 4:
         return replace(_hourglass, iterations=2000, jitter=0.03)
     return replace(_hourglass, iterations=4000, jitter=0.05)
@@ -123,5 +123,5 @@ PUBLISHED: dict[str, FitConfig] = {
     ),
 }
 
-# The moving average takes out what Adam's constant step leaves at the edges.
+# The moving average removes the oscillations that Adam's constant step size leaves at edges.
 PIXELS = FitConfig(architecture="pixels", input_channels=1, iterations=800, jitter=0.0, ema=0.9, memory_gb=4.0)

@@ -2,10 +2,10 @@
 
     min_theta  loss( A(f_theta(z)), observed ) + tv * total_variation( f_theta(z) )
 
-All functions take the same keywords. `config`: numbers of the fit, with any architecture and stopping rule; None for
-the small ones of `tasks.SMALL`, which a CPU bears; `presets.PUBLISHED` holds the published ones. `seed`: as in `fit`.
-`tv`: weight of the total variation in the loss; with `presets.PIXELS` as config it is the only prior, which makes the
-learning-free rival. `callback`: as in `fit`. Images of a batch do not meet.
+All functions take the same keywords. `config`: settings of the fit, with any architecture and stopping rule; None for
+the small ones of `presets.SMALL`, made for a CPU; `presets.PUBLISHED` holds the published ones. `seed`: as in `fit`.
+`tv`: weight of the total variation in the loss; with `presets.PIXELS` as config it is the only prior, which is the
+learning-free rival. `callback`: as in `fit`. Images of a batch do not affect each other.
 
 Source: Ulyanov, Vedaldi, Lempitsky (2018), "Deep image prior", sections 3.1 to 3.6.
 """
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
 from dipdefense.fitting.config import FitConfig, build_network
 from dipdefense.fitting.fit import Progress, fit
 from dipdefense.fitting.losses import masked_mse
@@ -45,7 +46,7 @@ def denoise(
 
     Args:
         images: noisy, (B, C, H, W) in [0, 1].
-        runs: fits, of the seeds `seed`, `seed + 1`, ..., whose results are averaged.
+        runs: how many fits, with the seeds `seed`, `seed + 1`, ..., are averaged.
         config, seed, tv, callback: see the module; `Progress.share` counts all runs.
 
     Returns:
@@ -55,8 +56,7 @@ def denoise(
         TypeError, ValueError: no image batch in [0, 1], fewer than one run, a negative `tv`; what `fit` raises.
     """
     check_images(images)
-    if isinstance(runs, bool) or not isinstance(runs, int) or runs < 1:
-        raise ValueError(f"runs must be an integer of at least 1, got {runs!r}")
+    check_integer("runs", runs, 1)
     total = torch.zeros_like(images)
     for run in range(runs):
 
@@ -80,17 +80,17 @@ def inpaint(
 ) -> Tensor:
     """Fill in unknown pixels: text, holes, or a large share of pixels that are missing.
 
-    What `images` holds where the mask is 0 is never read, be it NaN. A stopping rule that asks for the residual sees 0
-    there, so a noise level sigma counts as sigma times the root of the known share.
+    Pixels where the mask is 0 are never read, so they may be NaN. A stopping rule that looks at the residual sees 0
+    there, so noise of std sigma appears to it as sigma times the square root of the known share.
 
     Args:
         images: (B, C, H, W), in [0, 1] where they are known.
         mask: (B or 1, 1 or C, H, W), boolean or 0 / 1; 1 = known pixel.
-        paste: put the known pixels back into the result, which flatters any figure computed over all of them.
+        paste: put the known pixels back into the result; a score over all pixels is then too good.
         config, seed, tv, callback: see the module.
 
     Returns:
-        (B, C, H, W) in [0, 1], what the network makes of all pixels.
+        (B, C, H, W) in [0, 1], all pixels as the network gives them, unless `paste`.
 
     Raises:
         TypeError, ValueError: no image batch, a mask of another size, not binary or without a known pixel, a negative
@@ -121,7 +121,7 @@ def super_resolve(
     tv: float = 0.0,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Enlarge images: find one whose Lanczos reduction (`operators.downsampling`) they are.
+    """Enlarge images: find larger ones whose Lanczos reduction (`operators.downsampling`) they are.
 
     Args:
         images: small, (B, C, H, W) in [0, 1].
@@ -136,8 +136,7 @@ def super_resolve(
     """
     check_images(images)
     C, H, W = images.shape[1:]
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 2:
-        raise ValueError(f"factor must be an integer of at least 2, got {factor!r}")
+    check_integer("factor", factor, 2)
     degrade = downsampling(factor, factor * H, factor * W, dtype=images.dtype, device=images.device)
     shape = (C, factor * H, factor * W)
     return _fitted("super_resolve", images, config, seed, tv, callback, degrade=degrade, shape=shape)
@@ -151,7 +150,7 @@ def remove_jpeg_artifacts(
     tv: float = 0.0,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Remove blocks and ringing of JPEG compression: (B, C, H, W) in [0, 1] -> same. As `denoise`, other numbers.
+    """Remove blocks and ringing of JPEG compression: (B, C, H, W) in [0, 1] -> same. As `denoise`, with other settings.
 
     Raises:
         TypeError, ValueError: no image batch in [0, 1], a negative `tv`; what `fit` raises.
@@ -188,9 +187,9 @@ def flash_no_flash(
     if flash.shape[2:] != no_flash.shape[2:] or len(flash) not in (1, len(no_flash)):
         shapes = f"{tuple(flash.shape)} and {tuple(no_flash.shape)}"
         raise ValueError(f"flash and no_flash must have one size, got {shapes}")
-    numbers = replace(config or SMALL["flash_no_flash"], input="noise", input_channels=flash.shape[1])
-    z, shape = _on_canvas(flash, numbers), tuple(no_flash.shape[1:])
-    return _fitted("flash_no_flash", no_flash, numbers, seed, tv, callback, z=z, shape=shape)
+    settings = replace(config or SMALL["flash_no_flash"], input="noise", input_channels=flash.shape[1])
+    z, shape = _on_canvas(flash, settings), tuple(no_flash.shape[1:])
+    return _fitted("flash_no_flash", no_flash, settings, seed, tv, callback, z=z, shape=shape)
 
 
 def _fitted(
@@ -202,14 +201,14 @@ def _fitted(
     callback: Callback | None,
     **problem: Any,
 ) -> Tensor:
-    """The result of the fit, in [0, 1]: of all generators only `pixels` can leave it, by what the average has left."""
+    """The result of the fit, clipped to [0, 1], which only the architecture `pixels` can leave."""
     prior = weighted_total_variation(tv)
     result = fit(observed, config or SMALL[task], seed=seed, prior=prior, callback=callback, **problem)
     return result.reconstruction.clamp(0, 1)
 
 
 def _on_canvas(flash: Tensor, config: FitConfig) -> Tensor:
-    """The image in the centre of a canvas that the network takes, continued by its border pixels."""
+    """The image in the centre of a canvas that the network accepts, padded by repeating its border pixels."""
     H, W = flash.shape[2:]
     with torch.device("meta"):
         height, width = canvas(build_network(config, 3), H, W)

@@ -1,4 +1,4 @@
-"""Rules that hold some pixels against others: hidden ones against the fit, or one half against the other."""
+"""Rules that compare pixels: hidden ones with the fit, or one half of the image with the other."""
 
 import torch
 from torch import Tensor
@@ -9,20 +9,20 @@ __all__ = ["SubImage", "Validation"]
 
 
 class Validation(LeastStatistic):
-    """Choose the iterate of least error at pixels that are hidden from the loss, against their observed values.
+    """Choose the iterate with the smallest error at pixels that are hidden from the loss.
 
-    Noise at a hidden pixel cannot be fitted, unless it can be told from the noise around it. All channels of a
-    pixel are hidden together, the same pixels of all images. All pixels are taken as observed, so it is not for a
-    loss that leaves some of them out.
+    The fit cannot reproduce the noise of a hidden pixel, unless the noise around it predicts it. All channels of a
+    pixel are hidden together, and the same pixels in all images. Every pixel counts as observed, so the rule does not
+    suit a loss that leaves some of them out.
 
     Source: self-validation as in Yaman, Hosseini, Akcakaya (2022), "Zero-shot self-supervised learning for MRI
     reconstruction".
     Differs: pixels in place of samples of k-space; the error is smoothed along the fit.
 
     Args:
-        fraction: of the pixels, hidden, in (0, 1).
+        fraction: share of the pixels that are hidden, in (0, 1).
         rate: weight of the newest error, in (0, 1].
-        patience: iterations without a smaller one.
+        patience: iterations without a smaller error.
 
     Raises:
         ValueError: a fraction outside (0, 1), a rate outside (0, 1], patience below 1.
@@ -58,13 +58,13 @@ class Validation(LeastStatistic):
 
 
 class SubImage(Threshold):
-    """Done as soon as what the fit leaves of one half of the pixels no longer shows in the other half.
+    """Done as soon as the residuals of the two halves of the pixels are no longer correlated.
 
     D1 averages one diagonal of each 2x2 cell, D2 the other. Both show the same natural image at half the size, with
     independent noise. With the residual r = y - A x, mean (D1 r)(D2 r) is the energy of the structure that is missing
-    from the fit, less the noise of one half that the fit carries over to the other: it is positive first, and zero
-    about where the two are equal. Needs noise that is independent from pixel to pixel; it may be the same in all
-    channels. All observed values count, so it is not for a loss that leaves some of them out.
+    from the fit, minus the noise of one half that the fit carries over to the other. It is positive at first, and
+    becomes zero about where the two are equal. The noise must be independent from pixel to pixel; it may be the same
+    in all channels. All observed values count, so the rule does not suit a loss that leaves some of them out.
 
     Source: our own; neighbouring sub-images as in Huang et al. (2021), "Neighbor2Neighbor"; the two diagonals as in
     Mansour and Heckel (2023), "Zero-shot Noise2Noise".

@@ -11,7 +11,7 @@ __all__ = ["Discrepancy", "Sure"]
 class Discrepancy(Threshold):
     """Done as soon as the fit is as close to the observed image as the clean one is: mean |A x - y|^2 <= f sigma^2.
 
-    All observed values count, so it is not for a loss that leaves some of them out.
+    All observed values count, so the rule does not suit a loss that leaves some of them out.
 
     Source: Morozov (1966), the discrepancy principle.
 
@@ -33,25 +33,25 @@ class Discrepancy(Threshold):
 
 
 class Sure(LeastStatistic):
-    """Choose the iterate of the least estimated risk; the estimate needs known noise b in what is fitted.
+    """Choose the iterate of the smallest estimated risk. For the estimate, known noise b is added to what is fitted.
 
     With y' = y + tau b, b standard normal, s^2 = sigma^2 + tau^2 and N values,
 
         SURE = 1/N |y' - x|^2 - s^2 + 2 s^2 div,   div = <x - y, b> / (tau N),
 
-    and E[SURE] = E[1/N |x - clean|^2]: by Stein's lemma E<x, b> / tau is the divergence of y' -> x. That y is
-    independent of b, and so adds nothing but a smaller variance, is why it may be taken off x.
+    and E[SURE] = E[1/N |x - clean|^2]: by Stein's lemma E<x, b> / tau is the divergence of y' -> x. Since y is
+    independent of b, subtracting it from x keeps the expectation and lowers the variance.
 
     Source: Stein (1981), "Estimation of the mean of a multivariate normal distribution"; Ramani, Blu, Unser (2008),
     "Monte-Carlo SURE", for a divergence from a random probe.
-    Differs: the probe is not a second evaluation of the whole fit at y + tau b, but noise that the fit itself is
-    given, at the price of a noise level of s in place of sigma. The estimate is smoothed along the fit.
+    Differs: the published probe is a second fit, of y + tau b. Here the only fit is given this noise, so its noise
+    level is s instead of sigma. The estimate is smoothed along the fit.
 
     Args:
         sigma: standard deviation of the Gaussian noise in `observed`, in [0, 1] units such as 25 / 255.
         probe: tau / sigma.
         rate: weight of the newest estimate, in (0, 1].
-        patience: iterations without a smaller one.
+        patience: iterations without a smaller estimate.
 
     Raises:
         ValueError: sigma missing or outside (0, 1], a probe that is not positive, a rate outside (0, 1], patience

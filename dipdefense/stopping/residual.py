@@ -1,9 +1,10 @@
-"""Rules that look at what the fit leaves of the observed image: its worst patch, or what its channels share."""
+"""Rules that look at the residual of the fit: at its worst patch, or at what its channels share."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
 from dipdefense.stopping.rule import Iterate, LeastStatistic, Threshold, check_number
 
 __all__ = ["BlindDiscrepancy", "DIPDefend"]
@@ -16,7 +17,7 @@ class DIPDefend(LeastStatistic):
     s_1 = x_1, b_1 = x_2 - x_1, s_t = a x_t + (1 - a)(s_{t-1} + b_{t-1}), b_t = a (s_t - s_{t-1}) + (1 - a) b_{t-1}.
 
     Source: Dai et al. (2020), "DIPDefend: Deep image prior driven defense against adversarial examples" (a = 0.002).
-    Differs: the fit ends after `patience` iterations without a larger value, where the published one runs on to a
+    Differs: the fit ends after `patience` iterations without a larger value, where the published one runs for a
     fixed number. Sides that are no multiple of the patch are divided evenly into larger windows, which may share a
     row or column.
 
@@ -32,10 +33,9 @@ class DIPDefend(LeastStatistic):
     def __init__(self, patch: int = 32, rate: float = 0.002, patience: int = 200):
         super().__init__(patience)
         check_number("rate", rate, 1)
-        if not isinstance(patch, int) or patch < 1:
-            raise ValueError(f"patch must be an integer of at least 1 pixel, got {patch!r}")
+        check_integer("patch", patch, 1)
         self.patch = patch
-        self.weight = rate  # `rate` smooths a second time: it stays 1
+        self.weight = rate  # the base class would smooth a second time by its own `rate`, which stays 1
 
     def statistic(self, iterate: Iterate) -> Tensor:
         """-s_t of each image, (B,), in decibels."""
@@ -68,15 +68,15 @@ class BlindDiscrepancy(Threshold):
         mean (sum_c r_c)^2 / C <= f s^2,   s^2 = mean over c of mean (m * y_c)^2 / 36,   m = [1 -2 1]^T [1 -2 1].
 
     The right side is the variance of the noise: the mask m, of squared norm 36, cancels what is smooth along a row or
-    a column. The left side has the same expectation for noise that is independent from channel to channel; structure
-    that is missing from the fit is much the same in all channels, and counts C times. No sigma need be known, and the
-    noise may have any distribution and vary with the image.
+    a column. The left side has the same expectation for noise that is independent from channel to channel. Structure
+    that is missing from the fit is similar in all channels, so it counts about C times. Sigma need not be known, and
+    the noise may have any distribution and vary with the image.
 
-    Needs noise that is independent from pixel to pixel and from channel to channel: not that of JPEG, of demosaicing
-    or of a grey photograph stored as RGB, no adversarial perturbation; there the fit stops too late, or not at all.
-    With one channel it is `Discrepancy` with an estimated sigma. `SubImage` stops closer to the best iterate there,
-    and where the channels share their noise. All observed values count, so it is not for a loss that leaves some of
-    them out.
+    The noise must be independent from pixel to pixel and from channel to channel. That of JPEG, of demosaicing or of a
+    grey photograph stored as RGB is not, and an adversarial perturbation is not: there the fit stops too late, or not
+    at all. With one channel the rule is `Discrepancy` with an estimated sigma. `SubImage` stops closer to the best
+    iterate with one channel, and where the channels share their noise. All observed values count, so the rule does not
+    suit a loss that leaves some of them out.
 
     Source: our own; the mask is that of Immerkaer (1996), "Fast noise variance estimation".
 

@@ -1,4 +1,4 @@
-"""What the engine asks of a stopping rule, what the rule sees, and the two ways in which rules decide.
+"""The interface of a stopping rule, what a rule sees, and the two ways in which rules decide.
 
 A rule sees the batch at every iteration and answers with two masks: the images whose current iterate is the
 best so far, and the images that are done. It holds its state along a leading dimension B and drops the rows of
@@ -13,37 +13,39 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
+
 __all__ = ["Fixed", "Iterate", "LeastStatistic", "StoppingRule", "Threshold", "check_number"]
 
 
 @dataclass(frozen=True)
 class Iterate:
-    """What a rule sees of one iteration, one row an image. The tensors are the engine's own: read, do not write."""
+    """What a rule sees of one iteration, one row for each image. Do not write to the tensors."""
 
-    output: Tensor  # (B, C, H, W) the iterate; the last sane one, where the loss jumped
+    output: Tensor  # (B, C, H, W) the iterate; where the loss jumped, the last sane one
     average: Tensor  # (B, C, H, W) its moving average: what the fit would return now
-    observed: Tensor  # (B, ...) the images that the fit was given, whatever `prepare` made of them
-    sane: Tensor  # (B,) bool; an image whose loss jumped is passed over, as if this iteration had not been
+    observed: Tensor  # (B, ...) the images that the fit was given, before `prepare`
+    sane: Tensor  # (B,) bool; False where the loss jumped: the rule ignores this iteration of the image
     degrade: Callable[[Tensor], Tensor]  # A
 
     @cached_property
     def fitted(self) -> Tensor:
-        """A(average), (B, ...) as `observed`, without gradient; computed for the rules that ask."""
+        """A(average), (B, ...) as `observed`, without gradient; computed only if a rule uses it."""
         with torch.no_grad():
             return self.degrade(self.average)
 
 
 class StoppingRule:
-    """A rule that leaves the fit as it is, and the state that every rule holds."""
+    """The base of all rules: it fits what was observed, and holds the state of the rule."""
 
-    warm_up = 1  # iterates before the first that is judged; until then the newest is the choice
-    least_side = 1  # of the observed images, in pixels
+    warm_up = 1  # iterates that the rule sees before it judges; until then the newest is chosen
+    least_side = 1  # smallest side of the observed images that the rule accepts, in pixels
 
     def __init__(self) -> None:
-        self.state: dict[str, Tensor] = {}  # one row an image: what the rule needs to go on
+        self.state: dict[str, Tensor] = {}  # one row for each image
 
     def prepare(self, observed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Say what is fitted; called once, before the first iteration.
+        """Determine what is fitted; called once, before the first iteration.
 
         Args:
             observed: (B, ...) what the fit was given.
@@ -63,11 +65,11 @@ class StoppingRule:
         return observed, None
 
     def observe(self, iterate: Iterate) -> tuple[Tensor, Tensor]:
-        """Look at the next iterates.
+        """Judge the next iterates.
 
         Returns:
-            Two (B,) masks: the current iterate is the one to return so far; the image is done. The engine remembers
-            who is done, and asks no more about it.
+            Two (B,) masks: the images whose current iterate is the best so far, and the images that are done. The fit
+            remembers the latter and ignores what the rule says of them later.
         """
         raise NotImplementedError
 
@@ -76,7 +78,7 @@ class StoppingRule:
         self.state = {name: rows[alive] for name, rows in self.state.items()}
 
     def _smooth(self, statistic: Tensor, sane: Tensor, rate: float) -> Tensor:
-        """Exponential average of a statistic (B,), from its first value on; it stands still where not sane."""
+        """Exponential average of a statistic (B,), which starts at its first value; not updated where not sane."""
         before = self.state.get("smooth", statistic)
         self.state["smooth"] = torch.where(sane, torch.lerp(before, statistic, rate), before)
         return self.state["smooth"]
@@ -91,15 +93,14 @@ class Fixed(StoppingRule):
 
 
 class LeastStatistic(StoppingRule):
-    """Choose the iterate of the least smoothed statistic; done when it has not fallen for `patience` iterations.
+    """Choose the iterate of the smallest smoothed statistic; done when that has not fallen for `patience` iterations.
 
-    A rule of this kind gives `statistic`, or an `observe` of its own that ends in `_judge`.
+    A subclass defines `statistic`, or its own `observe` that ends in `_judge`.
     """
 
     def __init__(self, patience: int, rate: float = 1.0):
         super().__init__()
-        if not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"patience must be an integer of at least 1 iteration, got {patience!r}")
+        check_integer("patience", patience, 1)
         check_number("rate", rate, 1)
         self.patience = patience
         self.rate = rate
@@ -121,7 +122,7 @@ class LeastStatistic(StoppingRule):
         self.state["since"] = torch.zeros_like(self.state["seen"])  # sane iterates since then
 
     def _judge(self, statistic: Tensor, sane: Tensor, ready: Tensor) -> tuple[Tensor, Tensor]:
-        """Before an image is `ready` its newest iterate is the choice."""
+        """Before an image is `ready` its newest iterate is chosen."""
         state, judged = self.state, sane & ready
         better = judged & (statistic < state["least"])
         state["least"] = torch.where(better, statistic, state["least"])
@@ -149,7 +150,7 @@ class Threshold(StoppingRule):
 
 
 def check_number(name: str, value: float, most: float = math.inf) -> None:
-    """Refuse what is no number in (0, most]; an infinite one, too."""
+    """Raise unless a value is a finite number in (0, most]."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or not 0 < value <= most:
         wanted = "be positive and finite" if math.isinf(most) else f"lie in (0, {most}]"

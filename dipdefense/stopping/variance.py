@@ -1,25 +1,26 @@
-"""Rules that watch how much the iterates vary: least where the fit lingers at the natural image."""
+"""Rules that look at the variance of the iterates: it is smallest where the fit stays at the natural image."""
 
 import math
 
 import torch
 from torch import Tensor
 
+from dipdefense.arguments import check_integer
 from dipdefense.stopping.rule import Iterate, LeastStatistic
 
 __all__ = ["ExponentialMovingVariance", "WindowedMovingVariance"]
 
-PIXELS = 4096  # values of an image that a window holds; larger images are read on a regular grid
+PIXELS = 4096  # values of an image that a window holds; larger images are sampled on a regular grid
 
 
 class WindowedMovingVariance(LeastStatistic):
-    """ES-WMV: the variance of the last W iterates is smallest where the fit lingers at the natural image.
+    """ES-WMV: the variance of the last W iterates is smallest where the fit stays at the natural image.
 
     Var_k = 1/W sum_{w<W} |x_{k-w} - mean|^2.
 
     Source: Wang et al. (2023), "Early stopping for deep image prior", algorithm 1 (W = 100, P = 1000).
     Differs: the variance is taken over about 4096 values of a larger image, on a regular grid, so that a window
-    of W iterates stays small; until W iterates are there the newest is the choice.
+    of W iterates stays small. Until there are W iterates, the newest is chosen.
 
     Args:
         window: W, iterates.
@@ -31,8 +32,7 @@ class WindowedMovingVariance(LeastStatistic):
 
     def __init__(self, window: int = 100, patience: int = 1000):
         super().__init__(patience)
-        if not isinstance(window, int) or window < 2:
-            raise ValueError(f"window must be an integer of at least 2 iterates, got {window!r}")
+        check_integer("window", window, 2)
         self.window = self.warm_up = window
 
     def observe(self, iterate: Iterate) -> tuple[Tensor, Tensor]:

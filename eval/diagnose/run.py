@@ -10,6 +10,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from attacks.gradient import validate
+from dipdefense.defence.logits import check_logits
 from eval.clock import clock
 from eval.diagnose.budget import monotone, unbounded
 from eval.diagnose.finding import Finding
@@ -144,7 +145,6 @@ def _validate(
     if len(images) < LEAST:
         raise ValueError(f"images must be at least {LEAST}, got {len(images)}: fewer show nothing beyond chance")
     logits = asked(model, images[:1], seed)
-    if logits.dim() != 2 or len(logits) != 1 or not logits.isfinite().all():
-        raise ValueError(f"model must return finite logits (B, K), got shape {tuple(logits.shape)}")
+    check_logits(logits, 1, "model")
     if int(labels.max()) >= logits.shape[1]:
         raise ValueError(f"labels must be below the model's {logits.shape[1]} classes, got {int(labels.max())}")

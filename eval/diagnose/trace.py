@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from attacks import pgd
 from attacks.isolation import as_found
 from attacks.margin import margin as logit_margin
+from dipdefense.defence.logits import check_logits
 
 __all__ = ["NoGradientError", "Trace", "asked", "margin", "require_gradient", "trace"]
 
@@ -97,6 +98,5 @@ class _Watched(nn.Module):
 
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:
-    if logits.dim() != 2 or len(logits) != len(labels) or not logits.isfinite().all():
-        raise ValueError(f"model must return finite logits (B, K), got shape {tuple(logits.shape)}")
+    check_logits(logits, len(labels), "model")
     return logit_margin(logits, labels)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from dipdefense import Decision, DefendedClassifier, Purifier
+from dipdefense.defence.logits import check_logits
 from dipdefense.digest import configuration_hash, describe
 from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.metrics import psnr, ssim
-from eval.probe import Answers, check_logits, probe, probe_images
+from eval.probe import Answers, probe, probe_images
 from eval.records import Record, Records, made_with
 from eval.robustness.config import (
     CRAFTED_ON,

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from attacks import ATTACKS, CONTROLS
 from attacks.gradient import NORMS_OF
 from dipdefense import Purifier
+from dipdefense.defence.logits import check_logits
 from dipdefense.digest import configuration_hash, describe, fingerprint
 from eval.datasets import ImageDataset
-from eval.probe import check_logits, probe_images
+from eval.probe import probe_images
 from eval.records import Record, digest
 
 __all__ = [

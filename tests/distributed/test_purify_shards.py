@@ -351,7 +351,7 @@ def test_a_plan_covers_each_image_once(tmp_path):
     store.write(plan.name(3), b"")
     assert plan.missing(store) == [0, 1, 2, *range(4, 16)]
     for numbers, name in (((0, 1), "images"), ((1, 0), "shard_size")):
-        with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got 0"):
             Plan(*numbers)
 
 
@@ -593,9 +593,9 @@ def test_machines_must_agree():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"workers": 0}, "workers must be at least 1, got 0"),
-        ({"cpus": 0}, "cpus must be at least 1, got 0"),
-        ({"gpus": -1}, "gpus must be at least 0, got -1"),
+        ({"workers": 0}, "workers must be None or an integer of at least 1, got 0"),
+        ({"cpus": 0}, "cpus must be an integer of at least 1, got 0"),
+        ({"gpus": -1}, "gpus must be an integer of at least 0, got -1"),
         ({"address": "somewhere"}, "address must be HOST:PORT or auto, .*, got 'somewhere'"),
         ({"address": "ray://head:10001"}, "address must be HOST:PORT or auto"),
     ],
@@ -623,7 +623,7 @@ def test_a_port_that_is_not_rays_is_refused(monkeypatch):
     ("arguments", "message"),
     [
         (("--engine", "dask"), "engine must be one of local, ray, got 'dask'"),
-        (("--engine", "ray", "--workers", "0"), "workers must be at least 1, got 0"),
+        (("--engine", "ray", "--workers", "0"), "workers must be None or an integer of at least 1, got 0"),
         (("--engine", "ray", "--device", "cpu"), "--device must be left out with --engine ray"),
         (("--workers", "2"), "--workers must come with --engine ray"),
     ],

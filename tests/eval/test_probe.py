@@ -70,5 +70,5 @@ def test_a_classifier_that_draws_afresh_has_no_answer(net, images):
 def test_logits_must_be_finite(images):
     with pytest.raises(ValueError, match="classifier must return finite logits"):
         probe(lambda x: torch.full((len(x), 3), torch.nan), images)
-    with pytest.raises(ValueError, match="classifier must return finite logits"):
+    with pytest.raises(ValueError, match=r"classifier must return logits \(B, K\) for 1 image, got shape"):
         probe(lambda x: x, images)

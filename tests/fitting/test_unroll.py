@@ -203,7 +203,7 @@ def test_bad_numbers_are_refused():
         pull_back(images(), {25: cotangent()}, TINY, seed=0)
     with pytest.raises(ValueError, match="cotangents must be given"):
         pull_back(images(), {}, TINY, seed=0)
-    with pytest.raises(ValueError, match="last must be at least 1 step, got 0"):
+    with pytest.raises(ValueError, match="last must be None or an integer of at least 1, got 0"):
         pull_back(images(), {24: cotangent()}, TINY, seed=0, last=0)
     with pytest.raises(ValueError, match="loss must not be l1 where a fit is unrolled"):
         pull_back(images(), {24: cotangent()}, replace(TINY, loss="l1"), seed=0)

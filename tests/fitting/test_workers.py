@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dipdefense import FitConfig, fit
+from dipdefense.fitting.workers import is_out_of_memory, map_in_threads, plan_chunks
 
 TINY = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=30)
 
@@ -173,3 +174,53 @@ def test_a_fit_within_a_fit_and_fits_of_several_threads_draw_the_same_weights():
     assert min(decibels(image, outer[0]) for image in outer) > 100
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(fit(images(2), TINY).reconstruction, alone)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "alone", "workers", "sizes"),
+    [
+        (5, 100, False, 2, [3, 2]),
+        (5, 4, False, 2, [2, 1, 1, 1]),
+        (1, 100, False, 1, [1]),
+        (5, 1, False, 1, [1] * 5),
+        (5, 100, True, 1, [5]),
+        (5, 3, True, 1, [3, 2]),
+    ],
+)
+def test_images_are_divided_equally_and_within_memory(count, most, alone, workers, sizes):
+    found, chunks = plan_chunks(count, most, torch.device("cpu"), alone=alone)
+    assert found == workers
+    assert [len(chunk) for chunk in chunks] == sizes
+    assert torch.cat(chunks).tolist() == list(range(count))
+
+
+def test_results_keep_the_order_of_the_items_and_torch_its_threads():
+    def work(item: int) -> tuple[int, int]:
+        time.sleep(0.02 * (3 - item))
+        return item, torch.get_num_threads()
+
+    assert map_in_threads(work, [0, 1, 2], 2) == [(0, 1), (1, 1), (2, 1)]
+    assert map_in_threads(work, [0, 1], 1) == [(0, 2), (1, 2)]
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_of_an_item_is_raised_and_the_rest_never_begin():
+    begun, told = [], threading.Event()
+
+    def work(item: int) -> None:
+        begun.append(item)
+        if item == 0:
+            raise LookupError("mine")
+        assert told.wait(30)
+
+    with pytest.raises(LookupError, match="mine"):
+        map_in_threads(work, list(range(100)), 2, on_end=told.set)
+    assert len(begun) < 100
+    assert torch.get_num_threads() == 2
+
+
+def test_only_errors_that_mean_it_count_as_out_of_memory():
+    assert is_out_of_memory(torch.OutOfMemoryError("any"))
+    assert is_out_of_memory(RuntimeError("MPS backend out of memory"))
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not is_out_of_memory(RuntimeError("shapes differ"))

@@ -265,7 +265,7 @@ def test_the_chosen_iterate_of_a_fit_beats_its_last(name, options):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DIPDefend(patch=0), "patch must be an integer of at least 1 pixel, got 0"),
+        (lambda: DIPDefend(patch=0), "patch must be an integer of at least 1, got 0"),
         (lambda: DIPDefend(rate=0), r"rate must lie in \(0, 1\], got 0"),
         (lambda: DIPDefend(patience=0), "patience must be an integer of at least 1"),
         (lambda: Discrepancy(), "sigma must be given in .* such as 25/255 and be positive, got None"),

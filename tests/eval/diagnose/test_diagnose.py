@@ -302,8 +302,9 @@ def test_refuses_models_and_images(net):
         diagnose(net, IMAGES.byte(), LABELS, **SHORT)
     with pytest.raises(ValueError, match="labels must be below the model's 10 classes, got 10"):
         diagnose(net, IMAGES, LABELS.clamp(min=10), **SHORT)
-    for wrong in (nn.Flatten(0), lambda logits: logits * math.nan):
-        with pytest.raises(ValueError, match=re.escape("model must return finite logits (B, K)")):
+    wrongs = ((nn.Flatten(0), "logits (B, K) for 1 image, got shape (10,)"), (lambda x: x * math.nan, "finite logits"))
+    for wrong, wanted in wrongs:
+        with pytest.raises(ValueError, match=re.escape(f"model must return {wanted}")):
             diagnose(Broken(net, after=wrong).eval(), IMAGES, LABELS, **SHORT)
     with pytest.raises(NoGradientError, match="not have been used"):
         trace(Broken(net, detach), IMAGES, LABELS, eps=EPS, steps=1)

@@ -237,7 +237,7 @@ def test_bad_settings_are_refused(settings, message):
 def test_bad_runs_are_refused(tmp_path, classifier, digits):
     with pytest.raises(ValueError, match="n must be at most the 449 images of digits, got 450"):
         run(classifier, digits, tmp_path, dataclasses.replace(RUN, n=450))
-    with pytest.raises(ValueError, match="classifier must return finite logits"):
+    with pytest.raises(ValueError, match=r"classifier must return logits \(B, K\) for 1 image, got shape"):
         run(nn.Flatten(0).eval(), digits, tmp_path)
     with pytest.raises(ValueError, match="classifier must return finite logits"):
         run(nn.Sequential(nn.Flatten(), nn.Threshold(2, float("nan"))).eval(), digits, tmp_path)

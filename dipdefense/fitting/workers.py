@@ -1,0 +1,122 @@
+"""Images divided into chunks, and chunks fitted side by side by worker threads.
+
+On the CPU the kernels of a small fit are too short for several threads each, so torch's threads are divided among the
+workers. Another device has one worker.
+"""
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Chunks", "is_out_of_memory", "map_in_threads", "most_images", "plan_chunks"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def most_images(bytes_each: float, memory_gb: float, task: str, remedy: str) -> int:
+    """How many images a memory budget holds at once.
+
+    Raises:
+        ValueError: not even one; the message names the task that needs the memory, and a remedy.
+    """
+    most = int(memory_gb * 2**30 // bytes_each)
+    if most < 1:
+        least = math.ceil(bytes_each / 2**30 * 1000) / 1000
+        raise ValueError(f"memory_gb must be at least {least} {task}, got {memory_gb}: {remedy}")
+    return most
+
+
+def plan_chunks(images: int, most: int, device: torch.device, *, alone: bool = False) -> tuple[int, list[Tensor]]:
+    """Divide images among workers, as equally as possible.
+
+    Args:
+        images: how many there are.
+        most: how many all workers together may hold at the same time.
+        device: where they are fitted; only the CPU has several workers.
+        alone: one worker in any case.
+
+    Returns:
+        The number of workers, and the positions of the images of each chunk.
+    """
+    workers = 1 if alone or device.type != "cpu" else min(torch.get_num_threads(), images, most)
+    rounds = math.ceil(images / (workers * (most // workers)))
+    return workers, list(torch.arange(images, device=device).tensor_split(min(images, workers * rounds)))
+
+
+def map_in_threads(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, *, on_end: Callable[[], None] = lambda: None
+) -> list[Result]:
+    """The results of `work` for all items, in their order.
+
+    One worker is the caller's own thread. Several divide torch's threads, whose number is put back at the end. The
+    first error is raised once all items that have begun are done; the others never begin. `on_end` is called before
+    that wait, so that it can tell those that have begun to stop, and when all are done.
+    """
+    if workers == 1:
+        return [work(item) for item in items]
+    threads = torch.get_num_threads()
+    share = max(1, threads // workers)
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
+            futures = [pool.submit(work, item) for item in items]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            finally:  # also when the user interrupts
+                on_end()
+                pool.shutdown(wait=False, cancel_futures=True)
+            return [future.result() for future in futures]
+    finally:
+        torch.set_num_threads(threads)  # a number set in one thread is also that of all threads to come
+
+
+class Chunks:
+    """Chunks of images that workers take in turn. A chunk that runs out of memory is halved, and so are the rest."""
+
+    def __init__(self, chunks: Sequence[Tensor]):
+        self.waiting = deque(chunks)
+        self.largest = max(len(chunk) for chunk in chunks)  # images of a chunk, at most
+        self.halved = False
+        self.ended = False  # nothing more is to be fitted: workers that have begun stop
+        self.lock = threading.Lock()
+
+    def fit_all(self, fit_chunk: Callable[[Tensor], None]) -> None:
+        """Fit chunks, in the thread of one worker, until none is left; raises what `fit_chunk` raises."""
+        while (index := self._take()) is not None:
+            try:
+                fit_chunk(index)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or len(index) == 1:
+                    raise
+                self._halve(index)
+
+    def end(self) -> None:
+        """Let no worker take another chunk."""
+        self.ended = True
+
+    def _take(self) -> Tensor | None:
+        """The positions (B,) of the images of the next chunk; None at the end."""
+        with self.lock:
+            if self.ended or not self.waiting:
+                return None
+            index, *rest = torch.split(self.waiting.popleft(), self.largest)
+            self.waiting.extendleft(reversed(rest))
+            return index
+
+    def _halve(self, index: Tensor) -> None:
+        with self.lock:
+            self.halved, self.largest = True, min(self.largest, math.ceil(len(index) / 2))
+            self.waiting.appendleft(index)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did the device run out of memory? CUDA has a class for it; MPS and the CPU's allocator say so in words."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text

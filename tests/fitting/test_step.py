@@ -1,0 +1,112 @@
+"""One iteration of the fit: the two updates of Adam, and the step in place beside the step with a graph."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dipdefense import FitConfig
+from dipdefense.fitting.problem import build_problem
+from dipdefense.fitting.step import State, adam_in_place, adam_with_graph, begin, draw_input, is_check, step
+
+CONFIG = FitConfig(
+    architecture_options={"channels": [4, 8], "skip_channels": 2}, input_channels=4, iterations=12, ema=0.5
+)
+
+
+def parameters(seed: int) -> list[torch.Tensor]:
+    """One tensor of two images for each of two parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 3, 5), (2, 7))]
+
+
+def images(n: int = 2) -> torch.Tensor:
+    return torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("update", [adam_in_place, adam_with_graph])
+def test_both_updates_of_adam_are_that_of_torch(update):
+    start = parameters(0)
+    expected = [torch.nn.Parameter(p.clone()) for p in start]
+    optimiser = torch.optim.Adam(expected, lr=0.03)
+    states = {str(i): torch.stack([p, torch.zeros_like(p), torch.zeros_like(p)]) for i, p in enumerate(start)}
+    for t in range(5):
+        gradient = parameters(t + 1)
+        for parameter, g in zip(expected, gradient, strict=True):
+            parameter.grad = g.clone()
+        optimiser.step()
+        states = update(states, torch.full((2,), float(t)), tuple(gradient), 0.03)
+    for i, parameter in enumerate(expected):
+        torch.testing.assert_close(states[str(i)][0], parameter.detach(), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(states[str(i)][1], optimiser.state[parameter]["exp_avg"], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(states[str(i)][2], optimiser.state[parameter]["exp_avg_sq"], rtol=1e-12, atol=1e-14)
+
+
+def test_both_updates_of_adam_agree_where_images_have_taken_different_numbers_of_steps():
+    states = {"a": torch.stack([p.abs() for p in (parameters(0)[0], parameters(1)[0], parameters(2)[0])])}
+    count, gradient = torch.tensor([3.0, 40.0]), (parameters(3)[0],)
+    expected = adam_with_graph(states, count, gradient, 0.1)["a"]
+    torch.testing.assert_close(adam_in_place(states, count, gradient, 0.1)["a"], expected, rtol=1e-12, atol=1e-14)
+    same = adam_with_graph({"a": expected}, count, gradient, 0.1)["a"]
+    other = adam_with_graph({"a": expected}, count.flip(0), gradient, 0.1)["a"]
+    assert not torch.allclose(same, other)
+
+
+def walk(config: FitConfig, iterations: int, **how) -> State:
+    problem = build_problem(images(), config, 0, None, None, None)
+    generator, index = torch.Generator().manual_seed(problem.jitter_seed), torch.arange(2)
+    state = begin(problem.theta, torch.zeros_like(problem.observed))
+    if how.get("graph"):
+        state = replace(state, adam={name: states.requires_grad_() for name, states in state.adam.items()})
+    for iteration in range(1, iterations + 1):
+        z = draw_input(problem, index, config.jitter, generator)
+        state, _ = step(problem, state, z, problem.observed, iteration, config, index=index, **how)
+    return state
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, lr=0.3, rollback_db=0.01, jitter=0.3)])
+def test_a_step_in_place_and_out_of_place_are_the_same(config, graph):
+    fast, slow = walk(config, 12), walk(config, 12, update=adam_with_graph, graph=graph)
+    assert fast.count.tolist() == slow.count.tolist()
+    assert slow.average.requires_grad == graph
+    torch.testing.assert_close(fast.average, slow.average.detach(), rtol=1e-6, atol=1e-9)
+    for name, states in fast.adam.items():
+        torch.testing.assert_close(states, slow.adam[name].detach(), rtol=1e-4, atol=1e-7)
+
+
+def test_a_step_out_of_place_leaves_its_state_as_it_is():
+    problem = build_problem(images(), CONFIG, 0, None, None, None)
+    state = begin(problem.theta, torch.zeros_like(problem.observed))
+    before = copy.deepcopy(state)
+    after, evaluation = step(
+        problem, state, problem.z, problem.observed, 1, CONFIG, index=torch.arange(2), update=adam_with_graph
+    )
+    for name, states in before.adam.items():
+        assert torch.equal(state.adam[name], states)
+        assert torch.equal(state.saved_adam[name], before.saved_adam[name])
+    assert any(not torch.equal(after.adam[name], states) for name, states in before.adam.items())
+    assert torch.equal(after.saved_loss, evaluation.losses)
+
+
+def test_an_image_whose_loss_jumps_returns_to_the_state_that_was_saved():
+    problem = build_problem(images(), CONFIG, 0, None, None, None)
+    state = begin(problem.theta, torch.zeros_like(problem.observed))
+    index = torch.arange(2)
+    state, first = step(problem, state, problem.z, problem.observed, 1, CONFIG, index=index)
+    far = problem.observed + torch.tensor([0.0, 1e3]).view(2, 1, 1, 1)
+    saved, average = {name: states.clone() for name, states in state.saved_adam.items()}, state.average
+    state, second = step(problem, state, problem.z, far, 10, CONFIG, index=index)
+    assert first.sane.tolist() == [True, True]
+    assert second.sane.tolist() == [True, False]
+    assert state.count.tolist() == [2, 0]
+    assert torch.equal(state.saved_loss, torch.stack([second.losses[0], first.losses[1]]))
+    assert torch.equal(state.average[1], average[1])
+    assert not torch.equal(state.average[0], average[0])
+    for name, states in state.adam.items():
+        assert torch.equal(states[:, 1], saved[name][:, 1])
+
+
+def test_the_first_the_last_and_every_tenth_iteration_is_a_check():
+    assert [i for i in range(1, 26) if is_check(i, replace(CONFIG, iterations=25))] == [1, 10, 20, 25]
