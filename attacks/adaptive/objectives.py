@@ -15,49 +15,50 @@ from dipdefense import DefendedClassifier
 from dipdefense.defence.decisions import Decision
 from dipdefense.defence.evidence import Evidence
 from dipdefense.defence.gradients import Gradient
+from dipdefense.defence.pipeline import Answer, decide
 
 __all__ = ["LOSSES", "objective"]
 
 DEFAULT_THRESHOLD = 0.5  # of the score of a decision that has no threshold of its own
 
-Loss = Callable[[Evidence, Decision, Tensor], Tensor]  # (looks, decision, labels (B,)) -> (B,)
+Loss = Callable[[Evidence, Answer, Tensor], Tensor]  # (evidence, the decision's answer, labels (B,)) -> (B,)
 
 
-def cross_entropy(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def cross_entropy(evidence: Evidence, answer: Answer, labels: Tensor) -> Tensor:
     """Of the defence's own logits."""
-    return F.cross_entropy(decision.combine(looks), labels, reduction="none")
+    return F.cross_entropy(answer.logits, labels, reduction="none")
 
 
-def wrong(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def wrong(evidence: Evidence, answer: Answer, labels: Tensor) -> Tensor:
     """Largest other logit minus that of the label. Source: Carlini and Wagner (2017), f_6."""
-    return _lead(decision.combine(looks), labels)
+    return _lead(answer.logits, labels)
 
 
-def every_look(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def every_look(evidence: Evidence, answer: Answer, labels: Tensor) -> Tensor:
     """Mean margin of all that the decision sees, each reconstruction and the input: whatever it trusts is wrong.
 
-    A mean of softmaxes has no gradient at a look that is sure; the margins of single looks have.
+    A mean of softmaxes has no gradient where one of them is sure; the margins of single reconstructions have.
     """
-    margins = [_lead(logits, labels) for logits in (looks.bare, *looks.along)]
+    margins = [_lead(logits, labels) for logits in (evidence.bare, *evidence.along)]
     return torch.stack(margins).mean(0)
 
 
-def evade(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def evade(evidence: Evidence, answer: Answer, labels: Tensor) -> Tensor:
     """`every_look`, and the log-odds of not being detected; neither is climbed further than it needs to be."""
-    return every_look(looks, decision, labels).clamp(max=2) + undetected(looks, decision, labels).clamp(max=4)
+    return every_look(evidence, answer, labels).clamp(max=2) + undetected(evidence, answer, labels).clamp(max=4)
 
 
-def bypass(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def bypass(evidence: Evidence, answer: Answer, labels: Tensor) -> Tensor:
     """The margin of the bare prediction plus the log-odds of not being detected.
 
     `DetectorGated` keeps the bare prediction where nothing is detected.
     """
-    return _lead(looks.bare, labels).clamp(max=2) + undetected(looks, decision, labels).clamp(max=4)
+    return _lead(evidence.bare, labels).clamp(max=2) + undetected(evidence, answer, labels).clamp(max=4)
 
 
-def undetected(looks: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def undetected(evidence: Evidence, answer: Answer, labels: Tensor) -> Tensor:
     """The log-odds of not being detected."""
-    return -_odds(decision.score(looks))
+    return -_odds(answer.scores)
 
 
 LOSSES: dict[str, Loss] = {
@@ -108,15 +109,15 @@ def objective(
             draw = defended.variant(seed=seed, gradient=gradient)
             with torch.inference_mode(False), torch.enable_grad():
                 point = images.detach().clone().requires_grad_()
-                looks, decision, _ = draw.look(point)
-                losses = LOSSES[loss](looks, decision, own.clone())
+                evidence, decision, _ = draw.evidence(point)
+                answer = decide(decision, evidence)
+                losses = LOSSES[loss](evidence, answer, own.clone())
                 (slope,) = torch.autograd.grad(losses.sum(), point)
             _check_slope(slope, index)
             total, climbed = total + slope, climbed + losses.detach()
             if not (known and seed != draws[0]):
-                with torch.no_grad():
-                    fooled = fooled + _lead(decision.combine(looks), own)
-                    hidden = hidden + _margin_below_threshold(looks, decision)
+                fooled = fooled + _lead(answer.logits.detach(), own)
+                hidden = hidden + _margin_below_threshold(answer.scores.detach(), decision)
         judged = 1 if known else len(draws)
         success = _fooled_first(fooled / judged, hidden / judged) if unseen else fooled / judged
         return Rated(climbed / len(draws), total / len(draws), success)
@@ -140,10 +141,10 @@ def _fooled_first(fooled: Tensor, hidden: Tensor) -> Tensor:
     return torch.where(fooled <= 0, right, torch.where(hidden <= 0, alarmed, won))
 
 
-def _margin_below_threshold(looks: Evidence, decision: Decision) -> Tensor:
-    """Log-odds by which the detection score lies below the decision's threshold, (B,)."""
+def _margin_below_threshold(scores: Tensor, decision: Decision) -> Tensor:
+    """Log-odds by which the detection scores (B,) lie below the decision's threshold, (B,)."""
     threshold = torch.tensor(getattr(decision, "threshold", DEFAULT_THRESHOLD), dtype=torch.float64)
-    return _odds(threshold).to(looks.bare) - _odds(decision.score(looks))
+    return _odds(threshold).to(scores) - _odds(scores)
 
 
 def _check_slope(slope: Tensor, index: Tensor) -> None:
