@@ -83,9 +83,12 @@ def defence_for(
 
     Raises:
         TypeError: the decision is none.
-        ValueError: an unknown name, or one for which nothing was tuned at this shape; views of a decision of your own
-            that are mirrored where `mirror` is False, or that the classifier does not take.
+        ValueError: a shape that is not three positive integers; an unknown name, or one for which nothing was tuned at
+            this shape; views of a decision of your own that are mirrored where `mirror` is False, or that the
+            classifier does not take.
     """
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"shape must be (C, H, W), three positive integers, got {tuple(shape)}")
     decision = None if decision is None else known_decision(decision)
     if fit is not None:
         chosen = DECISIONS[decision]() if isinstance(decision, str) else decision or LastReconstruction()

@@ -28,7 +28,7 @@ class Purifier(nn.Module):
     its settings from the seed (`config_for`) or do more than fit (`frames`): attacks and evaluations meet that class.
 
     Args:
-        config: settings of the fit; None for those of `defence_for` the image's shape.
+        config: settings of the fit; None for those that `defence_for` names for the image's shape.
         seed: of the fit; None for fresh entropy at every call, which makes the defence stochastic.
         gradient: meaning of a backward pass. `straight_through`: the purification counts as the identity (BPDA,
             Athalye et al. 2018). `unrolled`: the exact gradient, through all steps of the fit. `none`: a backward
@@ -107,9 +107,12 @@ class Purifier(nn.Module):
     def _purify(
         self, images: Tensor, *, gradient: str | Gradient, callback: Callable[[Progress], None] | None = None
     ) -> Tensor:
+        """The mean of the iterates that the default decision classifies, where the fit is the default one."""
         config, iterations = self.config_for(images), None
         if self.config is None:
-            iterations = defence_for(tuple(images.shape[1:])).decision.iterations_of(config.iterations) or None
+            default = defence_for(tuple(images.shape[1:]))
+            if config == default.fit:  # a derived class may have another
+                iterations = default.decision.iterations_of(config.iterations) or None
         return self.frames(images, iterations, config=config, gradient=gradient, callback=callback).mean(0)
 
     @torch.no_grad()

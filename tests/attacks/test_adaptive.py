@@ -300,7 +300,7 @@ def test_restarts_of_a_defence_that_draws_meet_new_draws(seed, drawn, different)
     Watched.seen.clear()
     climb = GradientAttack(steps=2, samples=2, restarts=2, enough=1e9)
     climb(Watched(Linear(), Purifier(TINY, seed=seed)), images(), torch.tensor([0, 1, 2]), eps=0.1)
-    assert (len(Watched.seen), len(set(Watched.seen))) == (drawn, different)  # restarts x evaluations of a point x samples
+    assert (len(Watched.seen), len(set(Watched.seen))) == (drawn, different)  # restarts x points x samples
 
 
 class Crowded(nn.Module):

@@ -87,6 +87,17 @@ def test_the_gradient_of_the_default_purifier_is_the_identity():
     torch.testing.assert_close(gradient, weight)
 
 
+class Short(Purifier):
+    """Another fit than the default one, by a method."""
+
+    def config_for(self, images):
+        return TINY
+
+
+def test_a_derived_class_with_a_fit_of_its_own_gives_what_that_returns():
+    assert torch.equal(Short()(images(LARGE)), Purifier(TINY, tile=32)(images(LARGE)))
+
+
 @torch.no_grad()
 def test_the_progress_of_the_default_purifier_is_told():
     seen = []
@@ -120,6 +131,9 @@ def test_a_name_is_refused_where_nothing_was_tuned():
         defence_for(SMALL, decision="vote")
     with pytest.raises(TypeError, match="decision must be a Decision, its name or None, got 3"):
         defence_for(SMALL, decision=3)
+    for shape in ((32, 32), (3, 0, 32)):
+        with pytest.raises(ValueError, match=r"shape must be \(C, H, W\), three positive integers, got"):
+            defence_for(shape)
 
 
 def test_a_decision_of_ones_own_gets_the_default_fit():
