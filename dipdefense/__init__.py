@@ -1,13 +1,17 @@
 """Adversarial defence by deep image prior: purify an image by an early-stopped fit, then classify it."""
 
+import warnings
+from typing import Any
+
 from dipdefense.check.check_classifier import Compatibility, check_classifier
 from dipdefense.check.incompatibility import Incompatibility
 from dipdefense.defence.classifier import DefendedClassifier, Prediction, defend
-from dipdefense.defence.cross_boundary import CrossBoundary
 from dipdefense.defence.decisions import DECISIONS, Decision, DetectorGated, LastReconstruction, MeanSoftmax
 from dipdefense.defence.detector import Detector
 from dipdefense.defence.gradients import GRADIENTS, Unrolled
-from dipdefense.defence.presets import default_config, default_defence
+from dipdefense.defence.presets import Defence, defence_for
+from dipdefense.defence.presets import default_config as _default_config
+from dipdefense.defence.presets import default_defence as _default_defence
 from dipdefense.defence.purifier import Purifier
 from dipdefense.distributed.devices import OnDevices
 from dipdefense.fitting.config import FitConfig
@@ -27,8 +31,8 @@ __all__ = [
     "STOPPING_RULES",
     "Autoencoder",
     "Compatibility",
-    "CrossBoundary",
     "Decision",
+    "Defence",
     "DefendedClassifier",
     "Incompatibility",
     "FitConfig",
@@ -45,8 +49,7 @@ __all__ = [
     "UNet",
     "Unrolled",
     "check_classifier",
-    "default_config",
-    "default_defence",
+    "defence_for",
     "defend",
     "denoise",
     "fit",
@@ -59,3 +62,24 @@ __all__ = [
     "super_resolve",
     "total_variation",
 ]
+
+# Names of version 0.1, kept for one version: what each stands for, and what to write in its place.
+_DEPRECATED: dict[str, tuple[Any, str]] = {
+    "Fault": (Incompatibility, "Incompatibility"),
+    "Judgement": (Prediction, "Prediction"),
+    "Last": (LastReconstruction, "LastReconstruction"),
+    "Suspicion": (Detector, "Detector"),
+    "Trust": (DetectorGated, "DetectorGated"),
+    "default_config": (_default_config, 'defence_for(shape, decision="last").fit'),
+    "default_defence": (_default_defence, "defence_for(shape)"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "CrossBoundary":
+        raise AttributeError("dipdefense.CrossBoundary is now eval.robustness.cross_boundary.CrossBoundary")
+    if name not in _DEPRECATED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value, successor = _DEPRECATED[name]
+    warnings.warn(f"dipdefense.{name} is deprecated: use dipdefense.{successor}", DeprecationWarning, stacklevel=2)
+    return value

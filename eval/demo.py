@@ -13,7 +13,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from attacks import pgd
-from dipdefense import DefendedClassifier, Purifier, default_config
+from dipdefense import DefendedClassifier, Purifier, defence_for
 from dipdefense.fitting.fit import Progress
 from eval.baselines import gaussian_blur
 from eval.classifiers import load_classifier
@@ -121,7 +121,7 @@ def _runs_beside(out: Path, classifier: nn.Module, digits: ImageDataset, tell: T
 
     defended = DefendedClassifier(classifier)
     gallery_of_run(out, defended, digits, replace(DEMO, attacks=("pgd",)), n=SHOWN, progress=_stage(tell, "gallery"))
-    fit = default_config((1, 32, 32))
+    fit = defence_for((1, 32, 32)).fit
     compared = build_methods(
         ["bare", "noise_level", "jpeg", "median", "gaussian_blur", "dip"],
         classifier,

@@ -15,25 +15,26 @@ from dipdefense import DefendedClassifier
 from dipdefense.defence.decisions import Decision
 from dipdefense.defence.evidence import Evidence
 from dipdefense.defence.gradients import Gradient
+from dipdefense.defence.pipeline import Answer, decide
 
 __all__ = ["LOSSES", "objective"]
 
 DEFAULT_THRESHOLD = 0.5  # of the score of a decision that has no threshold of its own
 
-Loss = Callable[[Evidence, Decision, Tensor], Tensor]  # (evidence, decision, labels (B,)) -> (B,)
+Loss = Callable[[Evidence, Answer, Tensor], Tensor]  # (evidence, the decision's answer, labels (B,)) -> (B,)
 
 
-def cross_entropy(evidence: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def cross_entropy(evidence: Evidence, answer: Answer, labels: Tensor) -> Tensor:
     """Cross-entropy of the defended logits."""
-    return F.cross_entropy(decision.combine(evidence), labels, reduction="none")
+    return F.cross_entropy(answer.logits, labels, reduction="none")
 
 
-def wrong(evidence: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def wrong(evidence: Evidence, answer: Answer, labels: Tensor) -> Tensor:
     """Largest other logit minus that of the label. Source: Carlini and Wagner (2017), f_6."""
-    return _lead(decision.combine(evidence), labels)
+    return _lead(answer.logits, labels)
 
 
-def every_look(evidence: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def every_look(evidence: Evidence, answer: Answer, labels: Tensor) -> Tensor:
     """Mean margin of the wrong class over everything that the decision sees: each reconstruction and the input.
 
     A mean of softmaxes has no gradient where a prediction is certain; the single margins have one.
@@ -42,22 +43,22 @@ def every_look(evidence: Evidence, decision: Decision, labels: Tensor) -> Tensor
     return torch.stack(margins).mean(0)
 
 
-def evade(evidence: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def evade(evidence: Evidence, answer: Answer, labels: Tensor) -> Tensor:
     """`every_look` plus the log-odds of not being detected, each only up to a limit."""
-    return every_look(evidence, decision, labels).clamp(max=2) + undetected(evidence, decision, labels).clamp(max=4)
+    return every_look(evidence, answer, labels).clamp(max=2) + undetected(evidence, answer, labels).clamp(max=4)
 
 
-def bypass(evidence: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def bypass(evidence: Evidence, answer: Answer, labels: Tensor) -> Tensor:
     """The margin of the bare prediction plus the log-odds of not being detected.
 
     `DetectorGated` keeps the bare prediction where nothing is detected.
     """
-    return _lead(evidence.bare, labels).clamp(max=2) + undetected(evidence, decision, labels).clamp(max=4)
+    return _lead(evidence.bare, labels).clamp(max=2) + undetected(evidence, answer, labels).clamp(max=4)
 
 
-def undetected(evidence: Evidence, decision: Decision, labels: Tensor) -> Tensor:
+def undetected(evidence: Evidence, answer: Answer, labels: Tensor) -> Tensor:
     """The log-odds of not being detected."""
-    return -_odds(decision.score(evidence))
+    return -_odds(answer.scores)
 
 
 LOSSES: dict[str, Loss] = {
@@ -108,15 +109,15 @@ def objective(
             draw = defended.variant(seed=seed, gradient=gradient)
             with torch.inference_mode(False), torch.enable_grad():
                 point = images.detach().clone().requires_grad_()
-                evidence, decision, _ = draw.look(point)
-                losses = LOSSES[loss](evidence, decision, truth.clone())
+                evidence, decision, _ = draw.evidence(point)
+                answer = decide(decision, evidence)
+                losses = LOSSES[loss](evidence, answer, truth.clone())
                 (slope,) = torch.autograd.grad(losses.sum(), point)
             _check_slope(slope, index)
             total, value = total + slope, value + losses.detach()
             if not (known and seed != draws[0]):
-                with torch.no_grad():
-                    fooled = fooled + _lead(decision.combine(evidence), truth)
-                    hidden = hidden + _margin_below_threshold(evidence, decision)
+                fooled = fooled + _lead(answer.logits.detach(), truth)
+                hidden = hidden + _margin_below_threshold(answer.scores.detach(), decision)
         judged = 1 if known else len(draws)
         success = _fooled_first(fooled / judged, hidden / judged) if unseen else fooled / judged
         return Rated(value / len(draws), total / len(draws), success)
@@ -140,10 +141,10 @@ def _fooled_first(fooled: Tensor, hidden: Tensor) -> Tensor:
     return torch.where(fooled <= 0, right, torch.where(hidden <= 0, alarmed, won))
 
 
-def _margin_below_threshold(evidence: Evidence, decision: Decision) -> Tensor:
-    """Log-odds by which the detection score lies below the decision's threshold, (B,)."""
+def _margin_below_threshold(scores: Tensor, decision: Decision) -> Tensor:
+    """Log-odds by which the detection scores (B,) lie below the decision's threshold, (B,)."""
     threshold = torch.tensor(getattr(decision, "threshold", DEFAULT_THRESHOLD), dtype=torch.float64)
-    return _odds(threshold).to(evidence.bare) - _odds(decision.score(evidence))
+    return _odds(threshold).to(scores) - _odds(scores)
 
 
 def _check_slope(slope: Tensor, index: Tensor) -> None:

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from dipdefense.check.input_range import RANGES, accuracies, divergences, variations
 from dipdefense.defence.classifier_errors import REFUSALS, first_line
-from dipdefense.defence.evidence import classify_view
-from dipdefense.defence.presets import default_defence
 
 __all__ = ["NUMBERS", "Incompatibility", "faults"]
 
@@ -22,7 +20,7 @@ PLAIN = next(iter(RANGES))  # images in [0, 1]
 class Incompatibility:
     """Something to change."""
 
-    name: str  # input, batch, output, softmax, sigmoid, training, random, gradient, range or size
+    name: str  # input, batch, output, softmax, sigmoid, training, random, gradient or range
     certain: bool  # False: a heuristic, which can be wrong
     message: str
 
@@ -69,16 +67,6 @@ def faults(
         yield from _one_by_one(net, images, output)
     yield from _blind(net, images)
     yield from _range(net, images, examples)
-    yield from _size(net, images)
-
-
-def _size(net: nn.Module, images: Tensor) -> Iterator[Incompatibility]:
-    """Views of the default decision that the classifier does not accept."""
-    for view in default_defence(tuple(images.shape[1:]))[1].views:
-        try:
-            classify_view(net, images, view)
-        except ValueError as error:
-            yield Incompatibility("size", False, str(error))
 
 
 def _refusal(net: nn.Module, images: Tensor, error: BaseException) -> Incompatibility:

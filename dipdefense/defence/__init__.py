@@ -1,3 +1,3 @@
-"""The defence, in reading order: presets, purifier (tiles, gradients), evidence, detector, decisions, classifier."""
+"""The defence: presets, purifier (tiles, gradients), evidence, detector, decisions, pipeline, classifier."""
 
 __all__: list[str] = []

@@ -1,18 +1,17 @@
 """The defence: purify an image, classify the reconstructions, decide."""
 
 import secrets
-from dataclasses import replace
 from typing import NamedTuple, Self
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from dipdefense.defence.decisions import DECISIONS, Decision, LastReconstruction
-from dipdefense.defence.evidence import VIEWS, Evidence, classify_view
-from dipdefense.defence.gradients import GRADIENTS, Gradient, known_gradient
+from dipdefense.defence.decisions import Decision, known_decision
+from dipdefense.defence.evidence import Evidence
+from dipdefense.defence.gradients import Gradient, known_gradient
 from dipdefense.defence.logits import check_logits
-from dipdefense.defence.presets import default_defence
+from dipdefense.defence.pipeline import Reconstructions, decide, gather_evidence, reconstruct
+from dipdefense.defence.presets import Defence, defence_for
 from dipdefense.defence.purifier import Purifier
 from dipdefense.defence.wrapper import Wrapper, shallow_copy
 from dipdefense.fitting.config import FitConfig
@@ -42,8 +41,10 @@ class DefendedClassifier(Wrapper):
         purifier: what stands in front, put into the classifier's mode; `Purifier()` if None.
         gradient: meaning of a backward pass, see `Purifier`; the purifier's own if None. It holds for every
             reconstruction that a decision classifies, so their gradients add up; that of bare logits is exact.
-        decision: how reconstructions become logits, or its name in `DECISIONS`. None: the evidence-based one of the
-            image's size with its fit (`default_defence`); `LastReconstruction()` where the purifier has its own config.
+        decision: how reconstructions become logits, or its name in `DECISIONS`; None for the default. `defence_for`
+            says what either means with the default fit, and where the purifier has a config of its own.
+        mirror: whether a class stays itself in the mirror. False, for digits or text: the default, and the decisions by
+            name, classify no mirrored view.
 
     Raises:
         TypeError: the classifier is no module, the decision no decision.
@@ -57,94 +58,77 @@ class DefendedClassifier(Wrapper):
         *,
         gradient: str | Gradient | None = None,
         decision: Decision | str | None = None,
+        mirror: bool = True,
     ):
         super().__init__(classifier)
         self.purifier = (Purifier() if purifier is None else shallow_copy(purifier)).train(self.training)
         self.gradient = self.purifier.gradient if gradient is None else gradient
         known_gradient(self.gradient)
-        self.decision = None if decision is None else _known_decision(decision)
+        self.decision = None if decision is None else known_decision(decision)
+        self.mirror = mirror
+        # by the shape of images, with what they were chosen for: the sizes that a classifier takes are tried once
+        self._defences: dict[tuple[int, ...], tuple[object, Defence]] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> logits (B, K).
 
         Raises:
-            TypeError, ValueError: not a floating image batch, or outside [0, 1]; iterations of the decision that the
-                fit does not have; a classifier that is in training mode, or does not return finite logits (B, K).
+            TypeError, ValueError: not a floating image batch, or outside [0, 1]; a decision by name that was not tuned
+                for this shape; iterations of the decision that the fit does not have; a classifier that is in training
+                mode, or does not return finite logits (B, K).
         """
-        return self.judge(images).logits
+        evidence, decision, _ = self.evidence(images, scored=False)
+        return decision.combine(evidence)
 
     def detect(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> how adversarial each looks, (B,) in [0, 1]; larger is more so.
 
         The score is the decision's. Raises as `forward` does.
         """
-        return self.judge(images).scores
+        evidence, decision, _ = self.evidence(images)
+        return decision.score(evidence)
 
     def judge(self, images: Tensor) -> Prediction:
         """The results of `forward` and `detect` from one fit, and what was classified."""
-        looks, decision, reconstruction = self.look(images)
-        return Prediction(decision.combine(looks), decision.score(looks), reconstruction)
+        evidence, decision, reconstructions = self.evidence(images)
+        logits, scores = decide(decision, evidence)
+        return Prediction(logits, scores, reconstructions.classified(decision).detach().mean(0))
 
-    def look(self, images: Tensor) -> tuple[Evidence, Decision, Tensor]:
-        """What the decision sees, the decision, and the mean of all that was classified, (B, C, H, W)."""
+    def evidence(self, images: Tensor, *, scored: bool = True) -> tuple[Evidence, Decision, Reconstructions]:
+        """What the decision sees, the decision, and the reconstructions.
+
+        `scored` False leaves out what a detection score alone would need. Raises as `forward` does.
+        """
         check_images(images, empty=True)
         _check_mode(self.classifier)
         purifier, decision = self.plan(images)
         if purifier.seed is None:  # drawn here, so that all that a derived class makes of it is of one draw
             purifier = purifier.variant(seed=secrets.randbits(32))
         bare = self._classify(images)  # before the fit: what is wrong with the classifier is said at once
-        self._check_views(images, decision, bare)
-        iterations = decision.looks(purifier.config_for(images).iterations)
-        reconstructions, residual = self._reconstruct(purifier, images, decision, iterations)
-        prepared = decision.prepare(self._classify, images, reconstructions)
-        along = [classify_view(self._classify, look, view) for look in prepared for view in decision.views]
-        looks = Evidence(bare, torch.stack(along), residual)
-        return looks, decision, prepared.detach().mean(0)
+        reconstructions = reconstruct(purifier, images, [decision], gradient=self.gradient, scored=scored)
+        evidence = gather_evidence(self._classify, images, bare, reconstructions, decision, scored=scored)
+        return evidence, decision, reconstructions
+
+    def plan(self, images: Tensor) -> tuple[Purifier, Decision]:
+        """The purifier and the decision for images of this shape, (B, C, H, W)."""
+        own, shape = self.purifier, tuple(images.shape[1:])
+        asked = (self.decision, self.mirror, own.config)
+        known, defence = self._defences.get(shape, (None, None))
+        if defence is None or known != asked:
+            defence = defence_for(shape, self.classifier, decision=self.decision, mirror=self.mirror, fit=own.config)
+            self._defences[shape] = asked, defence
+        return own.variant(config=defence.fit, tile=own.tile or defence.tile), defence.decision
 
     def variant(self, *, seed: int | None, gradient: str | Gradient) -> Self:
         """The same defence of the same classifier with another seed and meaning of a backward pass."""
         twin = shallow_copy(self)
         twin.gradient, twin.purifier = gradient, self.purifier.variant(seed=seed, gradient=gradient)
+        twin._defences = self._defences  # shared, so that a classifier that refuses a view is warned of once
         return twin
-
-    def plan(self, images: Tensor) -> tuple[Purifier, Decision]:
-        """The fit and the decision for images of this shape, (B, C, H, W)."""
-        own = self.purifier
-        if self.decision is not None or own.config is not None:
-            return own, self.decision or LastReconstruction()
-        config, decision, tile = default_defence(tuple(images.shape[1:]))
-        return own.variant(config=config, tile=own.tile or tile), decision
 
     def extra_repr(self) -> str:
         """The arguments that are no modules."""
-        return f"gradient={self.gradient!r}, decision={self.decision}"
-
-    def _reconstruct(
-        self, purifier: Purifier, images: Tensor, decision: Decision, iterations: tuple[int, ...]
-    ) -> tuple[Tensor, dict[int, Tensor]]:
-        """Reconstructions (restarts x iterations, B, C, H, W), and the residuals that the decision asks for."""
-        if not iterations:
-            return purifier.frames(images, None, gradient=self.gradient), {}
-        seen = sorted({*iterations, *decision.residuals})
-        restarts = range(decision.restarts)
-        frames = torch.stack([purifier.frames(images, seen, gradient=self.gradient, restart=r) for r in restarts])
-        residual = (frames - images).square().mean((0, 3))  # (T, B, H, W); frames (restarts, T, B, C, H, W)
-        if known_gradient(self.gradient) is GRADIENTS["straight_through"]:
-            residual = residual.detach()  # it does not change with the images, and the sign of a rounding is a step
-        chosen = [seen.index(iteration) for iteration in iterations]
-        return frames[:, chosen].flatten(0, 1), {i: residual[seen.index(i)] for i in decision.residuals}
-
-    @torch.no_grad()
-    def _check_views(self, images: Tensor, decision: Decision, bare: Tensor) -> None:
-        """Refuse a classifier that does not take the size of a view, or has other classes there."""
-        for view in decision.views:
-            if VIEWS[view](images[:1]).shape != images[:1].shape:
-                classes = classify_view(self._classify, images[:1], view).shape[1]
-                if classes != bare.shape[1]:
-                    raise ValueError(
-                        f"classifier must have {bare.shape[1]} classes for images of every size, got {classes} for the "
-                        f"view {view!r}: pool to a fixed size before its last layer"
-                    )
+        return f"gradient={self.gradient!r}, decision={self.decision}, mirror={self.mirror}"
 
     def _classify(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(images)
@@ -159,6 +143,7 @@ def defend(
     seed: int | None = 0,
     gradient: str | Gradient = "straight_through",
     decision: Decision | str | None = None,
+    mirror: bool = True,
     check: bool | tuple[int, int, int] = False,
 ) -> DefendedClassifier:
     """Wrap a classifier so that it purifies what it sees. Arguments as in `Purifier` and `DefendedClassifier`.
@@ -169,11 +154,9 @@ def defend(
     if check is not False:
         from dipdefense.check.check_classifier import check_classifier  # it knows the defence, which need not know it
 
-        found = check_classifier(classifier, None if check is True else check)
-        if config is not None or decision is not None:  # the views of the default are not asked for
-            found = replace(found, faults=tuple(fault for fault in found.faults if fault.name != "size"))
-        found.report()
-    return DefendedClassifier(classifier, Purifier(config, seed=seed), gradient=gradient, decision=decision)
+        check_classifier(classifier, None if check is True else check).report()
+    purifier = Purifier(config, seed=seed)
+    return DefendedClassifier(classifier, purifier, gradient=gradient, decision=decision, mirror=mirror)
 
 
 def _check_mode(classifier: nn.Module) -> None:
@@ -189,13 +172,3 @@ def _check_mode(classifier: nn.Module) -> None:
                 f"classifier must be in eval mode, got {type(layer).__name__} in training mode: call .eval(); to "
                 "train the classifier, train it alone on purified images"
             )
-
-
-def _known_decision(decision: Decision | str) -> Decision:
-    if isinstance(decision, str):
-        if decision not in DECISIONS:
-            raise ValueError(f"decision must be one of {', '.join(DECISIONS)}, got {decision!r}")
-        return DECISIONS[decision]()
-    if isinstance(decision, type) or not hasattr(decision, "combine"):
-        raise TypeError(f"decision must be a Decision, its name or None, got {decision!r}")
-    return decision

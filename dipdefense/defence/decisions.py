@@ -1,10 +1,11 @@
-"""Decisions: from the reconstructions along a fit, and the bare classifier's view of the input, to logits.
+"""Decisions: from what the classifier makes of an image and of its reconstructions along a fit, to logits.
 
 Along a fit the reconstructions of an adversarial image pass from blurred, to right, to fooled. A decision says which
-of them are looked at, turns what the classifier makes of them into logits, and scores how adversarial the input
-looks. It holds plain values only and survives a JSON round trip.
+of them are classified, turns what the classifier makes of them into logits, and scores how adversarial the input
+evidence. It holds plain values only and survives a JSON round trip.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -14,10 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dipdefense.arguments import check_integer
-from dipdefense.defence.cross_boundary import CrossBoundary
 from dipdefense.defence.detector import Detector
 from dipdefense.defence.evidence import (
-    Classify,
     Evidence,
     check_finite,
     check_iterations,
@@ -27,7 +26,7 @@ from dipdefense.defence.evidence import (
     spread,
 )
 
-__all__ = ["DECISIONS", "Decision", "DetectorGated", "LastReconstruction", "MeanSoftmax"]
+__all__ = ["DECISIONS", "Decision", "DetectorGated", "LastReconstruction", "MeanSoftmax", "known_decision"]
 
 
 LEAST_WIDTH = 1e-6  # below it the logits would overflow
@@ -46,21 +45,22 @@ class Decision(Protocol):
 
     @property
     def residuals(self) -> tuple[int, ...]:
-        """The iterations at which `Evidence.residual` is asked for."""
+        """The iterations at which the score asks for `Evidence.residual`."""
 
-    def looks(self, iterations: int) -> tuple[int, ...]:
+    @property
+    def gated(self) -> bool:
+        """Whether the logits depend on the score; where they do not, it is computed only where it is asked for."""
+
+    def iterations_of(self, fit_iterations: int) -> tuple[int, ...]:
         """The iterations that are classified, of a fit of that many.
 
         None for what the fit itself returns; `restarts` and `residuals` are then not asked for.
         """
 
-    def prepare(self, classify: Classify, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """Make what is classified, (S', B, C, H, W), of the reconstructions (S, B, C, H, W); gradients pass."""
+    def combine(self, evidence: Evidence, scores: Tensor | None = None) -> Tensor:
+        """Logits (B, K). `scores` are those of `score`, where they were computed before."""
 
-    def combine(self, looks: Evidence) -> Tensor:
-        """Logits (B, K)."""
-
-    def score(self, looks: Evidence) -> Tensor:
+    def score(self, evidence: Evidence) -> Tensor:
         """How adversarial the input looks, (B,) in [0, 1]; larger is more so."""
 
 
@@ -71,22 +71,19 @@ class LastReconstruction:
     restarts: ClassVar[int] = 1
     views: ClassVar[tuple[str, ...]] = ("identity",)
     residuals: ClassVar[tuple[int, ...]] = ()
+    gated: ClassVar[bool] = False
 
-    def looks(self, iterations: int) -> tuple[int, ...]:
-        """See `Decision.looks`."""
+    def iterations_of(self, fit_iterations: int) -> tuple[int, ...]:
+        """See `Decision.iterations_of`."""
         return ()
 
-    def prepare(self, classify: Classify, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """See `Decision.prepare`."""
-        return reconstructions
-
-    def combine(self, looks: Evidence) -> Tensor:
+    def combine(self, evidence: Evidence, scores: Tensor | None = None) -> Tensor:
         """See `Decision.combine`."""
-        return looks.along[0]
+        return evidence.along[0]
 
-    def score(self, looks: Evidence) -> Tensor:
+    def score(self, evidence: Evidence) -> Tensor:
         """See `Decision.score`."""
-        return disagreement(looks.bare, looks.along)
+        return disagreement(evidence.bare, evidence.along)
 
 
 @dataclass(frozen=True)
@@ -108,6 +105,7 @@ class MeanSoftmax:
     restarts: int = 1
     views: tuple[str, ...] = ("identity",)
     detector: Detector | None = None
+    gated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "iterations", check_iterations(self.iterations))  # JSON knows lists only
@@ -124,21 +122,17 @@ class MeanSoftmax:
         """See `Decision.residuals`."""
         return () if self.detector is None else self.detector.iterations
 
-    def looks(self, iterations: int) -> tuple[int, ...]:
-        """See `Decision.looks`."""
-        return spread(self.iterations, iterations)
+    def iterations_of(self, fit_iterations: int) -> tuple[int, ...]:
+        """See `Decision.iterations_of`."""
+        return spread(self.iterations, fit_iterations)
 
-    def prepare(self, classify: Classify, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """See `Decision.prepare`."""
-        return reconstructions
-
-    def combine(self, looks: Evidence) -> Tensor:
+    def combine(self, evidence: Evidence, scores: Tensor | None = None) -> Tensor:
         """See `Decision.combine`."""
-        return log_mean_softmax(looks.along)
+        return log_mean_softmax(evidence.along)
 
-    def score(self, looks: Evidence) -> Tensor:
+    def score(self, evidence: Evidence) -> Tensor:
         """See `Decision.score`."""
-        return disagreement(looks.bare, looks.along) if self.detector is None else self.detector(looks)
+        return disagreement(evidence.bare, evidence.along) if self.detector is None else self.detector(evidence)
 
 
 @dataclass(frozen=True)
@@ -157,6 +151,7 @@ class DetectorGated(MeanSoftmax):
 
     threshold: float = 0.5
     width: float = 0.05
+    gated: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -167,11 +162,13 @@ class DetectorGated(MeanSoftmax):
         if not self.width >= LEAST_WIDTH:
             raise ValueError(f"width must be at least {LEAST_WIDTH}, got {self.width!r}")
 
-    def combine(self, looks: Evidence) -> Tensor:
+    def combine(self, evidence: Evidence, scores: Tensor | None = None) -> Tensor:
         """See `Decision.combine`."""
-        weight = ((self.score(looks) - self.threshold) / self.width)[:, None]  # the logit of w
+        scores = self.score(evidence) if scores is None else scores
+        weight = ((scores - self.threshold) / self.width)[:, None]  # the logit of w
         return torch.logaddexp(
-            looks.bare.log_softmax(1) + F.logsigmoid(-weight), log_mean_softmax(looks.along) + F.logsigmoid(weight)
+            evidence.bare.log_softmax(1) + F.logsigmoid(-weight),
+            log_mean_softmax(evidence.along) + F.logsigmoid(weight),
         )
 
 
@@ -179,5 +176,22 @@ DECISIONS: dict[str, type[Decision]] = {
     "last": LastReconstruction,
     "mean_softmax": MeanSoftmax,
     "detector_gated": DetectorGated,
-    "cross_boundary": CrossBoundary,
 }
+
+
+def known_decision(decision: Decision | str) -> Decision | str:
+    """A decision as it is, or a name in `DECISIONS`.
+
+    Raises:
+        TypeError: neither a decision nor a name.
+        ValueError: an unknown name.
+    """
+    if decision == "trust":
+        warnings.warn("the decision trust is now called detector_gated", DeprecationWarning, stacklevel=3)
+        return "detector_gated"
+    if isinstance(decision, str):
+        if decision not in DECISIONS:
+            raise ValueError(f"decision must be one of {', '.join(DECISIONS)}, got {decision!r}")
+    elif isinstance(decision, type) or not hasattr(decision, "combine"):
+        raise TypeError(f"decision must be a Decision, its name or None, got {decision!r}")
+    return decision

@@ -21,13 +21,13 @@ class Detector:
 
         p = sigmoid(bias + doubt c + early log r_t + late log r_T)
 
-    c is -log of the mean probability that the looks along the fit give to the bare prediction, r_t the mean squared
+    c is -log of the mean probability that the reconstructions give to the bare prediction, r_t the mean squared
     difference of input and reconstruction at iteration t. The residual of a natural image keeps falling along a fit;
     a perturbation is noise to the generator, and what it adds to the residual stays. With `quiet`, r_t is that
     quantile of the means over whole blocks of 4x4 pixels: the quietest part of a photograph, where texture does not
     hide a perturbation.
 
-    The numbers hold for one fit (network, iterations, images) and are learnt on images that no figure comes from; a
+    The settings hold for one fit (network, iterations, images) and are learnt on images that no figure comes from; a
     clean image with noise as strong as a perturbation looks just as suspicious. Where the purification counts as the
     identity, the residual has no gradient.
 
@@ -56,10 +56,10 @@ class Detector:
             if not 0 < self.quiet <= 1:
                 raise ValueError(f"quiet must be None or lie in (0, 1], got {self.quiet!r}")
 
-    def __call__(self, looks: Evidence) -> Tensor:
+    def __call__(self, evidence: Evidence) -> Tensor:
         """(B,) in [0, 1]; larger is more adversarial."""
-        early, late = (self._left(looks.residual[iteration]) for iteration in self.iterations)
-        c = -torch.log(1 - disagreement(looks.bare, looks.along) + LEAST)
+        early, late = (self._left(evidence.residual[iteration]) for iteration in self.iterations)
+        c = -torch.log(1 - disagreement(evidence.bare, evidence.along) + LEAST)
         tiny = torch.finfo(early.dtype).tiny
         early, late = early.clamp_min(tiny).log(), late.clamp_min(tiny).log()
         return torch.sigmoid(self.bias + self.doubt * c + self.early * early + self.late * late)

@@ -1,25 +1,30 @@
 """What a decision sees of a batch: the classifier's logits of the input and along its fit, and what the fit leaves."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dipdefense.defence.classifier_errors import REFUSALS, first_line
 
 __all__ = [
+    "FULL_SIZE",
+    "REMEDY",
+    "UNMIRRORED",
     "VIEWS",
     "Classify",
     "Evidence",
     "check_finite",
     "check_iterations",
     "check_views",
+    "classify_view",
     "disagreement",
     "log_mean_softmax",
-    "classify_view",
+    "refusal_of_view",
     "spread",
 ]
 
@@ -43,8 +48,11 @@ def shrink(images: Tensor) -> Tensor:
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda images: images,
     "mirror": lambda images: images.flip(3),
+    "small": shrink,
     "small_mirror": lambda images: shrink(images.flip(3)),
 }
+UNMIRRORED = {"mirror": "identity", "small_mirror": "small"}  # in place of a view, where classes change in the mirror
+FULL_SIZE = {"small": "identity", "small_mirror": "mirror"}  # in place of a view that the classifier does not take
 
 
 @dataclass(frozen=True)
@@ -70,11 +78,54 @@ def classify_view(classify: Classify, images: Tensor, view: str) -> Tensor:
     except REFUSALS as error:
         if seen.shape == images.shape:
             raise
-        raise ValueError(
-            f"classifier must take images of {seen.shape[2]}x{seen.shape[3]}, which the view {view!r} shows it, "
-            f"got {first_line(error)}: let its first layer resize, or name a decision without that view, as "
-            "docs/wrap.md shows"
-        ) from error
+        raise ValueError(f"{_must_take(seen, view)}, got {first_line(error)}: {REMEDY}") from error
+
+
+REMEDY = "let its first layer resize, or name a decision without that view"
+
+
+def _must_take(seen: Tensor, view: str) -> str:
+    return f"classifier must take images of {seen.shape[2]}x{seen.shape[3]}, which the view {view!r} shows it"
+
+
+@torch.no_grad()
+def refusal_of_view(classifier: nn.Module, shape: tuple[int, ...], view: str) -> str | None:
+    """Why a classifier that takes images of a shape, (C, H, W), does not take a view of them, of another size.
+
+    None where it takes the view, and where it refuses the images themselves: then the view is not at fault. The
+    classifier is called with one image of noise, in eval mode, and stays as it was.
+    """
+    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    if VIEWS[view](image).shape == image.shape:
+        return None
+    like = next((p[:0] for p in classifier.parameters() if p.dim() and p.is_floating_point()), image)
+    image = image.to(like)
+    seen = VIEWS[view](image)
+    training = any(module.training for module in classifier.modules())
+    subject = copy.deepcopy(classifier).eval() if training else classifier
+    answers = []
+    with torch.random.fork_rng(devices=[like.device] if like.is_cuda else []):
+        for shown in (image, seen):
+            try:
+                answers.append(subject(shown))
+            except torch.OutOfMemoryError:
+                raise
+            except REFUSALS as error:
+                return f"{_must_take(seen, view)}, got {first_line(error)}" if answers else None
+    whole, small = answers
+    if not (_are_logits(whole) and whole.isfinite().all()):
+        return None
+    if not _are_logits(small) or small.shape != whole.shape:
+        got = tuple(small.shape) if isinstance(small, Tensor) else type(small).__name__
+        wanted = f"classifier must return logits {tuple(whole.shape)} for images of every size"
+        return f"{wanted}, got {got} for the view {view!r}"
+    if not small.isfinite().all():
+        return f"{_must_take(seen, view)}, got NaN or infinite logits"
+    return None
+
+
+def _are_logits(output: object) -> bool:
+    return isinstance(output, Tensor) and output.dim() == 2
 
 
 def log_mean_softmax(logits: Tensor) -> Tensor:
@@ -83,11 +134,11 @@ def log_mean_softmax(logits: Tensor) -> Tensor:
 
 
 def disagreement(bare: Tensor, along: Tensor) -> Tensor:
-    """How much the looks along a fit contradict the bare prediction: 1 minus the mean probability they give it.
+    """How much the reconstructions contradict the bare prediction: 1 minus the mean probability they give it.
 
     Args:
         bare: logits of the input, (B, K).
-        along: logits of S looks, (S, B, K).
+        along: logits of S reconstructions, (S, B, K).
 
     Returns:
         (B,) in [0, 1]; larger is more adversarial.

@@ -1,12 +1,23 @@
-"""The fit and the decision for an image's shape, where the user names none; docs/defence.md holds the evidence."""
+"""The one default: fit, decision and tile by an image's shape; docs/defence.md holds the measurements behind it."""
 
-from dataclasses import replace
+import warnings
+from dataclasses import dataclass, replace
 
-from dipdefense.defence.decisions import Decision, DetectorGated, LastReconstruction
+from torch import nn
+
+from dipdefense.defence.decisions import (
+    DECISIONS,
+    Decision,
+    DetectorGated,
+    LastReconstruction,
+    MeanSoftmax,
+    known_decision,
+)
 from dipdefense.defence.detector import Detector
+from dipdefense.defence.evidence import FULL_SIZE, REMEDY, UNMIRRORED, refusal_of_view
 from dipdefense.fitting.config import FitConfig
 
-__all__ = ["TILE", "default_config", "default_defence"]
+__all__ = ["Defence", "default_config", "default_defence", "defence_for"]
 
 # Without skip connections: strokes come at once, and a perturbation as strong as theirs soon after.
 GREY = FitConfig(architecture_options={"channels": [16, 32, 64], "skip_channels": 0}, iterations=60)
@@ -23,13 +34,13 @@ TRAJECTORY = FitConfig(
     iterations=300,
     ema=0.5,
 )
-TRUST = DetectorGated(
+GATED = DetectorGated(
     iterations=(140, 160, 180),
     views=("mirror",),
     detector=Detector(iterations=(140, 300), bias=34.1, doubt=0.59, early=-9.6, late=13.01),
     threshold=0.1,
 )
-SMALL = 32  # pixels a side; TRUST was learnt on such images, and larger ones are cut into such tiles
+SMALL = 32  # pixels a side; GATED was learnt on such images, and larger ones are cut into such tiles
 # A perturbation is made for one size: shown smaller, a reconstruction keeps even less of it than shown mirrored.
 LARGE = DetectorGated(
     iterations=(100, 120, 140),
@@ -38,21 +49,118 @@ LARGE = DetectorGated(
     threshold=0.4,
 )
 LARGE_FIT = replace(TRAJECTORY, iterations=160)
-TILE = 64  # pixels a side, of a purifier alone; these small networks are slow to arrive on larger images
+TILE = 64  # pixels a side, where one reconstruction is classified; these small networks are slow on larger images
+
+
+@dataclass(frozen=True)
+class Defence:
+    """What stands in front of a classifier, for images of one shape."""
+
+    fit: FitConfig
+    decision: Decision
+    tile: int | None  # side in pixels of the tiles that larger images are cut into; None: they stay whole
+
+
+def defence_for(
+    shape: tuple[int, ...],
+    classifier: nn.Module | None = None,
+    *,
+    decision: str | Decision | None = None,
+    mirror: bool = True,
+    fit: FitConfig | None = None,
+) -> Defence:
+    """The defence of images of shape (C, H, W): what `defend`, `Purifier`, the commands and the benchmarks use.
+
+    Args:
+        shape: of the images; their sides count, and whether they are grey.
+        classifier: what is defended. One that does not take images of the size of a view, such as a vision transformer,
+            gets the view of full size in its place, and a warning. None: any size is taken.
+        decision: a name in `DECISIONS`, which stands for what was tuned for this shape, with its detector and its fit;
+            or a decision of your own, which gets the default fit. None: the default.
+        mirror: whether a class stays itself in the mirror. False, for digits or text: no mirrored views.
+        fit: settings of your own, for which nothing was tuned: the decision is then `LastReconstruction`, or the named
+            one as it is without arguments, and images stay whole.
+
+    Raises:
+        TypeError: the decision is none.
+        ValueError: a shape that is not three positive integers; an unknown name, or one for which nothing was tuned at
+            this shape; views of a decision of your own that are mirrored where `mirror` is False, or that the
+            classifier does not take.
+    """
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"shape must be (C, H, W), three positive integers, got {tuple(shape)}")
+    decision = None if decision is None else known_decision(decision)
+    if fit is not None:
+        chosen = DECISIONS[decision]() if isinstance(decision, str) else decision or LastReconstruction()
+        defence = Defence(fit, chosen, None)
+    elif decision is None or isinstance(decision, str):
+        defence = _tuned_by_name(shape, decision)
+    else:
+        defence = _tuned_by_name(shape, None if decision.iterations_of(1) else "last")
+        defence = replace(defence, decision=decision)
+    own = not (decision is None or isinstance(decision, str))
+    if not mirror:
+        defence = _without_mirror(defence, own)
+    return defence if classifier is None else _of_sizes_taken(defence, own, shape, classifier)
+
+
+def _tuned_by_name(shape: tuple[int, ...], name: str | None) -> Defence:
+    if shape[-3] == 1:
+        tuned = {"last": Defence(GREY, LastReconstruction(), TILE)}
+    else:
+        config, gated = (LARGE_FIT, LARGE) if max(shape[-2:]) > SMALL else (TRAJECTORY, GATED)
+        mean = MeanSoftmax(gated.iterations, gated.restarts, gated.views, gated.detector)
+        tuned = {
+            "detector_gated": Defence(config, gated, SMALL),
+            "mean_softmax": Defence(config, mean, SMALL),
+            "last": Defence(COLOUR, LastReconstruction(), TILE),
+        }
+    if name is None:
+        return next(iter(tuned.values()))
+    if name not in tuned:
+        raise ValueError(
+            f"decision must be {' or '.join(tuned)} for images of shape {tuple(shape)}, for which no other was tuned, "
+            f"got {name!r}: leave it out, or give a decision and a fit with settings of your own"
+        )
+    return tuned[name]
+
+
+def _without_mirror(defence: Defence, own: bool) -> Defence:
+    decision = defence.decision
+    views = tuple(dict.fromkeys(UNMIRRORED.get(view, view) for view in decision.views))
+    if views == decision.views:
+        return defence
+    if own:
+        raise ValueError(f"decision must have no mirrored view where mirror is False, got {decision.views}")
+    assert isinstance(decision, MeanSoftmax)  # all others classify the identity alone
+    return replace(defence, decision=replace(decision, views=views))
+
+
+def _of_sizes_taken(defence: Defence, own: bool, shape: tuple[int, ...], classifier: nn.Module) -> Defence:
+    decision, views = defence.decision, []
+    for view in decision.views:
+        refusal = refusal_of_view(classifier, shape, view)
+        if refusal is not None and own:
+            raise ValueError(f"{refusal}: {REMEDY}")
+        if refusal is not None:
+            warnings.warn(
+                f"{refusal}: the default defence classifies the view {FULL_SIZE[view]!r} in its place, which keeps "
+                "more of a perturbation; let the classifier's first layer resize to have the smaller view",
+                stacklevel=3,
+            )
+        views.append(view if refusal is None else FULL_SIZE[view])
+    if tuple(views) == decision.views:
+        return defence
+    assert isinstance(decision, MeanSoftmax)  # all others classify the identity alone
+    return replace(defence, decision=replace(decision, views=tuple(dict.fromkeys(views))))
 
 
 def default_config(shape: tuple[int, ...]) -> FitConfig:
-    """The configuration for images of shape (C, H, W) up to TILE a side, or for such tiles of larger ones.
-
-    Never the published 5x128 net with its thousands of steps.
-    """
-    return GREY if shape[-3] == 1 else COLOUR
+    """Deprecated: the fit of `defence_for(shape, decision="last")`."""
+    return defence_for(shape, decision="last").fit
 
 
-def default_defence(shape: tuple[int, ...]) -> tuple[FitConfig, Decision, int]:
-    """The fit, the decision and the side of the tiles of a defended classifier for images of shape (C, H, W)."""
-    if shape[-3] == 1:
-        return default_config(shape), LastReconstruction(), TILE
-    if max(shape[-2:]) > SMALL:
-        return LARGE_FIT, LARGE, SMALL
-    return TRAJECTORY, TRUST, SMALL
+def default_defence(shape: tuple[int, ...]) -> tuple[FitConfig, Decision, int | None]:
+    """Deprecated: the fit, the decision and the tile of `defence_for(shape)`."""
+    defence = defence_for(shape)
+    return defence.fit, defence.decision, defence.tile

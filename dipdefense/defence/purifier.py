@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dipdefense.arguments import check_integer
 from dipdefense.defence.gradients import Fitted, Gradient, known_gradient, purification
-from dipdefense.defence.presets import TILE, default_config
+from dipdefense.defence.presets import defence_for
 from dipdefense.defence.tiles import cut, join
 from dipdefense.defence.wrapper import shallow_copy
 from dipdefense.fitting.config import FitConfig
@@ -22,17 +22,20 @@ __all__ = ["Purifier"]
 class Purifier(nn.Module):
     """Reconstruct images by an early-stopped deep image prior; also a torchvision transform.
 
+    The reconstruction is what the fit returns, by its stopping rule. Of the default fit (`defence_for`) it is the mean
+    of the iterates that the default decision classifies, which is the reconstruction of `DefendedClassifier.judge`.
+
     It has no parameters and no state: the networks of a fit live as long as the fit. A class derived from it may draw
-    its numbers from the seed (`config_for`) or do more than fit (`frames`): attacks and evaluations meet that class.
+    its settings from the seed (`config_for`) or do more than fit (`frames`): attacks and evaluations meet that class.
 
     Args:
-        config: numbers of the fit; None for the evidence-based ones of the image's size (`default_config`).
+        config: settings of the fit; None for those that `defence_for` names for the image's shape.
         seed: of the fit; None for fresh entropy at every call, which makes the defence stochastic.
         gradient: meaning of a backward pass. `straight_through`: the purification counts as the identity (BPDA,
             Athalye et al. 2018). `unrolled`: the exact gradient, through all steps of the fit. `none`: a backward
             pass raises. Or a callable, see `dipdefense.gradients.Gradient`; picklable, if the purifier is to be.
         tile: side in pixels of the tiles that larger images are cut into, each fitted as an image of its own;
-            they overlap by a quarter. None: `presets.TILE` with the default numbers, uncut with numbers of your own.
+            they overlap by a quarter. None: that of `defence_for` with the default fit, uncut with a fit of your own.
 
     Raises:
         TypeError: config is no FitConfig.
@@ -71,12 +74,14 @@ class Purifier(nn.Module):
         return fit(images, self.config_for(images), seed=self.seed, callback=callback)
 
     def config_for(self, images: Tensor) -> FitConfig:
-        """The numbers of the fit to images of this shape, (B, C, H, W)."""
-        return self.config or default_config(tuple(images.shape[1:]))
+        """The settings of the fit to images of this shape, (B, C, H, W)."""
+        return self.config or defence_for(tuple(images.shape[1:])).fit
 
     def tile_for(self, images: Tensor) -> int | None:
         """The side of the tiles that images of this shape, (B, C, H, W), are cut into; None if they stay whole."""
-        tile = TILE if self.tile is None and self.config is None else self.tile
+        tile = self.tile
+        if tile is None and self.config is None:
+            tile = defence_for(tuple(images.shape[1:])).tile
         return None if tile is None or max(images.shape[2:]) <= tile else tile
 
     def forward(self, images: Tensor) -> Tensor:
@@ -87,7 +92,8 @@ class Purifier(nn.Module):
         """
         if isinstance(images, Tensor) and images.dim() == 3:
             return self(images[None])[0]  # type: ignore[no-any-return]
-        return self.frames(images, None, gradient=self.gradient)[0]
+        check_images(images, empty=True)
+        return self._purify(images, gradient=self.gradient)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> Tensor:
@@ -95,11 +101,23 @@ class Purifier(nn.Module):
 
         Values that the gain of the cosine loss lifts above 1 are clipped.
         """
-        return self.frames(images, None, gradient="none", callback=callback)[0]
+        check_images(images, empty=True)
+        return self._purify(images, gradient="none", callback=callback)
+
+    def _purify(
+        self, images: Tensor, *, gradient: str | Gradient, callback: Callable[[Progress], None] | None = None
+    ) -> Tensor:
+        """The mean of the iterates that the default decision classifies, where the fit is the default one."""
+        config, iterations = self.config_for(images), None
+        if self.config is None:
+            default = defence_for(tuple(images.shape[1:]))
+            if config == default.fit:  # a derived class may have another
+                iterations = default.decision.iterations_of(config.iterations) or None
+        return self.frames(images, iterations, config=config, gradient=gradient, callback=callback).mean(0)
 
     @torch.no_grad()
     def trajectory(self, images: Tensor, iterations: Sequence[int], *, restart: int = 0) -> Tensor:
-        """What `reconstruct` would return, ended at each of these iterations of one fit; no gradient.
+        """What a fit would return, ended at each of these iterations of one fit; no gradient.
 
         Args:
             images: (B, C, H, W) in [0, 1].
@@ -113,25 +131,26 @@ class Purifier(nn.Module):
             TypeError, ValueError: not a floating image batch, or outside [0, 1]; no iterations, one outside the fit,
                 a stopping rule other than `fixed`.
         """
-        return self.frames(images, iterations, gradient="none", restart=restart)
+        check_images(images, empty=True)
+        return self.frames(images, iterations, config=self.config_for(images), gradient="none", restart=restart)
 
     def frames(
         self,
         images: Tensor,
         iterations: Sequence[int] | None,
         *,
+        config: FitConfig,
         gradient: str | Gradient,
         restart: int = 0,
         callback: Callable[[Progress], None] | None = None,
     ) -> Tensor:
-        """What `trajectory` returns, with the given meaning of a backward pass.
+        """What `trajectory` returns of a fit with this `config`, with the given meaning of a backward pass.
 
-        `iterations` None is the iterate that the stopping rule chooses, (1, B, C, H, W). Raises as `trajectory` does.
+        `iterations` None is the iterate that the stopping rule chooses, (1, B, C, H, W). The images were checked by the
+        caller. Raises as `trajectory` does.
         """
-        check_images(images, empty=True)
-        config = self.config_for(images)
         if iterations is not None:
-            _check_looks(iterations, config)
+            _check_iterations(iterations, config)
             config = replace(config, iterations=max(iterations))
         if len(images) == 0:  # nothing to fit
             return images.expand(1 if iterations is None else len(iterations), *images.shape)
@@ -142,7 +161,7 @@ class Purifier(nn.Module):
             result = fit(pieces, config, seed=seed, callback=callback)
             frames, numbers, seed = result.reconstruction[None], result.chosen[None], result.seed
         else:
-            frames, numbers, seed = _watch(pieces, config, seed, iterations)
+            frames, numbers, seed = _watch(pieces, config, seed, iterations, callback)
         fitted = Fitted(pieces.detach().clone(), config, seed, numbers)  # the caller may write to the images
         passed = purification(pieces, frames.clamp(max=1), fitted, gradient)
         if tile is None:
@@ -171,7 +190,11 @@ class Purifier(nn.Module):
 
 
 def _watch(
-    images: Tensor, config: FitConfig, seed: int | None, iterations: Sequence[int]
+    images: Tensor,
+    config: FitConfig,
+    seed: int | None,
+    iterations: Sequence[int],
+    callback: Callable[[Progress], None] | None,
 ) -> tuple[Tensor, Tensor, int]:
     """The averages at these iterations of one fit, (T, B, C, H, W), their numbers (T, B), and the seed."""
     with torch.inference_mode(False):  # the fit, which writes to it, is outside that mode
@@ -181,6 +204,8 @@ def _watch(
         for frame, iteration in zip(frames, iterations, strict=True):
             if iteration == state.iteration:
                 frame[state.index] = state.average
+        if callback is not None:
+            callback(state)
 
     result = fit(images, config, seed=seed, callback=keep)
     numbers = torch.tensor(iterations, device=images.device)[:, None].expand(-1, len(images)).clone()
@@ -190,7 +215,7 @@ def _watch(
     return frames, numbers, result.seed
 
 
-def _check_looks(iterations: Sequence[int], config: FitConfig) -> None:
+def _check_iterations(iterations: Sequence[int], config: FitConfig) -> None:
     if config.stopping != "fixed":
         raise ValueError(
             f"stopping must be fixed where iterations are named, got {config.stopping!r}: use the decision last"

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from dipdefense import FitConfig, default_config, fit
+from dipdefense import FitConfig, defence_for, fit
 from dipdefense.fitting.config import PRECISIONS, build_network
 from dipdefense.fitting.fit import fit_context
 from dipdefense.fitting.inputs import INPUTS
@@ -55,8 +55,16 @@ def _points(small: Sequence[int], large: Sequence[int]) -> tuple[Point, ...]:
     )
     grey, colour, photo = (1, 32, 32), (3, 32, 32), (3, 224, 224)
     return (
-        Point(name="small grey", config=default_config(grey), shape=grey, batches=small, iterations=20),
-        Point(name="small colour", config=default_config(colour), shape=colour, batches=small, iterations=20),
+        Point(
+            name="small grey", config=defence_for(grey, decision="last").fit, shape=grey, batches=small, iterations=20
+        ),
+        Point(
+            name="small colour",
+            config=defence_for(colour, decision="last").fit,
+            shape=colour,
+            batches=small,
+            iterations=20,
+        ),
         Point(name="large", config=nearest, shape=photo, batches=large, iterations=5),
         Point(name="large bilinear", config=bilinear, shape=photo, batches=large, iterations=5),
     )

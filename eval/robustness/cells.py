@@ -175,8 +175,8 @@ def _bare(classifier: nn.Module, images: Tensor) -> tuple[Tensor, None]:
 
 
 def _defended(defended: DefendedClassifier, images: Tensor) -> tuple[Tensor, Tensor]:
-    judgement = defended.judge(images)
-    return judgement.logits, judgement.reconstruction
+    prediction = defended.judge(images)
+    return prediction.logits, prediction.reconstruction
 
 
 def _filtered(classifier: nn.Module, defence: Defence, images: Tensor) -> tuple[Tensor, Tensor]:

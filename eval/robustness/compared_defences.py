@@ -1,20 +1,22 @@
 """How a defence answers: images to logits and detection scores, at one or more of its strengths at once."""
 
+import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from skimage import restoration
 from torch import Tensor, nn
 
-from dipdefense import Decision, DefendedClassifier, Purifier
-from dipdefense.defence.evidence import Evidence, classify_view, disagreement, log_mean_softmax
+from dipdefense import Decision, DefendedClassifier, LastReconstruction, MeanSoftmax, Purifier
+from dipdefense.defence.evidence import classify_view, disagreement, log_mean_softmax
+from dipdefense.defence.pipeline import Reconstructions, decide, gather_evidence, reconstruct
 from dipdefense.digest import describe
 from eval.clock import clock
 from eval.robustness.config import describe_purifier
+from eval.robustness.cross_boundary import CrossBoundary
 
 __all__ = ["Defended", "Filtered", "Method", "NoiseLevel", "OneFit", "Setting", "Verdict", "viewed"]
 
@@ -122,21 +124,51 @@ class NoiseLevel:
         return {self.settings[0]: Verdict(logits, scores, clock(images.device) - start)}
 
 
+class Remembered:
+    """A classifier that is asked about the same images once, and the seconds that each answer took.
+
+    Several decisions classify the same reconstructions; each counts the seconds as if it alone had asked.
+    """
+
+    def __init__(self, classifier: nn.Module):
+        self.classifier = classifier
+        self._answers: dict[bytes, tuple[Tensor, float]] = {}
+        self.asking = 0.0  # seconds of the answers since the last `reset`, of those that were known too
+        self.waiting = 0.0  # seconds that the calls since then really took
+
+    def reset(self) -> None:
+        """Count anew."""
+        self.asking = self.waiting = 0.0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> (B, K)."""
+        called = clock(images.device)
+        key = hashlib.sha256(images.detach().cpu().numpy().tobytes()).digest() + repr(tuple(images.shape)).encode()
+        if key not in self._answers:
+            start = clock(images.device)
+            logits = self.classifier(images)
+            self._answers[key] = logits, clock(images.device) - start
+        logits, seconds = self._answers[key]
+        self.asking += seconds
+        self.waiting += clock(images.device) - called
+        return logits
+
+
 @dataclass(frozen=True)
 class OneFit:
-    """Decisions that share the trajectory of one fit (and its restarts), each a setting of its own.
+    """Decisions that share the reconstructions of one fit (and its restarts), each a setting of its own.
 
-    A setting's seconds are those of the fit up to its last iteration, and of its looks; what a fit takes before its
-    first iteration is spread over all of them.
+    A setting's seconds are those of the fit up to its last iteration, and of the classifier; what a fit takes before
+    its first iteration is spread over all of them.
     """
 
     classifier: nn.Module
     purifier: Purifier
-    decisions: Mapping[Setting, Decision]
+    decisions: Mapping[Setting, Decision | CrossBoundary]
 
     def __post_init__(self) -> None:
         for setting, decision in self.decisions.items():
-            if not decision.looks(1):
+            if not decision.iterations_of(1):
                 raise ValueError(f"decisions must name iterations, got {decision!r} for {tuple(setting)}: use Defended")
 
     @property
@@ -150,47 +182,37 @@ class OneFit:
 
     def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
         """See `Method`."""
-        length = self.purifier.config_for(images).iterations
-        looks = {setting: decision.looks(length) for setting, decision in self.decisions.items()}
-        asked = [*looks.values(), *(decision.residuals for decision in self.decisions.values())]
-        iterations = sorted({iteration for named in asked for iteration in named})
-        restarts = max(decision.restarts for decision in self.decisions.values())
+        asking = [_of_reconstructions(decision) for decision in self.decisions.values()]
         start = clock(images.device)
-        fits = [self.purifier.trajectory(images, iterations, restart=restart) for restart in range(restarts)]
-        fitting = (clock(images.device) - start) / restarts / iterations[-1]  # of one iteration of one fit
-
-        @cache
-        def look(restart: int, iteration: int, view: str) -> tuple[Tensor, float]:
-            start = clock(images.device)
-            logits = classify_view(self.classifier, fits[restart][iterations.index(iteration)], view)
-            return logits, clock(images.device) - start
-
-        residual = [(frames - images).square().mean(2) for frames in fits]  # (T, B, H, W) of each restart
-        start = clock(images.device)
-        bare, verdicts = self.classifier(images), {}
-        glance = clock(images.device) - start
+        shared = reconstruct(self.purifier, images, asking, gradient="none")
+        fitting = (clock(images.device) - start) / len(shared.frames) / shared.iterations[-1]  # of one iteration
+        classify, verdicts = Remembered(self.classifier), {}
         for setting, decision in self.decisions.items():
+            classify.reset()
             start = clock(images.device)
-            frames = [fits[r][iterations.index(i)] for r in range(decision.restarts) for i in looks[setting]]
-            stacked = torch.stack(frames)
-            prepared = decision.prepare(self.classifier, images, stacked)
-            if prepared is stacked:
-                seen = [look(r, i, v) for r in range(decision.restarts) for i in looks[setting] for v in decision.views]
-                start = clock(images.device)  # of a look that other settings share, the seconds of the first count
-            else:
-                seen = [(classify_view(self.classifier, image, v), 0.0) for image in prepared for v in decision.views]
-            left = torch.stack(residual[: decision.restarts]).mean(0)
-            what = Evidence(
-                bare,
-                torch.stack([logits for logits, _ in seen]),
-                {iteration: left[iterations.index(iteration)] for iteration in decision.residuals},
-            )
-            last = max(*looks[setting], *decision.residuals, 1)
-            logits, scores = decision.combine(what), decision.score(what)
-            deciding = clock(images.device) - start
-            seconds = glance + fitting * decision.restarts * last + sum(seconds for _, seconds in seen) + deciding
+            logits, scores = _decided(decision, classify, images, shared)
+            deciding = clock(images.device) - start - classify.waiting
+            wanted = _of_reconstructions(decision)
+            last = max(*wanted.iterations_of(shared.fit_iterations), *wanted.residuals, 1)
+            seconds = fitting * wanted.restarts * last + classify.asking + deciding
             verdicts[setting] = Verdict(logits, scores, seconds)
         return verdicts
+
+
+def _of_reconstructions(decision: Decision | CrossBoundary) -> Decision:
+    """A decision that asks for the same reconstructions."""
+    return MeanSoftmax(decision.iterations) if isinstance(decision, CrossBoundary) else decision
+
+
+def _decided(
+    decision: Decision | CrossBoundary, classify: Remembered, images: Tensor, shared: Reconstructions
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, K) and scores (B,)."""
+    if isinstance(decision, CrossBoundary):
+        stitched = decision.stitch(classify, images, shared.classified(_of_reconstructions(decision)))
+        shared = replace(shared, frames=stitched[None, None], iterations=())
+        decision = LastReconstruction()
+    return decide(decision, gather_evidence(classify, images, classify(images), shared, decision))
 
 
 @dataclass(frozen=True)
@@ -214,6 +236,6 @@ class Defended:
     def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
         """See `Method`."""
         start = clock(images.device)
-        judgement = self.defended.judge(images)
+        prediction = self.defended.judge(images)
         seconds = clock(images.device) - start
-        return {self.settings[0]: Verdict(judgement.logits, judgement.scores, seconds)}
+        return {self.settings[0]: Verdict(prediction.logits, prediction.scores, seconds)}

@@ -1,14 +1,15 @@
 """Defences to compare, by name, each over a range of strengths."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from dipdefense import CrossBoundary, Decision, DefendedClassifier, DetectorGated, FitConfig, MeanSoftmax, Purifier
+from dipdefense import Decision, DefendedClassifier, DetectorGated, FitConfig, MeanSoftmax, Purifier
 from eval.baselines import BASELINES
 from eval.robustness.compared_defences import Defended, Filtered, Method, NoiseLevel, OneFit, Setting, viewed
+from eval.robustness.cross_boundary import CrossBoundary
 
 __all__ = ["FILTERS", "FITS", "METHODS", "build_methods"]
 
@@ -24,22 +25,22 @@ FILTERS: dict[str, tuple[str, tuple[float, ...]]] = {
 }
 
 
-Fit = Callable[[tuple[int, ...], DetectorGated, dict[str, Any]], dict[float, Decision]]
-THRESHOLDS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)  # of gated
+Family = Callable[[tuple[int, ...], DetectorGated, dict[str, Any]], Mapping[float, Decision | CrossBoundary]]
+THRESHOLDS = (0.05, 0.1, 0.3, 0.5, 0.7, 0.9)  # of the gated decision
 
 # (iterations, a DetectorGated, options of MeanSoftmax) -> strength: decision
-FITS: dict[str, Fit] = {
+FITS: dict[str, Family] = {
     # each iteration alone; the strength is the iteration
-    "dip": lambda looks, gated, options: {k: MeanSoftmax((k,), **options) for k in looks},
-    # three looks in a row; the strength is the last of them
-    "dip_mean": lambda looks, gated, options: {
-        looks[k]: MeanSoftmax(looks[max(0, k - 2) : k + 1], **options) for k in range(len(looks))
+    "dip": lambda iterations, gated, options: {k: MeanSoftmax((k,), **options) for k in iterations},
+    # three iterations in a row; the strength is the last of them
+    "dip_mean": lambda iterations, gated, options: {
+        last: MeanSoftmax(iterations[max(0, k - 2) : k + 1], **options) for k, last in enumerate(iterations)
     },
     # keep the bare prediction unless the fit speaks against it, by the threshold
-    "detector_gated": lambda looks, gated, options: {t: replace(gated, threshold=t) for t in THRESHOLDS},
+    "detector_gated": lambda iterations, gated, options: {t: replace(gated, threshold=t) for t in THRESHOLDS},
     # the second half of the fit; the strength is its last iteration
-    "cross_boundary": lambda looks, gated, options: {
-        looks[-1]: CrossBoundary(tuple(i for i in looks if i >= looks[-1] / 2))
+    "cross_boundary": lambda iterations, gated, options: {
+        iterations[-1]: CrossBoundary(tuple(i for i in iterations if i >= iterations[-1] / 2))
     },
 }
 VIEWED = ("dip", "dip_mean")  # the families that stand a second time with views
@@ -68,8 +69,8 @@ def build_methods(
         restarts: of the fits of `dip`, `dip_mean`, and `detector_gated` where it is not the default.
         views: where these are more than the identity, each filter, `dip` and `dip_mean` stand a second time, with the
             mean softmax over them, and with `+` and the views behind the name.
-        default: the decision of the method `default`, where these are its fit and images; a Trust is also that whose
-            threshold is the strength of `detector_gated`, which else has these views and the `disagreement` alone.
+        default: the decision of the method `default`, where these are its fit and images. A DetectorGated is also that
+            whose threshold is the strength of `detector_gated`, which otherwise has these views and no detector.
 
     Raises:
         ValueError: an unknown name; `default` where there is none; what `MeanSoftmax` refuses.
@@ -78,16 +79,16 @@ def build_methods(
         if name not in METHODS:
             raise ValueError(f"methods must be among {', '.join(METHODS)}, got {name!r}")
     both = tuple(dict.fromkeys((("identity",), MeanSoftmax(views=views).views)))
-    looks = MeanSoftmax(tuple(iterations)).looks(0)
+    along = MeanSoftmax(tuple(iterations)).iterations_of(0)
     gated = default if isinstance(default, DetectorGated) else DetectorGated(views=views, restarts=restarts)
     if "default" in names and default is None:
         raise ValueError("methods must leave out default, got it with a fit that is not the default one")
-    decisions: dict[Setting, Decision] = {}
+    decisions: dict[Setting, Decision | CrossBoundary] = {}
     methods: list[Method] = []
     for name in names:
         if name in FITS:
             for seen in both if name in VIEWED else (("identity",),):
-                family = FITS[name](looks, gated, {"restarts": restarts, "views": seen})
+                family = FITS[name](along, gated, {"restarts": restarts, "views": seen})
                 decisions |= {Setting(viewed(name, seen), s): decision for s, decision in family.items()}
         elif name in FILTERS:
             keyword, strengths = FILTERS[name]
@@ -97,11 +98,11 @@ def build_methods(
         elif name == "noise_level":
             methods.append(NoiseLevel(classifier))
         elif name == "default" and default is not None:
-            if default.looks(looks[-1]):
-                decisions[Setting(name, looks[-1])] = default
+            if default.iterations_of(along[-1]):
+                decisions[Setting(name, along[-1])] = default
             else:
                 defended = DefendedClassifier(classifier, purifier, decision=default)
-                methods.append(Defended(name, defended, looks[-1]))
+                methods.append(Defended(name, defended, along[-1]))
         else:
             methods.append(_dipdefend(classifier, purifier.seed))
     return [*methods, OneFit(classifier, purifier, decisions)] if decisions else methods

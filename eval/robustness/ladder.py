@@ -259,7 +259,8 @@ def _check_memory(
     images = dataset.batch([0]).to(device)
     purifier, decision = defended.plan(images)
     fit = purifier.config_for(images)
-    steps = max((*decision.looks(fit.iterations), *decision.residuals, 1)) if decision.looks(1) else fit.iterations
+    classified = decision.iterations_of(fit.iterations)
+    steps = max(*classified, *decision.residuals, 1) if classified else fit.iterations
     tile = purifier.tile_for(images)
     piece = images if tile is None else images[..., :tile, :tile]
     needed = unroll_bytes(build_problem(piece, fit, 0, None, None, None), steps) / 2**30

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import dipdefense
 from attacks.adaptive.averaged import Averaged
 from attacks.square import Asked
-from dipdefense import FitConfig, Purifier, check_classifier, defend
+from dipdefense import FitConfig, Purifier, check_classifier, defence_for, defend
 from dipdefense.adapters.art import DIPPurification
 from dipdefense.adapters.huggingface import Logits
 from dipdefense.adapters.sklearn import NumpyClassifier
@@ -244,12 +244,12 @@ def test_timm(images):
     torch.testing.assert_close(logits, model(Purifier(TINY)(large)))
 
 
-def vit() -> nn.Module:
+def vit(size: int = 8) -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
     torch.manual_seed(0)
     config = ViTConfig(
-        image_size=8,
+        image_size=size,
         patch_size=4,
         hidden_size=8,
         num_hidden_layers=1,
@@ -279,6 +279,12 @@ def test_hugging_face(images):
     assert list(defend(normalised, TINY).state_dict()) == list(model.state_dict())
     plain = ViTImageProcessor(do_normalize=False)
     torch.testing.assert_close(Logits(model, plain)(images), bare(images))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # transformers' own
+def test_a_hugging_face_transformer_of_one_size_gets_a_view_of_that_size():
+    with pytest.warns(UserWarning, match=r"which the view 'small_mirror' shows it, got ValueError: Input image size"):
+        assert defence_for((3, 48, 48), Logits(vit(48))).decision.views == ("mirror",)
 
 
 def test_logits_refuses(net, images):

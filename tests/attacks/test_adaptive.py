@@ -35,6 +35,7 @@ from attacks.ball import steepest
 from dipdefense import DefendedClassifier, Detector, DetectorGated, FitConfig, MeanSoftmax, Purifier, Unrolled, defend
 from dipdefense.defence.evidence import Evidence
 from dipdefense.defence.gradients import Fitted
+from dipdefense.defence.pipeline import decide
 from dipdefense.fitting.unroll import pull_back
 
 TINY = FitConfig(architecture_options={"channels": [4, 8], "skip_channels": 2}, input_channels=4, iterations=6)
@@ -61,7 +62,7 @@ class Bare(Purifier):
     def __init__(self) -> None:
         super().__init__(TINY)
 
-    def frames(self, images, iterations, *, gradient, restart=0, callback=None):
+    def frames(self, images, iterations, **options):
         return images[None].expand(1 if iterations is None else len(iterations), *images.shape)
 
 
@@ -138,12 +139,13 @@ def test_gradient_of_each_loss_is_its_slope(loss):
 
 def test_bypass_wants_the_bare_prediction_wrong_and_no_more_than_that():
     bare = torch.tensor([[9.0, 0.0, 1.0], [0.0, 1.5, 1.0], [0.0, 7.0, 1.0]])  # label 0 leads by 8, lags by 1.5 and by 7
-    looks, decision = Evidence(bare, bare[None] / 2, {}), MeanSoftmax((1,))
-    unseen = -torch.logit(decision.score(looks).clamp(1e-6, 1 - 1e-6))
+    evidence = Evidence(bare, bare[None] / 2, {})
+    answer = decide(MeanSoftmax((1,)), evidence)
+    unseen = -torch.logit(answer.scores.clamp(1e-6, 1 - 1e-6))
     expected = torch.tensor([-8.0, 1.5, 2.0]) + unseen.clamp(max=4)
-    torch.testing.assert_close(LOSSES["bypass"](looks, decision, torch.tensor([0, 0, 0])), expected)
-    every = torch.tensor([-6.0, 1.125, 2.0]) + unseen.clamp(max=4)  # the mean of the input and its one look
-    torch.testing.assert_close(LOSSES["evade"](looks, decision, torch.tensor([0, 0, 0])), every)
+    torch.testing.assert_close(LOSSES["bypass"](evidence, answer, torch.tensor([0, 0, 0])), expected)
+    every = torch.tensor([-6.0, 1.125, 2.0]) + unseen.clamp(max=4)  # the mean of the input and its one reconstruction
+    torch.testing.assert_close(LOSSES["evade"](evidence, answer, torch.tensor([0, 0, 0])), every)
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
@@ -298,7 +300,7 @@ def test_restarts_of_a_defence_that_draws_meet_new_draws(seed, drawn, different)
     Watched.seen.clear()
     climb = GradientAttack(steps=2, samples=2, restarts=2, enough=1e9)
     climb(Watched(Linear(), Purifier(TINY, seed=seed)), images(), torch.tensor([0, 1, 2]), eps=0.1)
-    assert (len(Watched.seen), len(set(Watched.seen))) == (drawn, different)  # restarts x looks at a point x samples
+    assert (len(Watched.seen), len(set(Watched.seen))) == (drawn, different)  # restarts x points x samples
 
 
 class Crowded(nn.Module):
@@ -449,5 +451,5 @@ def test_bad_numbers_are_refused():
 
 def test_mean_softmax_has_restarts_in_every_look():
     defended = DefendedClassifier(Linear(), Purifier(TINY), decision=MeanSoftmax((3, 6), restarts=2))
-    looks, _, _ = defended.look(images())
-    assert looks.along.shape == (4, 3, 4)
+    evidence, _, _ = defended.evidence(images())
+    assert evidence.along.shape == (4, 3, 4)

@@ -44,10 +44,10 @@ def test_a_purifier_fits_each_tile_as_an_image():
 
 
 def test_the_default_numbers_cut_large_images_and_ones_of_your_own_do_not():
-    small, large = images(1, 3, 64, 64), images(1, 3, 65, 40)
-    assert [Purifier().tile_for(x) for x in (small, large)] == [None, 64]
-    assert [Purifier(TINY).tile_for(x) for x in (small, large)] == [None, None]
-    assert [Purifier(tile=32).tile_for(x) for x in (small, large)] == [32, 32]
+    small, large, grey = images(1, 3, 32, 32), images(1, 3, 33, 20), images(1, 1, 65, 40)
+    assert [Purifier().tile_for(x) for x in (small, large, grey)] == [None, 32, 64]
+    assert [Purifier(TINY).tile_for(x) for x in (small, large, grey)] == [None, None, None]
+    assert [Purifier(tile=16).tile_for(x) for x in (small, large, grey)] == [16, 16, 16]
 
 
 def test_images_up_to_the_size_of_a_tile_stay_whole():

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from attacks import pgd
-from dipdefense import Purifier, default_config, defend
+from dipdefense import Purifier, defence_for, defend
 from dipdefense.cli import app
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
@@ -122,7 +122,7 @@ def test_the_defence_falls_to_a_huge_perturbation_through_it(threads):
     """If it did not, the gradients would be masked and every figure worthless."""
     digits, classifier = load_dataset("digits"), load_classifier("digits_cnn")
     images, labels = digits.batch(range(16)), digits.labels[:16]
-    defended = defend(classifier, dataclasses.replace(default_config((1, 32, 32)), iterations=40))
+    defended = defend(classifier, dataclasses.replace(defence_for((1, 32, 32)).fit, iterations=40))
     adversarial = pgd(defended, images, labels, eps=0.5, steps=10)
     with torch.no_grad():
         assert (defended(images).argmax(1) == labels).float().mean() >= 0.9

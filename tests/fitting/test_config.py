@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dipdefense import FitConfig, default_config
+from dipdefense import FitConfig, defence_for
 
 
 @pytest.mark.parametrize(
@@ -13,9 +13,9 @@ from dipdefense import FitConfig, default_config
     [
         FitConfig(),
         FitConfig(architecture_options={"channels": (8, 8), "skip_channels": [0, 4]}, stopping="emv"),
-        default_config((3, 32, 32)),
-        default_config((1, 28, 28)),
-        default_config((3, 224, 224)),
+        defence_for((3, 32, 32)).fit,
+        defence_for((1, 28, 28)).fit,
+        defence_for((3, 224, 224)).fit,
     ],
 )
 def test_json_round_trip(config):
@@ -23,8 +23,9 @@ def test_json_round_trip(config):
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 224, 224), (3, 512, 512)])
-def test_the_default_is_never_the_large_slow_network(shape):
-    config = default_config(shape)
+@pytest.mark.parametrize("decision", [None, "last"])
+def test_the_default_is_never_the_large_slow_network(shape, decision):
+    config = defence_for(shape, decision=decision).fit
     assert config.iterations <= 1000
     assert max(config.architecture_options["channels"]) < 128
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from dipdefense import STOPPING_RULES, FitConfig, default_config, defend, fit
+from dipdefense import STOPPING_RULES, FitConfig, defence_for, defend, fit
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 
@@ -26,7 +26,7 @@ def test_a_fit_agrees_with_the_cpu():
 
 def test_the_default_fit_repeats_to_the_bit():
     observed = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).cuda()
-    config = dataclasses.replace(default_config((3, 32, 32)), iterations=30)
+    config = dataclasses.replace(defence_for((3, 32, 32), decision="last").fit, iterations=30)
     assert torch.equal(fit(observed, config).reconstruction, fit(observed, config).reconstruction)
 
 

@@ -9,7 +9,7 @@ import pytest
 PURIFY = """
 import dataclasses, torch, dipdefense
 from pathlib import Path
-config = dataclasses.replace(dipdefense.default_config((3, 32, 32)), iterations=1)
+config = dataclasses.replace(dipdefense.defence_for((3, 32, 32), decision="last").fit, iterations=1)
 dipdefense.Purifier(config)(torch.rand(10_000, 3, 32, 32))
 fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
 print(2**10 * int(fields["VmHWM"].split()[0]))  # KiB, called kB

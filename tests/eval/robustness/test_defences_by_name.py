@@ -1,13 +1,15 @@
 """Methods of the comparison against the defended classifier and the filters themselves."""
 
 import copy
+import dataclasses
+import time
 
 import pytest
 import torch
 from skimage.restoration import estimate_sigma
+from torch import nn
 
 from dipdefense import (
-    CrossBoundary,
     DefendedClassifier,
     Detector,
     DetectorGated,
@@ -21,6 +23,7 @@ from eval.baselines import BASELINES, jpeg
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.robustness.compared_defences import Filtered, OneFit, Setting
+from eval.robustness.cross_boundary import CrossBoundary
 from eval.robustness.defences_by_name import FILTERS, METHODS, VIEWED, build_methods
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=30)
@@ -54,7 +57,7 @@ def test_a_filter_with_and_without_views(classifier, images):
 
 
 @torch.no_grad()
-def test_one_fit_serves_what_each_decision_gives_alone(classifier, images):
+def test_one_fit_serves_what_each_decision_gives_alone(classifier, images, monkeypatch):
     # Both run to other ends, and in float32 a fit amplifies the rounding that may differ between them.
     classifier, images = copy.deepcopy(classifier).double(), images.double()
     purifier = Purifier(QUICK, seed=2)
@@ -65,19 +68,50 @@ def test_one_fit_serves_what_each_decision_gives_alone(classifier, images):
         Setting("cross", 30): CrossBoundary((10, 20, 30), bisections=2),
     }
     calls = []
-    shared = OneFit(classifier, purifier, decisions)
-    original = Purifier.trajectory
-    try:
-        Purifier.trajectory = lambda self, *a, **k: calls.append(k) or original(self, *a, **k)
-        verdicts = shared(images)
-    finally:
-        Purifier.trajectory = original
-    assert calls == [{"restart": 0}, {"restart": 1}]
+    original = Purifier.frames
+
+    def counted(self, *args, **more):
+        calls.append(more["restart"])
+        return original(self, *args, **more)
+
+    monkeypatch.setattr(Purifier, "frames", counted)
+    verdicts = OneFit(classifier, purifier, decisions)(images)
+    assert calls == [0, 1]
+    rival = decisions.pop(Setting("cross", 30))
     for setting, decision in decisions.items():
         logits, scores, _ = DefendedClassifier(classifier, purifier, decision=decision).judge(images)
         torch.testing.assert_close(verdicts[setting].logits, logits, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(verdicts[setting].scores, scores, atol=1e-6, rtol=1e-6)
+    stitched = classifier(rival.stitch(classifier, images, purifier.trajectory(images, rival.iterations)))
+    torch.testing.assert_close(verdicts["cross", 30].logits, stitched, atol=1e-6, rtol=1e-6)
+    scores = disagreement(classifier(images), stitched[None])
+    torch.testing.assert_close(verdicts["cross", 30].scores, scores, atol=1e-6, rtol=1e-6)
     assert verdicts["dip", 10].seconds < verdicts["mean", 30].seconds
+
+
+class Slow(nn.Module):
+    """A classifier that takes a twentieth of a second."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        time.sleep(0.05)
+        return x.flatten(1)[:, :3]
+
+
+@torch.no_grad()
+def test_a_setting_has_the_seconds_that_it_alone_would_take(images):
+    """Of the bare prediction and of each reconstruction, also of one that another setting classified before."""
+    slow = Slow()
+    config = dataclasses.replace(QUICK, iterations=3)
+    decisions = {Setting("one", 2): MeanSoftmax((2,)), Setting("both", 3): MeanSoftmax((2, 3))}
+    verdicts = OneFit(slow, Purifier(config), decisions)(images)
+    assert slow.calls == 3  # the bare prediction, and two reconstructions
+    assert verdicts["one", 2].seconds >= 0.1
+    assert verdicts["both", 3].seconds >= 0.15
 
 
 def test_every_name_is_built(classifier, images):

@@ -1,21 +1,12 @@
-"""The rival of Ding et al. (2021): a decision in the classifier's decision space."""
+"""The rival of Ding et al. (2021): reconstructions stitched in the classifier's decision space."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from dipdefense.arguments import check_integer
-from dipdefense.defence.evidence import (
-    Classify,
-    Evidence,
-    check_finite,
-    check_iterations,
-    disagreement,
-    log_mean_softmax,
-    spread,
-)
+from dipdefense.defence.evidence import Classify, check_finite, check_iterations, spread
 
 __all__ = ["CrossBoundary"]
 
@@ -24,19 +15,19 @@ __all__ = ["CrossBoundary"]
 class CrossBoundary:
     """Classify one image stitched together where the fit crosses the classifier's decision boundary.
 
-    Consecutive looks x_t, x_t+1 with different predicted labels enclose an image x_ob on the boundary, which is
-    found by bisection and moved away from the input: x_ob + alpha (x_ob - x) / |x_ob - x|. The mean of the moved
+    Consecutive reconstructions x_t, x_t+1 with different predicted labels enclose an image x_ob on the boundary, which
+    is found by bisection and moved away from the input: x_ob + alpha (x_ob - x) / |x_ob - x|. The mean of the moved
     images is classified.
 
     Source: Ding et al. (2021), "Delving into deep image prior for adversarial defense: a novel reconstruction-based
         defense framework".
-    Differs: built from the abstract alone. The number of looks, the size of alpha, the plain mean as stitching, and
-        taking the last look where no boundary is crossed are ours.
+    Differs: built from the abstract alone. The number of reconstructions, the size of alpha, the plain mean as
+        stitching, and taking the last one where no boundary is crossed are ours.
 
     Args:
         iterations: at least two, as in `MeanSoftmax`.
         alpha: length of the move, Euclidean over the whole image, images in [0, 1].
-        bisections: halvings of the segment between two looks.
+        bisections: halvings of the segment between two reconstructions.
 
     Raises:
         ValueError: fewer than two iterations or not rising, a negative alpha, bisections below 1.
@@ -45,9 +36,6 @@ class CrossBoundary:
     iterations: tuple[int, ...] | None = None
     alpha: float = 0.5
     bisections: int = 8
-    restarts: ClassVar[int] = 1
-    views: ClassVar[tuple[str, ...]] = ("identity",)
-    residuals: ClassVar[tuple[int, ...]] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "iterations", check_iterations(self.iterations))
@@ -58,13 +46,13 @@ class CrossBoundary:
             raise ValueError(f"alpha must not be negative, got {self.alpha!r}")
         check_integer("bisections", self.bisections, 1)
 
-    def looks(self, iterations: int) -> tuple[int, ...]:
-        """See `Decision.looks`."""
-        return spread(self.iterations, iterations)
+    def iterations_of(self, fit_iterations: int) -> tuple[int, ...]:
+        """The iterations whose reconstructions are stitched, of a fit of that many."""
+        return spread(self.iterations, fit_iterations)
 
-    def prepare(self, classify: Classify, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """The stitched images, (1, B, C, H, W). See `Decision.prepare`."""
-        labels = torch.stack([_labels(classify, look) for look in reconstructions])  # (S, B)
+    def stitch(self, classify: Classify, images: Tensor, reconstructions: Tensor) -> Tensor:
+        """What stands for the images (B, C, H, W), given their reconstructions (S, B, C, H, W): the same shape."""
+        labels = torch.stack([_labels(classify, frame) for frame in reconstructions])  # (S, B)
         total = torch.zeros_like(images)
         crossings = labels[1:] != labels[:-1]  # (S - 1, B)
         for step, crosses in enumerate(crossings):
@@ -75,7 +63,7 @@ class CrossBoundary:
                 length = away.flatten(1).norm(dim=1).clamp_min(torch.finfo(away.dtype).tiny)
                 total[crosses] += boundary + self.alpha * away / length[:, None, None, None]
         count = crossings.sum(0)[:, None, None, None]
-        return torch.where(count > 0, total / count.clamp_min(1), reconstructions[-1]).clamp(0, 1)[None]
+        return torch.where(count > 0, total / count.clamp_min(1), reconstructions[-1]).clamp(0, 1)
 
     def _boundary(self, classify: Classify, before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
         """Between images of these labels, (B,), and images of other ones."""
@@ -84,14 +72,6 @@ class CrossBoundary:
             same = (_labels(classify, middle) == labels)[:, None, None, None]
             before, after = torch.where(same, middle, before), torch.where(same, after, middle)
         return (before + after) / 2
-
-    def combine(self, looks: Evidence) -> Tensor:
-        """See `Decision.combine`."""
-        return log_mean_softmax(looks.along)
-
-    def score(self, looks: Evidence) -> Tensor:
-        """See `Decision.score`."""
-        return disagreement(looks.bare, looks.along)
 
 
 @torch.no_grad()

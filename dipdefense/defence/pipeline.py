@@ -1,0 +1,114 @@
+"""A defended answer, in the order in which an image meets it: reconstruct, gather evidence, decide."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dipdefense.defence.decisions import Decision
+from dipdefense.defence.evidence import Classify, Evidence, classify_view
+from dipdefense.defence.gradients import GRADIENTS, Gradient, known_gradient
+from dipdefense.defence.purifier import Purifier
+
+__all__ = ["Answer", "Reconstructions", "decide", "gather_evidence", "reconstruct"]
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """The reconstructions of a batch along one or more fits of every image."""
+
+    frames: Tensor  # (R, T, B, C, H, W), over restarts and iterations
+    iterations: tuple[int, ...]  # of the T frames; empty where T = 1 and the stopping rule chose the iterate
+    fit_iterations: int  # of the whole fit
+    identity: bool  # whether the purification counts as the identity in a backward pass
+
+    def classified(self, decision: Decision) -> Tensor:
+        """Those that a decision classifies, (S, B, C, H, W), over restarts and iterations."""
+        iterations = decision.iterations_of(self.fit_iterations)
+        return self._at(decision.restarts, iterations).flatten(0, 1) if self.iterations else self.frames[0]
+
+    def residual(self, images: Tensor, decision: Decision) -> dict[int, Tensor]:
+        """See `Evidence.residual`: at the iterations, and over the restarts, that a decision names."""
+        if not self.iterations or not decision.residuals:
+            return {}
+        residual = (self._at(decision.restarts, decision.residuals) - images).square().mean((0, 3))  # (T, B, H, W)
+        if self.identity:
+            residual = residual.detach()  # it does not change with the images, and the sign of a rounding is a step
+        return dict(zip(decision.residuals, residual, strict=True))
+
+    def _at(self, restarts: int, iterations: Sequence[int]) -> Tensor:
+        return self.frames[:restarts, [self.iterations.index(iteration) for iteration in iterations]]
+
+
+def reconstruct(
+    purifier: Purifier,
+    images: Tensor,
+    decisions: Sequence[Decision],
+    *,
+    gradient: str | Gradient,
+    scored: bool = True,
+) -> Reconstructions:
+    """Fit images (B, C, H, W) in [0, 1], and keep what the decisions ask for.
+
+    Args:
+        purifier: of the fits.
+        images: checked by the caller.
+        decisions: one or more that share the fits; all of them name iterations, or it is one that names none.
+        gradient: meaning of a backward pass, see `Purifier`.
+        scored: whether detection scores are wanted, also of decisions whose logits do not depend on them.
+    """
+    config = purifier.config_for(images)
+    asked: set[int] = set()
+    for decision in decisions:
+        classified = decision.iterations_of(config.iterations)
+        asked.update(classified, decision.residuals if classified and (scored or decision.gated) else ())
+    iterations, restarts = sorted(asked), max(decision.restarts for decision in decisions) if asked else 1
+    frames = [
+        purifier.frames(images, iterations or None, config=config, gradient=gradient, restart=restart)
+        for restart in range(restarts)
+    ]
+    identity = known_gradient(gradient) is GRADIENTS["straight_through"]
+    return Reconstructions(torch.stack(frames), tuple(iterations), config.iterations, identity)
+
+
+def gather_evidence(
+    classify: Classify,
+    images: Tensor,
+    bare: Tensor,
+    reconstructions: Reconstructions,
+    decision: Decision,
+    *,
+    scored: bool = True,
+) -> Evidence:
+    """Classify the reconstructions that a decision names, through each of its views.
+
+    Args:
+        classify: images (B, C, H, W) in [0, 1] -> logits (B, K).
+        images: what was reconstructed, (B, C, H, W).
+        bare: their own logits, (B, K).
+        reconstructions: of a `reconstruct` that knew the decision.
+        decision: whose evidence it is.
+        scored: as in `reconstruct`.
+
+    Raises:
+        ValueError: the classifier refuses the size of a view.
+    """
+    frames = reconstructions.classified(decision)
+    along = [classify_view(classify, frame, view) for frame in frames for view in decision.views]
+    residual = reconstructions.residual(images, decision) if scored or decision.gated else {}
+    return Evidence(bare, torch.stack(along), residual)
+
+
+class Answer(NamedTuple):
+    """What a decision makes of its evidence."""
+
+    logits: Tensor  # (B, K)
+    scores: Tensor  # (B,) in [0, 1], larger is more adversarial
+
+
+def decide(decision: Decision, evidence: Evidence) -> Answer:
+    """Logits and scores, the score computed once; `Decision.combine` gives the logits alone."""
+    scores = decision.score(evidence)
+    return Answer(decision.combine(evidence, scores), scores)
