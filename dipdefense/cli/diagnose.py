@@ -13,11 +13,13 @@ from dipdefense.cli.options import (
     ConfigFile,
     DataPath,
     DatasetName,
+    DecisionName,
     Device,
     Eps,
     GradientName,
     Index,
     Seed,
+    Tile,
     Weights,
     device_named,
     fit_config,
@@ -26,7 +28,8 @@ from dipdefense.cli.options import (
     number,
 )
 from dipdefense.cli.shown import manner, note, print_frame, progress_bar
-from dipdefense.defence.classifier import defend
+from dipdefense.defence.classifier import DefendedClassifier
+from dipdefense.defence.purifier import Purifier
 
 __all__ = ["diagnose"]
 
@@ -57,6 +60,8 @@ def diagnose(
     seed: Seed = 0,
     device: Device = "cpu",
     config: ConfigFile = None,
+    decision: DecisionName = None,
+    tile: Tile = None,
     out: Annotated[Path, typer.Option(help="Folder for diagnose.csv and diagnose.json.")] = Path("runs/diagnose"),
 ) -> None:
     """Can a robustness figure be believed? Sanity checks of the attack, and of the model under it.
@@ -72,7 +77,8 @@ def diagnose(
     if not 1 <= n <= len(images):
         raise ValueError(f"n must lie between 1 and the {len(images)} images of {images.name}, got {n}")
     other = load_classifier(surrogate, surrogate_weights).to(where) if surrogate else bare if defended else None
-    model = defend(bare, fit_config(config), seed=seed, gradient=gradient) if defended else bare
+    purifier = Purifier(fit_config(config), seed=seed, tile=tile)
+    model = DefendedClassifier(bare, purifier, gradient=gradient, decision=decision) if defended else bare
     order = images.first(n, seed)
     chosen, labels = images.batch(order.tolist()).to(where), images.labels[order].to(where)
     out.mkdir(parents=True, exist_ok=True)  # refused before minutes are spent

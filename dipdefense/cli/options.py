@@ -8,6 +8,7 @@ import torch
 import typer
 from torch import nn
 
+from dipdefense.defence.decisions import DECISIONS
 from dipdefense.distributed import Cluster
 from dipdefense.fitting.config import FitConfig
 
@@ -23,6 +24,7 @@ __all__ = [
     "Cpus",
     "DataPath",
     "DatasetName",
+    "DecisionName",
     "Device",
     "Engine",
     "Eps",
@@ -31,9 +33,12 @@ __all__ = [
     "Index",
     "Iterations",
     "Norm",
+    "Panel",
+    "DeviceOrCluster",
     "ResizeTo",
     "RunFolder",
     "Seed",
+    "Tile",
     "Weights",
     "Workers",
     "cluster_of",
@@ -45,26 +50,86 @@ __all__ = [
     "names",
     "noise_level",
     "number",
+    "device_or_cluster",
     "rule_options",
 ]
 
-Seed = Annotated[int, typer.Option(help="Seed of images, attacks and fits.")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
-DatasetName = Annotated[str, typer.Option("--dataset", help="digits, digits_train, mnist, cifar10 or folder.")]
-DataPath = Annotated[Path | None, typer.Option("--data", help="File or folder of the data set.")]
+
+class Panel:
+    """The groups of options in a command's help."""
+
+    IMAGES = "Images and classifier"
+    DEFENCE = "Defence"
+    ATTACK = "Attack"
+    RUN = "Run"
+
+
+Seed = Annotated[int, typer.Option(help="Seed of images, attacks and fits.", rich_help_panel=Panel.RUN)]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.", rich_help_panel=Panel.RUN)]
+DeviceOrCluster = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        help="Where to compute: cpu, cuda, cuda:1, mps; or ray, the workers of a Ray cluster, such as "
+        "ray:workers=4,cpus=1,gpus=0,address=HOST:PORT.",
+        rich_help_panel=Panel.RUN,
+    ),
+]
+DatasetName = Annotated[
+    str,
+    typer.Option("--dataset", help="digits, digits_train, mnist, cifar10 or folder.", rich_help_panel=Panel.IMAGES),
+]
+DataPath = Annotated[
+    Path | None, typer.Option("--data", help="File or folder of the data set.", rich_help_panel=Panel.IMAGES)
+]
 ClassifierSpec = Annotated[
     str,
     typer.Option(
-        "--classifier", help="digits_cnn, mnist_lenet, cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY."
+        "--classifier",
+        help="digits_cnn, mnist_lenet, cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY.",
+        rich_help_panel=Panel.IMAGES,
     ),
 ]
-Weights = Annotated[Path | None, typer.Option("--weights", help="State dict, .pt or .safetensors.")]
-Eps = Annotated[str, typer.Option("--eps", help="Radius, images in [0, 1]: 8/255 or 0.03.")]
-Index = Annotated[str, typer.Option("--index", help="START:STOP, use only images of that range of the data set.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON file of FitConfig settings.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", help="State dict, .pt or .safetensors.", rich_help_panel=Panel.IMAGES),
+]
+Eps = Annotated[
+    str, typer.Option("--eps", help="Radius, images in [0, 1]: 8/255 or 0.03.", rich_help_panel=Panel.ATTACK)
+]
+Index = Annotated[
+    str,
+    typer.Option(
+        "--index",
+        help="START:STOP, use only images of that range of the data set.",
+        rich_help_panel=Panel.IMAGES,
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="JSON file of FitConfig settings.", rich_help_panel=Panel.DEFENCE),
+]
+DecisionName = Annotated[
+    str | None,
+    typer.Option(
+        "--decision",
+        help="How reconstructions become logits: " + ", ".join(DECISIONS) + ".",
+        rich_help_panel=Panel.DEFENCE,
+    ),
+]
+Tile = Annotated[
+    int | None,
+    typer.Option("--tile", help="Side of the tiles that larger images are cut into.", rich_help_panel=Panel.DEFENCE),
+]
 Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")]
-Count = Annotated[int, typer.Option("--n", help="Images: the first n of a seeded permutation.")]
-RunFolder = Annotated[Path, typer.Option("--out", help="Folder of the run; a killed run goes on there.")]
+Count = Annotated[
+    int,
+    typer.Option("--n", help="Images: the first n of a seeded permutation.", rich_help_panel=Panel.RUN),
+]
+RunFolder = Annotated[
+    Path,
+    typer.Option("--out", help="Folder of the run; a killed run goes on there.", rich_help_panel=Panel.RUN),
+]
 ResizeTo = Annotated[int, typer.Option("--resize", help="Short side of the images, in pixels, by area averages.")]
 CropTo = Annotated[int, typer.Option("--crop", help="Side of the centre that is cut out, in pixels.")]
 Attacks = Annotated[
@@ -73,13 +138,24 @@ Attacks = Annotated[
         "--attacks",
         help="Comma-separated: fgsm, pgd, momentum_pgd, pgd_flip, momentum_pgd_flip, pgd_di, random_noise; all but the "
         "last by default.",
+        rich_help_panel=Panel.ATTACK,
     ),
 ]
-Norm = Annotated[str, typer.Option("--norm", help="linf or l2.")]
-AttackSteps = Annotated[int, typer.Option("--steps", help="Steps of the iterative attacks.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Images attacked and purified together.")]
+Norm = Annotated[str, typer.Option("--norm", help="linf or l2.", rich_help_panel=Panel.ATTACK)]
+AttackSteps = Annotated[
+    int, typer.Option("--steps", help="Steps of the iterative attacks.", rich_help_panel=Panel.ATTACK)
+]
+BatchSize = Annotated[
+    int,
+    typer.Option("--batch-size", help="Images attacked and purified together.", rich_help_panel=Panel.RUN),
+]
 GradientName = Annotated[
-    str, typer.Option("--gradient", help="How an attack passes the fit: straight_through, unrolled or none.")
+    str,
+    typer.Option(
+        "--gradient",
+        help="How an attack passes the fit: straight_through, unrolled or none.",
+        rich_help_panel=Panel.ATTACK,
+    ),
 ]
 
 
@@ -125,6 +201,20 @@ def cluster_of(
         if given(context, name):
             raise ValueError(f"--{name.replace('_', '-')} must come with --engine ray")
     return None
+
+
+def device_or_cluster(text: str) -> tuple[torch.device, Cluster | None]:
+    """A device of this machine, and the Ray cluster of `ray:KEY=VALUE,...`, if it is that."""
+    kind, _, rest = text.partition(":")
+    if kind != "ray":
+        return device_named(text), None
+    shape: dict[str, Any] = {}
+    for part in names(rest):
+        key, _, value = part.partition("=")
+        if key not in ("address", "workers", "cpus", "gpus") or (key != "address" and not value.isdecimal()):
+            raise ValueError(f"device must be such as ray:workers=4,cpus=1,gpus=0,address=HOST:PORT, got {text!r}")
+        shape[key] = value if key == "address" else int(value)
+    return torch.device("cpu"), Cluster(**shape)
 
 
 def fit_config(file: Path | None) -> FitConfig | None:

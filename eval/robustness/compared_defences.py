@@ -32,6 +32,7 @@ class Verdict(NamedTuple):
     logits: Tensor  # (B, K)
     scores: Tensor | None  # (B,) larger is more adversarial; None where it does not detect
     seconds: float  # that the setting alone would take for the batch
+    purified: Tensor | None = None  # (B, C, H, W), the mean of what was classified; None where that is the input
 
 
 class Method(Protocol):
@@ -94,7 +95,8 @@ class Filtered:
                 along = torch.stack([classify_view(self.classifier, filtered, view) for view in views])
                 logits, scores = log_mean_softmax(along), disagreement(bare, along)
                 seconds = glance + filtering + clock(images.device) - start
-                verdicts[Setting(viewed(self.name, views), strength)] = Verdict(logits, scores, seconds)
+                purified = None if self.filter is None else filtered
+                verdicts[Setting(viewed(self.name, views), strength)] = Verdict(logits, scores, seconds, purified)
         return verdicts
 
 
@@ -189,7 +191,7 @@ class OneFit:
             logits, scores = decision.combine(what), decision.score(what)
             deciding = clock(images.device) - start
             seconds = glance + fitting * decision.restarts * last + sum(seconds for _, seconds in seen) + deciding
-            verdicts[setting] = Verdict(logits, scores, seconds)
+            verdicts[setting] = Verdict(logits, scores, seconds, prepared.mean(0))
         return verdicts
 
 
@@ -216,4 +218,4 @@ class Defended:
         start = clock(images.device)
         judgement = self.defended.judge(images)
         seconds = clock(images.device) - start
-        return {self.settings[0]: Verdict(judgement.logits, judgement.scores, seconds)}
+        return {self.settings[0]: Verdict(judgement.logits, judgement.scores, seconds, judgement.reconstruction)}
