@@ -3,70 +3,35 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from dipdefense.cli.options import (
-    Attacks,
-    AttackSteps,
-    BatchSize,
-    ClassifierSpec,
-    ConfigFile,
-    Count,
-    DataPath,
-    DatasetName,
-    DecisionName,
-    DeviceOrCluster,
-    Eps,
-    Index,
-    Norm,
-    Panel,
-    RunFolder,
-    Seed,
-    Tile,
-    Weights,
-    device_or_cluster,
-    fit_config,
-    index_range,
-    names,
-    number,
-)
+from dipdefense.cli import options
 from dipdefense.cli.shown import note, print_accuracies, progress_bar
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    dataset: DatasetName = "digits",
-    data: DataPath = None,
-    index: Index = ":",
-    classifier: ClassifierSpec = "digits_cnn",
-    weights: Weights = None,
-    config: ConfigFile = None,
-    decision: DecisionName = None,
-    tile: Tile = None,
-    filters: Annotated[
-        str, typer.Option(help="Comma-separated cheap filters beside the defence.", rich_help_panel=Panel.DEFENCE)
-    ] = "",
-    attacks: Attacks = None,
-    norm: Norm = "linf",
-    eps: Eps = "8/255",
-    steps: AttackSteps = 20,
+    dataset: options.DatasetName = "digits",
+    data: options.DataPath = None,
+    index: options.Index = ":",
+    classifier: options.ClassifierSpec = "digits_cnn",
+    weights: options.Weights = None,
+    config: options.ConfigFile = None,
+    decision: options.DecisionName = None,
+    tile: options.Tile = None,
+    filters: Annotated[str, options.defence_option(help="Comma-separated cheap filters beside the defence.")] = "",
+    attacks: options.Attacks = None,
+    norm: options.Norm = "linf",
+    eps: options.Eps = "8/255",
+    steps: options.AttackSteps = 20,
     crafted_on: Annotated[
-        str,
-        typer.Option(
-            help="bare, defended or both; both:32 attacks 32 of the images through the defence.",
-            rich_help_panel=Panel.ATTACK,
-        ),
+        str, options.attack_option(help="bare, defended or both; both:32 attacks 32 of the images through the defence.")
     ] = "bare",
-    n: Count = 100,
-    seed: Seed = 0,
-    batch_size: BatchSize = 64,
-    device: DeviceOrCluster = "cpu",
-    gallery: Annotated[
-        int,
-        typer.Option(help="Images whose fits `dipdefense report` shows frame by frame.", rich_help_panel=Panel.RUN),
-    ] = 0,
-    out: RunFolder = Path("runs/evaluate"),
+    n: options.Count = 100,
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = 64,
+    device: options.DeviceOrCluster = "cpu",
+    gallery: Annotated[int, options.run_option(help="Images whose fits `dipdefense report` shows frame by frame.")] = 0,
+    out: options.RunFolder = Path("runs/evaluate"),
 ) -> None:
     """Accuracy of a classifier, bare and defended, on clean and attacked images.
 
@@ -75,18 +40,18 @@ def evaluate(
     from eval.robustness.config import RunConfig
     from eval.robustness.run_spec import RunSpec
 
-    where, cluster = device_or_cluster(device)
+    where, cluster = options.device_or_cluster(device)
     crafted_on, n_defended = _crafted_on(crafted_on)
     spec = RunSpec(
         classifier=classifier,
         weights=weights,
         dataset=dataset,
         data=data,
-        index=index_range(index),
+        index=options.index_range(index),
         config=RunConfig(
-            attacks=None if attacks is None else names(attacks),
+            attacks=None if attacks is None else options.names(attacks),
             norm=norm,
-            eps=number("eps", eps),
+            eps=options.number("eps", eps),
             steps=steps,
             crafted_on=crafted_on,
             n=n,
@@ -94,10 +59,10 @@ def evaluate(
             seed=seed,
             batch_size=batch_size,
         ),
-        fit=fit_config(config),
+        fit=options.fit_config(config),
         tile=tile,
         decision=decision,
-        filters=tuple(names(filters)),
+        filters=tuple(options.names(filters)),
     )
     if not 0 <= gallery <= n:
         raise ValueError(f"gallery must lie between 0 and the {n} images of the run, got {gallery}")

@@ -4,30 +4,7 @@ import math
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from dipdefense.cli.options import (
-    BatchSize,
-    ClassifierSpec,
-    ConfigFile,
-    DataPath,
-    DatasetName,
-    DecisionName,
-    Device,
-    Eps,
-    Index,
-    Norm,
-    Panel,
-    RunFolder,
-    Seed,
-    Tile,
-    Weights,
-    device_named,
-    fit_config,
-    index_range,
-    names,
-    number,
-)
+from dipdefense.cli import options
 from dipdefense.cli.shown import note, print_frame, progress_bar
 
 __all__ = ["ladder"]
@@ -40,73 +17,63 @@ SHOWN = (  # columns that are printed
 
 
 def ladder(
-    dataset: DatasetName = "digits",
-    data: DataPath = None,
-    index: Index = ":",
-    classifier: ClassifierSpec = "digits_cnn",
-    weights: Weights = None,
-    config: ConfigFile = None,
-    decision: DecisionName = None,
-    tile: Tile = None,
+    dataset: options.DatasetName = "digits",
+    data: options.DataPath = None,
+    index: options.Index = ":",
+    classifier: options.ClassifierSpec = "digits_cnn",
+    weights: options.Weights = None,
+    config: options.ConfigFile = None,
+    decision: options.DecisionName = None,
+    tile: options.Tile = None,
     fresh: Annotated[
-        bool,
-        typer.Option("--fresh", help="The defence draws a new seed at every query.", rich_help_panel=Panel.DEFENCE),
+        bool, options.defence_option("--fresh", help="The defence draws a new seed at every query.")
     ] = False,
-    norm: Norm = "linf",
-    eps: Eps = "8/255",
-    rungs: Annotated[
-        str | None, typer.Option(help="Comma-separated rungs; all by default.", rich_help_panel=Panel.ATTACK)
-    ] = None,
-    queries: Annotated[
-        int, typer.Option(help="Of square, nes and rays, an image.", rich_help_panel=Panel.ATTACK)
-    ] = 5000,
+    norm: options.Norm = "linf",
+    eps: options.Eps = "8/255",
+    rungs: Annotated[str | None, options.attack_option(help="Comma-separated rungs; all by default.")] = None,
+    queries: Annotated[int, options.attack_option(help="Of square, nes and rays, an image.")] = 5000,
     source: Annotated[
-        str | None,
-        typer.Option(
-            help="Classifier that the rung transfer crafts on, as --classifier.", rich_help_panel=Panel.ATTACK
-        ),
+        str | None, options.attack_option(help="Classifier that the rung transfer crafts on, as --classifier.")
     ] = None,
-    source_weights: Annotated[Path | None, typer.Option(help="Its weights.", rich_help_panel=Panel.ATTACK)] = None,
+    source_weights: Annotated[Path | None, options.attack_option(help="Its weights.")] = None,
     images: Annotated[
         str,
-        typer.Option(
+        options.run_option(
             help="Images a rung by its cost, such as gradient=64,unrolled=8; "
-            "cheap=1000,gradient=256,unrolled=32,queries=16 by default.",
-            rich_help_panel=Panel.RUN,
+            "cheap=1000,gradient=256,unrolled=32,queries=16 by default."
         ),
     ] = "",
     budget: Annotated[
-        float | None,
-        typer.Option(help="Seconds that the run may take, by an estimate at its start.", rich_help_panel=Panel.RUN),
+        float | None, options.run_option(help="Seconds that the run may take, by an estimate at its start.")
     ] = None,
-    seed: Seed = 0,
-    batch_size: BatchSize = 64,
-    device: Device = "cpu",
-    out: RunFolder = Path("runs/ladder"),
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = 64,
+    device: options.Device = "cpu",
+    out: options.RunFolder = Path("runs/ladder"),
 ) -> None:
     """What is left of a defence: a ladder of attacks that know more and more of it, and the worst case over them."""
     from eval.classifiers import load_classifier
     from eval.robustness.ladder import AdaptiveConfig, evaluate_adaptive
     from eval.robustness.run_spec import RunSpec
 
-    where, default = device_named(device), AdaptiveConfig(norm=norm)
+    where, default = options.device_named(device), AdaptiveConfig(norm=norm)
     spec = RunSpec(
         classifier=classifier,
         weights=weights,
         dataset=dataset,
         data=data,
-        index=index_range(index),
+        index=options.index_range(index),
         config=AdaptiveConfig(
-            rungs=[*default.chosen_rungs, *(["transfer"] if source else [])] if rungs is None else names(rungs),
+            rungs=[*default.chosen_rungs, *(["transfer"] if source else [])] if rungs is None else options.names(rungs),
             norm=norm,
-            eps=number("eps", eps),
+            eps=options.number("eps", eps),
             n=default.n | _counts(images),
             queries=queries,
             seed=seed,
             batch_size=batch_size,
             budget=math.inf if budget is None else budget,
         ),
-        fit=fit_config(config),
+        fit=options.fit_config(config),
         tile=tile,
         decision=decision,
         fresh=fresh,
@@ -129,7 +96,7 @@ def ladder(
 def _counts(text: str) -> dict[str, int]:
     """COST=NUMBER, comma-separated."""
     counts = {}
-    for part in names(text):
+    for part in options.names(text):
         cost, _, count = part.partition("=")
         if not count.isdecimal():
             raise ValueError(f"images must be COST=NUMBER, such as gradient=64,unrolled=8, got {part!r}")

@@ -1,6 +1,7 @@
 """Options that several commands share, and how their texts are read."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,6 @@ __all__ = [
     "Index",
     "Iterations",
     "Norm",
-    "Panel",
     "DeviceOrCluster",
     "ResizeTo",
     "RunFolder",
@@ -41,10 +41,13 @@ __all__ = [
     "Tile",
     "Weights",
     "Workers",
+    "attack_option",
     "cluster_of",
+    "defence_option",
     "device_named",
     "fit_config",
     "given",
+    "image_option",
     "index_range",
     "load",
     "names",
@@ -52,112 +55,63 @@ __all__ = [
     "number",
     "device_or_cluster",
     "rule_options",
+    "run_option",
 ]
 
+# options in groups of a command's help
+image_option = partial(typer.Option, rich_help_panel="Images and classifier")
+defence_option = partial(typer.Option, rich_help_panel="Defence")
+attack_option = partial(typer.Option, rich_help_panel="Attack")
+run_option = partial(typer.Option, rich_help_panel="Run")
 
-class Panel:
-    """The groups of options in a command's help."""
-
-    IMAGES = "Images and classifier"
-    DEFENCE = "Defence"
-    ATTACK = "Attack"
-    RUN = "Run"
-
-
-Seed = Annotated[int, typer.Option(help="Seed of images, attacks and fits.", rich_help_panel=Panel.RUN)]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.", rich_help_panel=Panel.RUN)]
-DeviceOrCluster = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        help="Where to compute: cpu, cuda, cuda:1, mps; or ray, the workers of a Ray cluster, such as "
-        "ray:workers=4,cpus=1,gpus=0,address=HOST:PORT.",
-        rich_help_panel=Panel.RUN,
-    ),
-]
-DatasetName = Annotated[
-    str,
-    typer.Option("--dataset", help="digits, digits_train, mnist, cifar10 or folder.", rich_help_panel=Panel.IMAGES),
-]
-DataPath = Annotated[
-    Path | None, typer.Option("--data", help="File or folder of the data set.", rich_help_panel=Panel.IMAGES)
-]
+DatasetName = Annotated[str, image_option("--dataset", help="digits, digits_train, mnist, cifar10 or folder.")]
+DataPath = Annotated[Path | None, image_option("--data", help="File or folder of the data set.")]
+Index = Annotated[str, image_option("--index", help="START:STOP, use only images of that range of the data set.")]
 ClassifierSpec = Annotated[
     str,
-    typer.Option(
-        "--classifier",
-        help="digits_cnn, mnist_lenet, cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY.",
-        rich_help_panel=Panel.IMAGES,
+    image_option(
+        "--classifier", help="digits_cnn, mnist_lenet, cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY."
     ),
 ]
-Weights = Annotated[
-    Path | None,
-    typer.Option("--weights", help="State dict, .pt or .safetensors.", rich_help_panel=Panel.IMAGES),
-]
-Eps = Annotated[
-    str, typer.Option("--eps", help="Radius, images in [0, 1]: 8/255 or 0.03.", rich_help_panel=Panel.ATTACK)
-]
-Index = Annotated[
-    str,
-    typer.Option(
-        "--index",
-        help="START:STOP, use only images of that range of the data set.",
-        rich_help_panel=Panel.IMAGES,
-    ),
-]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", help="JSON file of FitConfig settings.", rich_help_panel=Panel.DEFENCE),
-]
-DecisionName = Annotated[
-    str | None,
-    typer.Option(
-        "--decision",
-        help="How reconstructions become logits: " + ", ".join(DECISIONS) + ".",
-        rich_help_panel=Panel.DEFENCE,
-    ),
-]
-Tile = Annotated[
-    int | None,
-    typer.Option("--tile", help="Side of the tiles that larger images are cut into.", rich_help_panel=Panel.DEFENCE),
-]
-Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")]
-Count = Annotated[
-    int,
-    typer.Option("--n", help="Images: the first n of a seeded permutation.", rich_help_panel=Panel.RUN),
-]
-RunFolder = Annotated[
-    Path,
-    typer.Option("--out", help="Folder of the run; a killed run goes on there.", rich_help_panel=Panel.RUN),
-]
+Weights = Annotated[Path | None, image_option("--weights", help="State dict, .pt or .safetensors.")]
 ResizeTo = Annotated[int, typer.Option("--resize", help="Short side of the images, in pixels, by area averages.")]
 CropTo = Annotated[int, typer.Option("--crop", help="Side of the centre that is cut out, in pixels.")]
+
+ConfigFile = Annotated[Path | None, defence_option("--config", help="JSON file of FitConfig settings.")]
+Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")]
+DecisionName = Annotated[
+    str | None, defence_option("--decision", help=f"How reconstructions become logits: {', '.join(DECISIONS)}.")
+]
+Tile = Annotated[int | None, defence_option("--tile", help="Side of the tiles that larger images are cut into.")]
+
 Attacks = Annotated[
     str | None,
-    typer.Option(
+    attack_option(
         "--attacks",
         help="Comma-separated: fgsm, pgd, momentum_pgd, pgd_flip, momentum_pgd_flip, pgd_di, random_noise; all but the "
         "last by default.",
-        rich_help_panel=Panel.ATTACK,
     ),
 ]
-Norm = Annotated[str, typer.Option("--norm", help="linf or l2.", rich_help_panel=Panel.ATTACK)]
-AttackSteps = Annotated[
-    int, typer.Option("--steps", help="Steps of the iterative attacks.", rich_help_panel=Panel.ATTACK)
-]
-BatchSize = Annotated[
-    int,
-    typer.Option("--batch-size", help="Images attacked and purified together.", rich_help_panel=Panel.RUN),
-]
+Norm = Annotated[str, attack_option("--norm", help="linf or l2.")]
+Eps = Annotated[str, attack_option("--eps", help="Radius, images in [0, 1]: 8/255 or 0.03.")]
+AttackSteps = Annotated[int, attack_option("--steps", help="Steps of the iterative attacks.")]
 GradientName = Annotated[
-    str,
-    typer.Option(
-        "--gradient",
-        help="How an attack passes the fit: straight_through, unrolled or none.",
-        rich_help_panel=Panel.ATTACK,
-    ),
+    str, attack_option("--gradient", help="How an attack passes the fit: straight_through, unrolled or none.")
 ]
 
+Count = Annotated[int, run_option("--n", help="Images: the first n of a seeded permutation.")]
+Seed = Annotated[int, run_option(help="Seed of images, attacks and fits.")]
+BatchSize = Annotated[int, run_option("--batch-size", help="Images attacked and purified together.")]
+Device = Annotated[str, run_option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+DeviceOrCluster = Annotated[
+    str,
+    run_option(
+        "--device",
+        help="Where to compute: cpu, cuda, cuda:1, mps; or ray, the workers of a Ray cluster, such as "
+        "ray:workers=4,cpus=1,gpus=0,address=HOST:PORT.",
+    ),
+]
+RunFolder = Annotated[Path, run_option("--out", help="Folder of the run; a killed run goes on there.")]
 
 Engine = Annotated[str, typer.Option("--engine", help="local, or ray: on the workers of a Ray cluster.")]
 Address = Annotated[

@@ -5,30 +5,26 @@ its folder. Methods, attacks and radii may be added. The attacks know the bare c
 robustness against an adaptive attack.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
 from eval.datasets import ImageDataset
-from eval.intervals import tango
-from eval.records import Record
 from eval.robustness.compared_defences import Method, Setting
 from eval.robustness.comparison_plots import save_curves, save_rocs
 from eval.robustness.config import RunConfig, craft, describe_attacks
 from eval.robustness.detection import detection_table
 from eval.robustness.experiment import Cell, Experiment, run_experiment, write_tables
-from eval.robustness.summary import summarise
+from eval.robustness.summary import paired_differences, summarise
 
-__all__ = ["FURTHER", "benchmark_defence", "paired_table"]
+__all__ = ["FURTHER", "benchmark_defence"]
 
 FURTHER = ("strength", "attack_seconds", "peak_gb")  # columns of the table beside those of every run
-GROUP = ["defence", "strength", "attack", "eps"]
 
 
 def benchmark_defence(
@@ -92,32 +88,12 @@ def benchmark_defence(
     run.begin()
     records = run_experiment(experiment, run, progress=progress)
     table, roc = summarise(records, experiment.description, FURTHER), detection_table(records)
-    write_tables(run.folder, table, paired=paired_table(records, against), roc=roc)
+    write_tables(run.folder, table, paired=paired_differences(records, against), roc=roc)
     if attacks := config.chosen_attacks:
         shown = "pgd" if "pgd" in attacks else attacks[-1]
         save_curves(run.folder / "curves.png", table, shown)
         save_rocs(run.folder / "roc.png", records, roc, shown)
     return table
-
-
-def paired_table(records: Iterable[Record], baseline: Setting) -> pd.DataFrame:
-    """Accuracy minus that of the baseline on the same images, with Tango's 95 % score interval.
-
-    Columns `defence, strength, attack, eps, against, against_strength, n, difference, ci_low, ci_high`.
-    """
-    frame, rows = pd.DataFrame(list(records)), []
-    for (attack, eps), group in frame.groupby(["attack", "eps"], sort=False):
-        right: dict[Any, pd.Series[bool]] = {
-            setting: rows_of.set_index("index")["correct"] for setting, rows_of in group.groupby(GROUP[:2], sort=False)
-        }
-        base = right[baseline]
-        for setting, correct in right.items():
-            if setting == baseline:
-                continue
-            found = tango(correct.reindex(base.index), base)
-            rows.append((*setting, attack, eps, baseline.method, float(baseline.strength), len(base), *found))
-    columns = [*GROUP, "against", "against_strength", "n", "difference", "ci_low", "ci_high"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def _checked_settings(methods: Sequence[Method]) -> list[Setting]:

@@ -65,17 +65,23 @@ def summarise(
     return table.sort_values("crafted_on", key=lambda c: c.map(order), kind="stable").reset_index(drop=True)
 
 
-def paired_differences(records: Iterable[Record]) -> pd.DataFrame:
-    """Difference in accuracy of any two defences on identical images, with Tango's 95 % score interval.
+def paired_differences(records: Iterable[Record], baseline: tuple[str, float] | None = None) -> pd.DataFrame:
+    """Difference in accuracy of two defences on identical images, with Tango's 95 % score interval.
 
-    Columns `attack, crafted_on, defence, against, n, difference, ci_low, ci_high`; a positive difference says that
-    `defence` is right (in a targeted run: hit) more often than `against`.
+    Args:
+        records: of a run.
+        baseline: defence and strength that all others are compared with; if None, any two but `none` are.
+
+    Columns `attack, crafted_on, eps, defence, strength, against, against_strength, n, difference, ci_low, ci_high`; a
+    positive difference says that `defence` is right (in a targeted run: hit) more often than `against`.
     """
     rows = []
-    for (attack, crafted_on), group in pd.DataFrame(list(records)).groupby(["attack", "crafted_on"], sort=False):
-        wide = group.pivot(index="index", columns="defence", values="correct")
-        for a, b in combinations([d for d in group["defence"].unique() if d != "none"], 2):
-            rows.append((attack, crafted_on, a, b, len(wide), *tango(wide[a], wide[b])))
-    return pd.DataFrame(
-        rows, columns=["attack", "crafted_on", "defence", "against", "n", "difference", "ci_low", "ci_high"]
-    )
+    for cell, group in pd.DataFrame(list(records)).groupby(list(ROW[:3]), sort=False):
+        right = {name: of.set_index("index")["correct"] for name, of in group.groupby(list(ROW[3:]), sort=False)}
+        pairs: Iterable[Any] = combinations([name for name in right if name[0] != "none"], 2)
+        if baseline is not None:
+            pairs = ((name, baseline) for name in right if name != baseline)
+        for a, b in pairs:
+            rows.append((*cell, *a, *b, len(right[b]), *tango(right[a].reindex(right[b].index), right[b])))
+    columns = [*ROW, "against", "against_strength", "n", "difference", "ci_low", "ci_high"]
+    return pd.DataFrame(rows, columns=columns)

@@ -14,11 +14,11 @@ from eval import RunConfig
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.robustness.compared_defences import Setting, Verdict
-from eval.robustness.comparison import FURTHER, benchmark_defence, paired_table
+from eval.robustness.comparison import FURTHER, benchmark_defence
 from eval.robustness.comparison_plots import save_curves, save_rocs
 from eval.robustness.defences_by_name import build_methods
 from eval.robustness.detection import detection_table
-from eval.robustness.summary import COLUMNS, summarise
+from eval.robustness.summary import COLUMNS, paired_differences, summarise
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=20)
 RUN = RunConfig(attacks=("fgsm", "pgd"), steps=3, n=10, batch_size=4)
@@ -194,11 +194,11 @@ def test_synthetic_records(tmp_path):
     save_rocs(tmp_path / "roc.png", records, roc, "pgd")
     save_rocs(tmp_path / "none.png", [], roc.iloc[:0], "pgd")
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "roc.png", "none.png"))
-    paired = paired_table(records, Setting("jpeg", 30))
+    paired = paired_differences(records, Setting("jpeg", 30))
     row = paired.query("defence == 'dip' and strength == 60 and eps == 0.1").iloc[0]
     accuracy = table.set_index(["defence", "strength", "eps"])["accuracy"]
     assert row["difference"] == pytest.approx(accuracy["dip", 60, 0.1] - accuracy["jpeg", 30, 0.1])
     assert row["ci_low"] < row["difference"] < row["ci_high"]
-    single = paired_table([record for record in records if record["index"] == 0], Setting("bare", 0))
+    single = paired_differences([record for record in records if record["index"] == 0], Setting("bare", 0))
     assert single["n"].eq(1).all()
     assert (single["ci_high"] - single["ci_low"] > 0.5).all()

@@ -193,7 +193,7 @@ def test_summary_by_hand():
 
 
 def test_paired_difference_by_hand():
-    base = {"attack": "pgd", "crafted_on": "bare"}
+    base = {"attack": "pgd", "crafted_on": "bare", "eps": 0.1, "strength": 0}
     records = [{**base, "defence": "dip", "index": i, "correct": i != 0} for i in range(20)]
     records += [{**base, "defence": "blur", "index": i, "correct": i >= 10} for i in range(20)]
     (row,) = paired_differences(records).to_dict("records")
@@ -202,7 +202,7 @@ def test_paired_difference_by_hand():
 
 
 def test_paired_intervals_have_a_width_where_one_defence_is_always_right():
-    base = {"attack": "pgd", "crafted_on": "bare"}
+    base = {"attack": "pgd", "crafted_on": "bare", "eps": 0.1, "strength": 0}
     for wrong, low, high in ((range(10), 0.4449, 1.0), ((), -0.2775, 0.2775)):  # Tango's closed forms for 10 images
         records = [{**base, "defence": "dip", "index": i, "correct": True} for i in range(10)]
         records += [{**base, "defence": "blur", "index": i, "correct": i not in wrong} for i in range(10)]
