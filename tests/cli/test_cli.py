@@ -237,6 +237,25 @@ def test_evaluate_has_few_options_in_groups():
     assert command.params[-1].default != typer.main.get_command(app).commands["ladder"].params[-1].default
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--decision", "magic"), "decision must be one of last, "), (("--tile", "0"), "tile must be")],
+)
+def test_diagnose_refuses_variants_that_there_are_not(arguments, message, config, tmp_path):
+    command = ["diagnose", "--n", "8", "--config", str(config), "--out", str(tmp_path / "run"), *arguments]
+    with pytest.raises(ValueError, match=message):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def test_a_local_run_does_not_load_the_code_of_the_cluster(tmp_path, config):
+    code = "import sys; from dipdefense.cli import app; app(sys.argv[1:], standalone_mode=False); "
+    code += "print([name for name in sys.modules if name in ('ray', 'eval.robustness.distributed')])"
+    words = ["evaluate", "--n", "2", "--attacks", "", "--config", str(config), "--out", str(tmp_path / "run")]
+    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+    assert (tmp_path / "run" / "summary.csv").exists()
+
+
 def test_a_variant_of_the_defence_is_what_its_options_say(tmp_path, config):
     """The decision and the tiles of the command line stand in the description of the run, and in its figures."""
     command = ["--config", str(config), "--tile", "16", "--decision", "mean_softmax", "--out", str(tmp_path / "run")]
