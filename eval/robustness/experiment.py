@@ -175,7 +175,7 @@ class Experiment:
 
     @torch.no_grad()
     def _facts(self, cell: Cell, clean: Tensor, attacked: Tensor, labels: Tensor, seconds: float) -> list[Record]:
-        """What holds for all defences of an image; `fooled`: the bare classifier is right on the clean one, wrong here."""
+        """What holds for all defences; `fooled`: the bare classifier is right on the clean image, wrong on this one."""
         fooled = (self.classifier(clean).argmax(1) == labels) & (self.classifier(attacked).argmax(1) != labels)
         peak = round(peak_bytes(clean.device) / 2**30, 3)
         measured = zip(labels.tolist(), fooled.tolist(), *_quality(attacked, clean), strict=True)
