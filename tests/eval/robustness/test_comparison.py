@@ -11,8 +11,10 @@ import torch
 from attacks import pgd
 from dipdefense import FitConfig, Purifier
 from eval import RunConfig
+from eval.baselines import BASELINES
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
+from eval.metrics import psnr, ssim
 from eval.robustness.compared_defences import Setting, Verdict
 from eval.robustness.comparison import FURTHER, benchmark_defence
 from eval.robustness.comparison_plots import save_curves, save_rocs
@@ -78,6 +80,24 @@ def test_tables_and_pictures(tmp_path, classifier, digits):
     for name in ("config.json", "summary.csv", "summary.json", "curves.png", "roc.png"):
         assert (tmp_path / name).stat().st_size > 0
     assert len(lines(tmp_path)) == settings * 5 * 10
+
+
+def test_psnr_and_ssim_are_those_of_what_was_classified(tmp_path, classifier, digits):
+    """Of each iteration alone, of the mean of several, and of a filtered image, against the clean one."""
+    names, config = ("bare", "noise_level", "median", "dip", "dip_mean"), dataclasses.replace(RUN, n=4)
+    table = run(classifier, digits, tmp_path, config, names, eps=(0.3,)).set_index(["defence", "strength", "attack"])
+    positions = digits.first(4, config.seed)
+    images, labels = digits.batch(positions.tolist()), digits.labels[positions]
+    for attack, inputs in (("clean", images), ("pgd", pgd(classifier, images, labels, eps=0.3, steps=3))):
+        early, late = Purifier(QUICK).trajectory(inputs, (10, 20))
+        expected = {("dip", 10.0): early, ("dip", 20.0): late, ("dip_mean", 20.0): (early + late) / 2}
+        for (defence, strength), purified in {**expected, ("median", 3.0): BASELINES["median"](inputs, size=3)}.items():
+            row = table.loc[defence, strength, attack]
+            assert row["psnr_defended"] == pytest.approx(psnr(purified, images).mean().item(), abs=0.02)
+            assert row["ssim_defended"] == pytest.approx(ssim(purified, images).mean().item(), abs=1e-3)
+    row = table.loc["bare", 0.0, "pgd"]
+    assert row["psnr_attacked"] == pytest.approx(psnr(inputs, images).mean().item(), abs=1e-3)
+    assert table.loc[["bare", "noise_level"], ["psnr_defended", "ssim_defended"]].isna().all(axis=None)
 
 
 def test_a_killed_run_ends_with_the_same_table(tmp_path, classifier, digits):
