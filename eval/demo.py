@@ -37,7 +37,7 @@ DEMO = RunConfig(
 )
 BLUR = 1.5  # std in pixels
 SHOWN = 4  # images of the picture, and of the gallery
-FITS = DEMO.n * (1 + len(DEMO.attacks)) + ADAPTIVE * (DEMO.steps + 2) + SHOWN  # of the main job
+FITS = DEMO.n * (1 + len(DEMO.chosen_attacks)) + ADAPTIVE * (DEMO.steps + 2) + SHOWN  # of the main job
 RADII = (0.1, 0.2, 0.3)  # of the comparison
 SMALL = replace(DEMO, attacks=("pgd",), n=30, crafted_on="bare", n_defended=None)
 # percent of the whole time, about, where the demo is made in full

@@ -53,7 +53,7 @@ def test_wrap_a_classifier(tmp_path):
 
 def test_evaluate_honestly(tmp_path):
     run("evaluate_honestly", tmp_path)
-    table = pd.read_csv(tmp_path / "runs/evaluate_honestly/ladder.csv").set_index("rung")
+    table = pd.read_csv(tmp_path / "runs/evaluate_honestly/summary.csv").set_index("attack")
     assert list(table.index) == ["clean", "oblivious", "bpda", "unrolled", "worst case"]
     assert table.accuracy["worst case"] == table.accuracy.min()
     assert table.accuracy["bpda"] < table.accuracy["oblivious"] < table.accuracy["clean"]

@@ -24,6 +24,7 @@ from dipdefense.cli.options import (
     ResizeTo,
     RunFolder,
     Seed,
+    Tile,
     Weights,
     device_named,
     fit_config,
@@ -39,6 +40,11 @@ from dipdefense.defence.purifier import Purifier
 from dipdefense.stopping import STOPPING_RULES
 
 __all__ = ["benchmark"]
+
+COMPARED = (  # columns that are printed of a comparison
+    *("defence", "strength", "attack", "eps", "n", "accuracy", "ci_low", "ci_high"),
+    *("psnr_attacked", "psnr_defended", "ssim_attacked", "ssim_defended", "seconds_per_image"),
+)
 
 benchmark = typer.Typer(no_args_is_help=True, help="Measure the library itself.")
 
@@ -162,8 +168,8 @@ def defence(
             "bm3d, noise_level, dip, dip_mean, detector_gated, cross_boundary, default, dipdefend."
         ),
     ] = (
-        "bare,noise_level,jpeg,bit_depth,median,gaussian_blur,total_variation,non_local_means,dip,dip_mean,detector_gated,"
-        "cross_boundary"
+        "bare,noise_level,jpeg,bit_depth,median,gaussian_blur,total_variation,non_local_means,dip,dip_mean,"
+        "detector_gated,cross_boundary"
     ),
     views: Annotated[
         str, typer.Option(help="Comma-separated views, such as identity,mirror, that each method also averages over.")
@@ -184,20 +190,20 @@ def defence(
     seed: Seed = 0,
     device: Device = "cpu",
     config: ConfigFile = None,
-    tile: Annotated[int | None, typer.Option(help="Side of the tiles that larger images are cut into.")] = None,
+    tile: Tile = None,
     out: RunFolder = Path("runs/defence"),
 ) -> None:
     """Accuracy and detection of defences over their strengths, on one set of adversarial images."""
     from eval.robustness.compared_defences import Setting
     from eval.robustness.comparison import benchmark_defence
-    from eval.robustness.config import RunConfig, attacks_in
+    from eval.robustness.config import RunConfig
     from eval.robustness.defences_by_name import build_methods
 
     where, radii = device_named(device), [number("eps", text) for text in names(eps)]
     if not radii:
         raise ValueError(f"eps must be one or more radii such as 4/255,8/255, got {eps!r}")
     numbers = RunConfig(
-        attacks=attacks_in(norm) if attacks is None else names(attacks),
+        attacks=None if attacks is None else names(attacks),
         norm=norm,
         eps=radii[0],
         steps=steps,
@@ -236,7 +242,7 @@ def defence(
             device=where,
             progress=progress,
         )
-    print_frame(table)
+    print_frame(table, COMPARED)
 
 
 @benchmark.command(epilog="Example: dipdefense benchmark gradients --n 4 --steps 10,20")

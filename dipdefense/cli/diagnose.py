@@ -8,25 +8,10 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from dipdefense.cli.options import (
-    ClassifierSpec,
-    ConfigFile,
-    DataPath,
-    DatasetName,
-    Device,
-    Eps,
-    GradientName,
-    Index,
-    Seed,
-    Weights,
-    device_named,
-    fit_config,
-    load,
-    names,
-    number,
-)
+from dipdefense.cli import options
 from dipdefense.cli.shown import manner, note, print_frame, progress_bar
-from dipdefense.defence.classifier import defend
+from dipdefense.defence.classifier import DefendedClassifier
+from dipdefense.defence.purifier import Purifier
 
 __all__ = ["diagnose"]
 
@@ -34,29 +19,31 @@ VERDICTS = {True: "pass", False: "FAIL", None: "-"}
 
 
 def diagnose(
-    dataset: DatasetName = "digits",
-    data: DataPath = None,
-    classifier: ClassifierSpec = "digits_cnn",
-    weights: Weights = None,
+    dataset: options.DatasetName = "digits",
+    data: options.DataPath = None,
+    classifier: options.ClassifierSpec = "digits_cnn",
+    weights: options.Weights = None,
     defended: Annotated[
         bool, typer.Option("--defended/--bare", help="Diagnose the classifier behind the defence, or alone.")
     ] = True,
-    gradient: GradientName = "straight_through",
+    gradient: options.GradientName = "straight_through",
     surrogate: Annotated[
         str | None,
         typer.Option(help="Another classifier, for transfer; with --defended the bare one by default."),
     ] = None,
     surrogate_weights: Annotated[Path | None, typer.Option(help="Its state dict.")] = None,
     checks: Annotated[str | None, typer.Option(help="Comma-separated checks; all by default.")] = None,
-    eps: Eps = "8/255",
+    eps: options.Eps = "8/255",
     n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation; 8 at least.")] = 32,
     steps: Annotated[int, typer.Option(help="Steps of PGD; checks look at twice as many.")] = 20,
     queries: Annotated[int, typer.Option(help="Queries of the black-box attack, an image.")] = 200,
     repeats: Annotated[int, typer.Option(help="Queries with the same images.")] = 4,
-    index: Index = ":",
-    seed: Seed = 0,
-    device: Device = "cpu",
-    config: ConfigFile = None,
+    index: options.Index = ":",
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    config: options.ConfigFile = None,
+    decision: options.DecisionName = None,
+    tile: options.Tile = None,
     out: Annotated[Path, typer.Option(help="Folder for diagnose.csv and diagnose.json.")] = Path("runs/diagnose"),
 ) -> None:
     """Can a robustness figure be believed? Sanity checks of the attack, and of the model under it.
@@ -67,12 +54,13 @@ def diagnose(
     from eval.diagnose import diagnose as examine
     from eval.diagnose import passes
 
-    where, radius = device_named(device), number("eps", eps)
-    images, bare = load(dataset, data, index, classifier, weights, where)
+    where, radius = options.device_named(device), options.number("eps", eps)
+    images, bare = options.load(dataset, data, index, classifier, weights, where)
     if not 1 <= n <= len(images):
         raise ValueError(f"n must lie between 1 and the {len(images)} images of {images.name}, got {n}")
     other = load_classifier(surrogate, surrogate_weights).to(where) if surrogate else bare if defended else None
-    model = defend(bare, fit_config(config), seed=seed, gradient=gradient) if defended else bare
+    purifier = Purifier(options.fit_config(config), seed=seed, tile=tile)
+    model = DefendedClassifier(bare, purifier, gradient=gradient, decision=decision) if defended else bare
     order = images.first(n, seed)
     chosen, labels = images.batch(order.tolist()).to(where), images.labels[order].to(where)
     out.mkdir(parents=True, exist_ok=True)  # refused before minutes are spent
@@ -88,7 +76,7 @@ def diagnose(
             queries=queries,
             repeats=repeats,
             surrogate=other,
-            checks=None if checks is None else names(checks),
+            checks=None if checks is None else options.names(checks),
             seed=seed,
             progress=progress,
             found=_print,

@@ -11,6 +11,7 @@ from dipdefense.cli.check import check
 from dipdefense.cli.denoising import denoising_benchmarks
 from dipdefense.cli.diagnose import diagnose
 from dipdefense.cli.evaluate import evaluate
+from dipdefense.cli.ladder import ladder
 from dipdefense.cli.purify import purify
 from dipdefense.cli.report import report
 from dipdefense.cli.restoration import restoration
@@ -30,6 +31,7 @@ benchmark.add_typer(denoising_benchmarks)
 app.add_typer(benchmark, name="benchmark")
 app.command(epilog="Example: dipdefense purify photo.png purified.png")(purify)
 app.command(epilog="Example: dipdefense evaluate --attacks pgd --eps 0.2 --n 50 --gallery 4 --out runs/pgd")(evaluate)
+app.command(epilog="Example: dipdefense ladder --eps 0.2 --rungs oblivious,bpda --images cheap=20,gradient=20")(ladder)
 app.command(epilog="Example: dipdefense check torchvision:resnet18 --shape 3,224,224")(check)
 app.command(epilog="Example: dipdefense diagnose --eps 0.2 --n 16 --bare")(diagnose)
 app.command(epilog="Example: dipdefense report runs/demo -o report.html")(report)

@@ -1,6 +1,7 @@
 """Options that several commands share, and how their texts are read."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +9,7 @@ import torch
 import typer
 from torch import nn
 
+from dipdefense.defence.decisions import DECISIONS
 from dipdefense.distributed import Cluster
 from dipdefense.fitting.config import FitConfig
 
@@ -23,6 +25,7 @@ __all__ = [
     "Cpus",
     "DataPath",
     "DatasetName",
+    "DecisionName",
     "Device",
     "Engine",
     "Eps",
@@ -31,57 +34,84 @@ __all__ = [
     "Index",
     "Iterations",
     "Norm",
+    "DeviceOrCluster",
     "ResizeTo",
     "RunFolder",
     "Seed",
+    "Tile",
     "Weights",
     "Workers",
+    "attack_option",
     "cluster_of",
+    "defence_option",
     "device_named",
     "fit_config",
     "given",
+    "image_option",
     "index_range",
     "load",
     "names",
     "noise_level",
     "number",
+    "device_or_cluster",
     "rule_options",
+    "run_option",
 ]
 
-Seed = Annotated[int, typer.Option(help="Seed of images, attacks and fits.")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
-DatasetName = Annotated[str, typer.Option("--dataset", help="digits, digits_train, mnist, cifar10 or folder.")]
-DataPath = Annotated[Path | None, typer.Option("--data", help="File or folder of the data set.")]
+# options in groups of a command's help
+image_option = partial(typer.Option, rich_help_panel="Images and classifier")
+defence_option = partial(typer.Option, rich_help_panel="Defence")
+attack_option = partial(typer.Option, rich_help_panel="Attack")
+run_option = partial(typer.Option, rich_help_panel="Run")
+
+DatasetName = Annotated[str, image_option("--dataset", help="digits, digits_train, mnist, cifar10 or folder.")]
+DataPath = Annotated[Path | None, image_option("--data", help="File or folder of the data set.")]
+Index = Annotated[str, image_option("--index", help="START:STOP, use only images of that range of the data set.")]
 ClassifierSpec = Annotated[
     str,
-    typer.Option(
+    image_option(
         "--classifier", help="digits_cnn, mnist_lenet, cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY."
     ),
 ]
-Weights = Annotated[Path | None, typer.Option("--weights", help="State dict, .pt or .safetensors.")]
-Eps = Annotated[str, typer.Option("--eps", help="Radius, images in [0, 1]: 8/255 or 0.03.")]
-Index = Annotated[str, typer.Option("--index", help="START:STOP, use only images of that range of the data set.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="JSON file of FitConfig settings.")]
-Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")]
-Count = Annotated[int, typer.Option("--n", help="Images: the first n of a seeded permutation.")]
-RunFolder = Annotated[Path, typer.Option("--out", help="Folder of the run; a killed run goes on there.")]
+Weights = Annotated[Path | None, image_option("--weights", help="State dict, .pt or .safetensors.")]
 ResizeTo = Annotated[int, typer.Option("--resize", help="Short side of the images, in pixels, by area averages.")]
 CropTo = Annotated[int, typer.Option("--crop", help="Side of the centre that is cut out, in pixels.")]
+
+ConfigFile = Annotated[Path | None, defence_option("--config", help="JSON file of FitConfig settings.")]
+Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")]
+DecisionName = Annotated[
+    str | None, defence_option("--decision", help=f"How reconstructions become logits: {', '.join(DECISIONS)}.")
+]
+Tile = Annotated[int | None, defence_option("--tile", help="Side of the tiles that larger images are cut into.")]
+
 Attacks = Annotated[
     str | None,
-    typer.Option(
+    attack_option(
         "--attacks",
         help="Comma-separated: fgsm, pgd, momentum_pgd, pgd_flip, momentum_pgd_flip, pgd_di, random_noise; all but the "
         "last by default.",
     ),
 ]
-Norm = Annotated[str, typer.Option("--norm", help="linf or l2.")]
-AttackSteps = Annotated[int, typer.Option("--steps", help="Steps of the iterative attacks.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Images attacked and purified together.")]
+Norm = Annotated[str, attack_option("--norm", help="linf or l2.")]
+Eps = Annotated[str, attack_option("--eps", help="Radius, images in [0, 1]: 8/255 or 0.03.")]
+AttackSteps = Annotated[int, attack_option("--steps", help="Steps of the iterative attacks.")]
 GradientName = Annotated[
-    str, typer.Option("--gradient", help="How an attack passes the fit: straight_through, unrolled or none.")
+    str, attack_option("--gradient", help="How an attack passes the fit: straight_through, unrolled or none.")
 ]
 
+Count = Annotated[int, run_option("--n", help="Images: the first n of a seeded permutation.")]
+Seed = Annotated[int, run_option(help="Seed of images, attacks and fits.")]
+BatchSize = Annotated[int, run_option("--batch-size", help="Images attacked and purified together.")]
+Device = Annotated[str, run_option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+DeviceOrCluster = Annotated[
+    str,
+    run_option(
+        "--device",
+        help="Where to compute: cpu, cuda, cuda:1, mps; or ray, the workers of a Ray cluster, such as "
+        "ray:workers=4,cpus=1,gpus=0,address=HOST:PORT.",
+    ),
+]
+RunFolder = Annotated[Path, run_option("--out", help="Folder of the run; a killed run goes on there.")]
 
 Engine = Annotated[str, typer.Option("--engine", help="local, or ray: on the workers of a Ray cluster.")]
 Address = Annotated[
@@ -125,6 +155,20 @@ def cluster_of(
         if given(context, name):
             raise ValueError(f"--{name.replace('_', '-')} must come with --engine ray")
     return None
+
+
+def device_or_cluster(text: str) -> tuple[torch.device, Cluster | None]:
+    """A device of this machine, and the Ray cluster of `ray:KEY=VALUE,...`, if it is that."""
+    kind, _, rest = text.partition(":")
+    if kind != "ray":
+        return device_named(text), None
+    shape: dict[str, Any] = {}
+    for part in names(rest):
+        key, _, value = part.partition("=")
+        if key not in ("address", "workers", "cpus", "gpus") or (key != "address" and not value.isdecimal()):
+            raise ValueError(f"device must be such as ray:workers=4,cpus=1,gpus=0,address=HOST:PORT, got {text!r}")
+        shape[key] = value if key == "address" else int(value)
+    return torch.device("cpu"), Cluster(**shape)
 
 
 def fit_config(file: Path | None) -> FitConfig | None:

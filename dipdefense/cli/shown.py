@@ -42,13 +42,19 @@ WIDTHS = (12, 10, 13, 3, 8, 13, 7, 5)  # in a terminal of 80 columns, which leav
 
 
 class AnywhereGroup(TyperGroup):
-    """A command whose `--json` and `--quiet` may stand behind its subcommand, too."""
+    """A command whose `--json` and `--quiet` may stand behind its subcommand, too.
+
+    The ladder of version 0.1, `evaluate --adaptive`, is `ladder`.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """See click: these two options first, then the rest as it is."""
         end = args.index("--") if "--" in args else len(args)
         moved = [argument for argument in args[:end] if argument in EVERYWHERE]
         kept = [argument for argument in args[:end] if argument not in EVERYWHERE]
+        if kept[:1] == ["evaluate"] and "--adaptive" in kept:
+            errors.print("evaluate --adaptive is deprecated: its name is dipdefense ladder", soft_wrap=True)
+            kept = ["ladder", *(argument for argument in kept[1:] if argument != "--adaptive")]
         return super().parse_args(ctx, moved + kept + args[end:])
 
 
@@ -128,12 +134,16 @@ def _aligned(cells: Sequence[str]) -> str:
     return " ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=False)).rstrip()
 
 
-def print_frame(table: Any, **formats: Callable[[Any], str]) -> None:
-    """All of a data frame, three decimals but where a column has its own format; with `--json` one line."""
+def print_frame(table: Any, columns: Sequence[str] = (), **formats: Callable[[Any], str]) -> None:
+    """A data frame or these columns of it, three decimals but where a column has its own format.
+
+    With `--json` all of it in one line.
+    """
     if manner.get() == "json":
         typer.echo(table.to_json(orient="records"))
     elif manner.get() == "text":
         shown = table.assign(**{name: table[name].map(format) for name, format in formats.items()})
+        shown = shown[list(columns) or list(shown)]
         typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
 
 

@@ -18,4 +18,4 @@ config = AdaptiveConfig(
 )
 table = evaluate_adaptive(defended, load_dataset("digits"), config, out="runs/evaluate_honestly")
 for row in table.itertuples():
-    print(f"{row.rung:10}  {row.accuracy:6.1%} of {row.n}  (95 % {row.ci_low:.1%} to {row.ci_high:.1%})")
+    print(f"{row.attack:10}  {row.accuracy:6.1%} of {row.n}  (95 % {row.ci_low:.1%} to {row.ci_high:.1%})")

@@ -53,11 +53,11 @@ def accuracy_along_fit(
         raise ValueError(f"crafted_on must be bare, since no fit is finished here, got {config.crafted_on!r}")
     if not 1 <= every <= fit_config.iterations:
         raise ValueError(f"every must lie between 1 and the {fit_config.iterations} iterations of the fit, got {every}")
-    check_run(classifier, dataset, config, device)
+    check_run(classifier, dataset, config.n, device)
     positions = dataset.first(config.n, config.seed)
     clean, labels = dataset.batch(positions.tolist()).to(device), dataset.labels[positions].to(device)
     rows = []
-    attacks = ("clean", *config.attacks)
+    attacks = ("clean", *config.chosen_attacks)
     for number, attack in enumerate(attacks):
         images = clean if attack == "clean" else craft(attack, classifier, clean, labels, config)
         scores: dict[int, Tensor] = {}  # iteration -> (n, 3): right, PSNR, SSIM

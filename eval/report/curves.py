@@ -47,7 +47,7 @@ def methods_against_eps(rows: Sequence[Row], attack: str) -> Chart:
     scores: dict[tuple[str, float], list[Row]] = {}
     for row in rows:
         if row["attack"] in ("clean", attack):
-            scores.setdefault((row["method"], row["strength"]), []).append(row)
+            scores.setdefault((row["defence"], row["strength"]), []).append(row)
 
     def worth(setting: tuple[str, float]) -> float:
         clean = [row["accuracy"] for row in scores[setting] if row["attack"] == "clean"]
@@ -64,13 +64,13 @@ def methods_against_eps(rows: Sequence[Row], attack: str) -> Chart:
 
 def clean_robust(rows: Sequence[Row], attack: str, eps: float) -> Chart:
     """Clean accuracy (x) against accuracy under an attack (y), one line a method over its strengths."""
-    clean = {(row["method"], row["strength"]): row["accuracy"] for row in rows if row["attack"] == "clean"}
+    clean = {(row["defence"], row["strength"]): row["accuracy"] for row in rows if row["attack"] == "clean"}
     lines: dict[str, list[Point]] = {}
     for row in rows:
-        setting = row["method"], row["strength"]
+        setting = row["defence"], row["strength"]
         if (row["attack"], row["eps"]) == (attack, eps) and setting in clean:
             point = Point(100 * clean[setting], 100 * row["accuracy"], label=f"{row['strength']:g}")
-            lines.setdefault(row["method"], []).append(point)
+            lines.setdefault(row["defence"], []).append(point)
     series, note = _at_most(lines, key=lambda name: max(point.x + point.y for point in lines[name]))
     title = f"Clean against robust: {attack}, eps {radius(eps)}"
     return Chart(title, "clean accuracy, %", "accuracy under attack, %", series, note)

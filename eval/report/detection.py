@@ -13,7 +13,7 @@ from eval.robustness.detection import score_pairs
 
 __all__ = ["roc_charts"]
 
-KEPT = ("attack", "eps", "method", "strength", "index", "score", "fooled")
+KEPT = ("attack", "eps", "defence", "strength", "index", "score", "fooled")
 
 
 def roc_charts(run: Run) -> tuple[list[Chart], list[str]]:
@@ -28,7 +28,7 @@ def roc_charts(run: Run) -> tuple[list[Chart], list[str]]:
     pairs = score_pairs(
         {name: record[name] for name in KEPT}
         for record in records_of(run)
-        if record["score"] is not None and (record["method"], record["strength"]) in needed
+        if record["score"] is not None and (record["defence"], record["strength"]) in needed
     )
     charts, lacking = [], []
     key: Any  # pandas types the keys of groups as Hashable
@@ -50,8 +50,8 @@ def roc_charts(run: Run) -> tuple[list[Chart], list[str]]:
 
 def _best(rows: pd.DataFrame) -> dict[tuple[str, float], float]:
     """(method, strength) -> AUROC: the best strength of each method, of the best methods."""
-    best = rows.loc[rows.groupby("method", sort=False)["auroc"].idxmax()].nlargest(COLOURS, "auroc").sort_index()
-    return {(r.method, r.strength): r.auroc for r in best.itertuples()}  # type: ignore[misc]
+    best = rows.loc[rows.groupby("defence", sort=False)["auroc"].idxmax()].nlargest(COLOURS, "auroc").sort_index()
+    return {(r.defence, r.strength): r.auroc for r in best.itertuples()}  # type: ignore[misc]
 
 
 def _curve(pair: pd.DataFrame) -> list[Point]:

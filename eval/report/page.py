@@ -24,12 +24,12 @@ __all__ = ["render_report", "write_report"]
 
 WARNING = (
     "No figure in this folder is of an attacker who knows the defence. Without one, nothing here is robustness: run "
-    "dipdefense evaluate --adaptive."
+    "dipdefense ladder."
 )
 # what a whole report shows, and the command that makes it
 PARTS = {
     "evaluation": "the table of `dipdefense evaluate`",
-    "ladder": "attacks that know the defence: `dipdefense evaluate --adaptive`",
+    "ladder": "attacks that know the defence: `dipdefense ladder`",
     "defence": "accuracy against eps, clean-robust curves and the detector's ROC: `dipdefense benchmark defence`",
     "iterations": "PSNR, SSIM and accuracy along the fit: `dipdefense benchmark iterations --out FOLDER`",
     "gallery": "the gallery: `dipdefense evaluate --gallery N`",
@@ -40,7 +40,7 @@ def write_report(run: str | Path, out: str | Path) -> None:
     """Write the report of a run's folder, or of a folder of such folders, as one HTML file.
 
     Args:
-        run: folder that `dipdefense evaluate`, `demo`, `diagnose` or `benchmark` wrote.
+        run: folder that `dipdefense evaluate`, `ladder`, `demo`, `diagnose` or `benchmark` wrote.
         out: file to make or replace.
 
     Raises:
@@ -98,13 +98,10 @@ def _page(run: Run) -> dict[str, Any]:
 
 def _knows_the_defence(runs: list[Run]) -> bool:
     """Is there a figure of attacks that know the defence, or no attack at all?"""
-    evaluated = [run.tables["evaluation"] for run in runs if "evaluation" in run.tables]
-    adaptive = any((table["crafted_on"] == "defended").any() for table in evaluated)
-    return (
-        adaptive
-        or any("ladder" in run.tables for run in runs)
-        or not any(run.tables.keys() & {"evaluation", "defence"} for run in runs)
-    )
+    tables = [
+        table for run in runs for kind, table in run.tables.items() if kind in ("evaluation", "ladder", "defence")
+    ]
+    return not tables or any((table["crafted_on"] == "defended").any() for table in tables)
 
 
 def _config_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
@@ -112,5 +109,5 @@ def _config_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (name, value if isinstance(value, str) else json.dumps(value))
         for name, value in config.items()
-        if name not in {"settings", "methods", "hashes", "ladder", "attack_code"}
+        if name not in {"attacks", "defences"}
     ]

@@ -8,21 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-from dipdefense.digest import configuration_hash
-
 __all__ = ["KINDS", "PLAIN", "Run", "find_runs", "records_of", "rows_of"]
 
-# kind -> its file, and the columns that it must have
+ACCURACY = frozenset(  # columns of every table of a robustness experiment
+    {"attack", "eps", "crafted_on", "defence", "n", "accuracy", "ci_low", "ci_high", "psnr_defended", "ssim_defended"}
+)
+# kind -> its file, and the columns that it must have; a kind that has more of them stands before one that has fewer
 KINDS: dict[str, tuple[str, frozenset[str]]] = {
-    "evaluation": (
-        "summary.csv",
-        frozenset({"attack", "eps", "crafted_on", "defence", "n", "accuracy", "ci_low", "ci_high", "psnr_defended"}),
-    ),
-    "ladder": ("ladder.csv", frozenset({"query", "rung", "n", "accuracy", "ci_low", "ci_high", "flagged"})),
-    "defence": (
-        "table.csv",
-        frozenset({"method", "strength", "attack", "eps", "n", "accuracy", "ci_low", "ci_high"}),
-    ),
+    "ladder": ("summary.csv", ACCURACY | {"query", "flagged"}),
+    "defence": ("summary.csv", ACCURACY | {"strength"}),
+    "evaluation": ("summary.csv", ACCURACY),
     "iterations": (
         "iterations.csv",
         frozenset({"attack", "iteration", "n", "accuracy", "ci_low", "ci_high", "psnr"}),
@@ -100,17 +95,12 @@ def read_run(folder: Path, name: str) -> Run | None:
 
 
 def records_of(run: Run) -> Iterator[dict[str, Any]]:
-    """The records of a `benchmark defence` run's own configuration; a torn last line is passed over."""
-    shared = run.config.get("hash")
-    settings = run.config.get("settings", {})
-    if isinstance(settings, dict):  # those of the last start; runs of version 0.1 have a list of them
-        settings = [settings[method] for method in run.config.get("methods", settings)]
-    known = {configuration_hash(setting) for setting in settings}
+    """The records of a run's own configuration; a torn last line is passed over."""
     with (run.folder / "records.jsonl").open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.endswith("\n"):
                 record = _record(line, f"{run.folder / 'records.jsonl'}: line {number}")
-                if record.get("config") == shared and record.get("setting") in known:
+                if record.get("config") == run.config.get("hash"):
                     yield record
 
 

@@ -18,6 +18,7 @@ ALONG = {"accuracy": "Accuracy, %", "psnr": "PSNR, dB", "ssim": "SSIM"}
 WILSON = "Accuracy, with the 95 % Wilson interval"
 HITS = "Share of images classified as their target, with the 95 % Wilson interval: the lower, the better the defence"
 TANGO = "with Tango's 95 % score interval"
+SHARED = ("dataset", "classifier", "targeted", "seed")  # columns that hold one value
 NOT_ATTACKED = "accuracy under attack: no attack was asked for"
 
 
@@ -36,7 +37,7 @@ def evaluation(run: Run) -> Section:
     """The table of `evaluate`, and accuracy against eps."""
     table, missing = run.tables["evaluation"], []
     aimed = "targeted" in table and table["targeted"].any()  # runs of version 0.1 have no such column
-    tables = [cells(HITS if aimed else WILSON, table, drop=("dataset", "classifier", "targeted", "seed"))]
+    tables = [cells(HITS if aimed else WILSON, table, drop=SHARED)]
     if len(paired := run.beside.get("paired.csv", pd.DataFrame())):
         tables.append(cells(f"Paired differences in {'these shares' if aimed else 'accuracy'}, {TANGO}", paired))
     else:
@@ -49,17 +50,17 @@ def evaluation(run: Run) -> Section:
 
 
 def ladder(run: Run) -> Section:
-    """The table of `evaluate --adaptive`."""
+    """The table of `ladder`."""
     table = run.tables["ladder"]
     lead = "Attacks that know the defence. What counts is the worst case: images that no rung which attacked them won."
-    missing = [] if (table["rung"] == "worst case").any() else ["worst case: ladder.csv lacks it"]
-    return Section("Adaptive ladder", lead, [cells(WILSON, table)], missing=missing)
+    missing = [] if (table["attack"] == "worst case").any() else ["worst case: summary.csv lacks it"]
+    return Section("Adaptive ladder", lead, [cells(WILSON, table, drop=SHARED)], missing=missing)
 
 
 def defence(run: Run) -> Section:
     """The tables of `benchmark defence`; accuracy against eps, clean against robust accuracy, ROC."""
     table = run.tables["defence"]
-    rows, tables, missing = rows_of(table), [cells(WILSON, table)], []
+    rows, tables, missing = rows_of(table), [cells(WILSON, table, drop=SHARED)], []
     attacked = dict.fromkeys((row["attack"], row["eps"]) for row in rows if row["attack"] != "clean")
     if not attacked:
         missing.append(NOT_ATTACKED)

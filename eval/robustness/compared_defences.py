@@ -34,6 +34,7 @@ class Verdict(NamedTuple):
     logits: Tensor  # (B, K)
     scores: Tensor | None  # (B,) larger is more adversarial; None where it does not detect
     seconds: float  # that the setting alone would take for the batch
+    purified: Tensor | None = None  # (B, C, H, W), the mean of what was classified; None where that is the input
 
 
 class Method(Protocol):
@@ -96,7 +97,8 @@ class Filtered:
                 along = torch.stack([classify_view(self.classifier, filtered, view) for view in views])
                 logits, scores = log_mean_softmax(along), disagreement(bare, along)
                 seconds = glance + filtering + clock(images.device) - start
-                verdicts[Setting(viewed(self.name, views), strength)] = Verdict(logits, scores, seconds)
+                purified = None if self.filter is None else filtered
+                verdicts[Setting(viewed(self.name, views), strength)] = Verdict(logits, scores, seconds, purified)
         return verdicts
 
 
@@ -190,12 +192,12 @@ class OneFit:
         for setting, decision in self.decisions.items():
             classify.reset()
             start = clock(images.device)
-            logits, scores = _decided(decision, classify, images, shared)
+            logits, scores, purified = _decided(decision, classify, images, shared)
             deciding = clock(images.device) - start - classify.waiting
             wanted = _of_reconstructions(decision)
             last = max(*wanted.iterations_of(shared.fit_iterations), *wanted.residuals, 1)
             seconds = fitting * wanted.restarts * last + classify.asking + deciding
-            verdicts[setting] = Verdict(logits, scores, seconds)
+            verdicts[setting] = Verdict(logits, scores, seconds, purified)
         return verdicts
 
 
@@ -206,13 +208,14 @@ def _of_reconstructions(decision: Decision | CrossBoundary) -> Decision:
 
 def _decided(
     decision: Decision | CrossBoundary, classify: Remembered, images: Tensor, shared: Reconstructions
-) -> tuple[Tensor, Tensor]:
-    """Logits (B, K) and scores (B,)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (B, K), scores (B,), and the mean of what was classified, (B, C, H, W)."""
     if isinstance(decision, CrossBoundary):
         stitched = decision.stitch(classify, images, shared.classified(_of_reconstructions(decision)))
         shared = replace(shared, frames=stitched[None, None], iterations=())
         decision = LastReconstruction()
-    return decide(decision, gather_evidence(classify, images, classify(images), shared, decision))
+    answer = decide(decision, gather_evidence(classify, images, classify(images), shared, decision))
+    return answer.logits, answer.scores, shared.classified(decision).mean(0)
 
 
 @dataclass(frozen=True)
@@ -238,4 +241,4 @@ class Defended:
         start = clock(images.device)
         prediction = self.defended.judge(images)
         seconds = clock(images.device) - start
-        return {self.settings[0]: Verdict(prediction.logits, prediction.scores, seconds)}
+        return {self.settings[0]: Verdict(prediction.logits, prediction.scores, seconds, prediction.reconstruction)}

@@ -26,16 +26,16 @@ def save_curves(path: str | Path, table: pd.DataFrame, attack: str) -> None:
 
     Args:
         path: PNG file.
-        table: as `eval.robustness.comparison.accuracy_table` makes it.
+        table: as `benchmark_defence` returns it.
         attack: which of its attacks.
     """
-    clean = table[table["attack"] == "clean"].set_index(["method", "strength"])["accuracy"]
+    clean = table[table["attack"] == "clean"].set_index(["defence", "strength"])["accuracy"]
     attacked = table[table["attack"] == attack]
-    styles = _styles(attacked["method"].unique())
+    styles = _styles(attacked["defence"].unique())
     with _style():
         figure, axes = _panels(attacked["eps"].unique(), 6)
         for axis, (eps, panel) in zip(axes, attacked.groupby("eps", sort=False), strict=True):
-            for method, family in panel.groupby("method", sort=False):
+            for method, family in panel.groupby("defence", sort=False):
                 x = 100 * clean.loc[[(method, s) for s in family["strength"]]].to_numpy()
                 y = 100 * family["accuracy"].to_numpy()
                 axis.plot(x, y, label=method, **styles[str(method)])
@@ -60,17 +60,17 @@ def save_rocs(path: str | Path, records: Iterable[Record], roc: pd.DataFrame, at
     """
     pairs = score_pairs(records)
     drawn = roc[(roc["attack"] == attack) & roc["auroc"].notna()]
-    styles = _styles(drawn["method"].unique())
+    styles = _styles(drawn["defence"].unique())
     with _style():
-        figure, axes = _panels(drawn["eps"].unique(), 5 + drawn["method"].nunique() / 9)
+        figure, axes = _panels(drawn["eps"].unique(), 5 + drawn["defence"].nunique() / 9)
         for axis, (eps, panel) in zip(axes, drawn.groupby("eps", sort=False), strict=False):
-            for row in panel.loc[panel.groupby("method", sort=False)["auroc"].idxmax()].itertuples():
-                pair = pairs[str(row.method), row.strength, attack, row.eps]  # type: ignore[index]
+            for row in panel.loc[panel.groupby("defence", sort=False)["auroc"].idxmax()].itertuples():
+                pair = pairs[str(row.defence), row.strength, attack, row.eps]  # type: ignore[index]
                 adversarial = pair["attacked"][pair["fooled"]]
                 truth = np.repeat([0, 1], [len(pair), len(adversarial)])
                 x, y, _ = roc_curve(truth, np.concatenate([pair["clean"], adversarial]))
-                line = {key: styles[str(row.method)][key] for key in ("color", "linestyle")}
-                axis.plot(100 * x, 100 * y, label=f"{row.method} {row.strength:g}: {row.auroc:.2f}", **line)
+                line = {key: styles[str(row.defence)][key] for key in ("color", "linestyle")}
+                axis.plot(100 * x, 100 * y, label=f"{row.defence} {row.strength:g}: {row.auroc:.2f}", **line)
             axis.plot([0, 100], [0, 100], color="0.7", linewidth=0.8, zorder=0)
             axis.set(title=f"{attack}, eps {_radius(float(eps))}", xlabel="clean images flagged, %")  # type: ignore[arg-type]
             axis.legend(

@@ -1,9 +1,9 @@
-"""What a run attacks and with which numbers: its configuration, what names it, its checks, its adversarial examples."""
+"""What a run attacks and with which settings: its configuration, checks, adversarial examples, what names it."""
 
 import hashlib
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,8 +21,12 @@ from eval.records import Record, digest
 
 __all__ = [
     "CRAFTED_ON",
+    "AttackConfig",
     "RunConfig",
     "attacks_in",
+    "check_count",
+    "check_names",
+    "check_number",
     "check_run",
     "craft",
     "describe_attacks",
@@ -35,17 +39,43 @@ CRAFTED_ON = {"bare": ("bare",), "defended": ("defended",), "both": ("bare", "de
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Numbers of one evaluation.
+class AttackConfig:
+    """What every run of attacks states.
 
     Raises:
+        TypeError: a setting of another type.
+        ValueError: an unknown norm, a number out of range.
+    """
+
+    norm: str = "linf"
+    eps: float = 8 / 255  # radius of the ball, images in [0, 1]
+    seed: int = 0  # of the permutation, the attacks and the fits
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("linf", "l2"):
+            raise ValueError(f"norm must be one of linf, l2, got {self.norm!r}")
+        check_number("eps", self.eps)
+        if not (math.isfinite(self.eps) and self.eps >= 0):
+            raise ValueError(f"eps must not be negative, in [0, 1] units such as 8/255, got {self.eps}")
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(f"eps must be at most 1 in the linf norm, in [0, 1] units such as 8/255, got {self.eps}")
+        check_count("seed", self.seed, least=None)
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        check_count("batch_size", self.batch_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(AttackConfig):
+    """Settings of one evaluation.
+
+    Raises:
+        TypeError: a setting of another type.
         ValueError: an unknown attack or `crafted_on` (the message lists the known ones), a number out of range.
     """
 
-    # keys of ATTACKS and CONTROLS; None stands for all of ATTACKS that have the norm
-    attacks: Sequence[str] = None  # type: ignore[assignment]
-    norm: str = "linf"
-    eps: float = 8 / 255  # radius of the ball, images in [0, 1]
+    attacks: Sequence[str] | None = None  # keys of ATTACKS and CONTROLS; None: all of ATTACKS that have the norm
     alpha: float | None = None  # step size; eps / 4 if None
     steps: int = 20
     targeted: bool = False  # the labels are the targets; the true labels are then unknown to the attack
@@ -53,42 +83,63 @@ class RunConfig:
     n: int = 100  # images: the first n of a seeded permutation
     n_defended: int | None = None  # how many of them are attacked through the defence; n if None
     attacks_defended: Sequence[str] | None = None  # attacks that are crafted on the defended model; all if None
-    seed: int = 0  # of the permutation, the attacks and the fits
-    batch_size: int = 64
 
     def __post_init__(self) -> None:
-        given: Any = self.attacks
-        if given is None:
-            object.__setattr__(self, "attacks", attacks_in(self.norm))
-        for attack in self.attacks:
+        super().__post_init__()
+        for field in ("attacks", "attacks_defended"):
+            check_names(field, getattr(self, field))
+        for attack in self.chosen_attacks:
             if attack not in ATTACKS | CONTROLS:
                 raise ValueError(f"attack must be one of {', '.join(ATTACKS | CONTROLS)}, got {attack!r}")
-        if CONTROLS.keys() & set(self.attacks) and (self.targeted or self.crafted_on != "bare"):
+            if attack in ATTACKS and attack not in attacks_in(self.norm):
+                raise ValueError(f"attacks must leave out {attack} when norm is {self.norm}, got both")
+        if CONTROLS.keys() & set(self.chosen_attacks) and (self.targeted or self.crafted_on != "bare"):
             raise ValueError(
                 "attacks must leave out random_noise where they are targeted or crafted on the defended model"
             )
         for attack in self.attacks_defended or ():
-            if attack not in self.attacks:
-                raise ValueError(f"attacks_defended must be among attacks, {', '.join(self.attacks)}, got {attack!r}")
-        if self.crafted_on not in CRAFTED_ON:
+            if attack not in self.chosen_attacks:
+                known = ", ".join(self.chosen_attacks)
+                raise ValueError(f"attacks_defended must be among attacks, {known}, got {attack!r}")
+        if self.crafted_on not in list(CRAFTED_ON):
             raise ValueError(f"crafted_on must be one of {', '.join(CRAFTED_ON)}, got {self.crafted_on!r}")
-        if not (math.isfinite(self.eps) and self.eps >= 0):
-            raise ValueError(f"eps must not be negative, in [0, 1] units such as 8/255, got {self.eps}")
-        if self.norm not in ("linf", "l2"):
-            raise ValueError(f"norm must be one of linf, l2, got {self.norm!r}")
-        if self.norm == "linf" and self.eps > 1:
-            raise ValueError(f"eps must be at most 1 in the linf norm, in [0, 1] units such as 8/255, got {self.eps}")
-        for attack in self.attacks:
-            if attack in ATTACKS and attack not in attacks_in(self.norm):
-                raise ValueError(f"attacks must leave out {attack} when norm is {self.norm}, got both")
-        if self.alpha is not None and not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ValueError(f"alpha must be positive, in [0, 1] units such as 2/255, got {self.alpha}")
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        for name in ("n", "steps", "batch_size", "n_defended"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not isinstance(self.targeted, bool):
+            raise TypeError(f"targeted must be true or false, got {self.targeted!r}")
+        if self.alpha is not None:
+            check_number("alpha", self.alpha)
+            if not (math.isfinite(self.alpha) and self.alpha > 0):
+                raise ValueError(f"alpha must be positive, in [0, 1] units such as 2/255, got {self.alpha}")
+        check_count("n", self.n)
+        check_count("steps", self.steps)
+        if self.n_defended is not None:
+            check_count("n_defended", self.n_defended)
+
+    @property
+    def chosen_attacks(self) -> tuple[str, ...]:
+        """The attacks by name; where none are named, all that have the norm."""
+        return attacks_in(self.norm) if self.attacks is None else tuple(self.attacks)
+
+
+def check_count(name: str, value: Any, least: int | None = 1) -> None:
+    """Refuse what is no integer of at least so much."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if least is not None and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_number(name: str, value: Any) -> None:
+    """Refuse what is no real number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_names(name: str, value: Any) -> None:
+    """Refuse what is neither None nor a sequence of names; a single name is no sequence of names."""
+    if value is None:
+        return
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(one, str) for one in value):
+        raise TypeError(f"{name} must be a sequence of names, got {value!r}")
 
 
 def attacks_in(norm: str) -> tuple[str, ...]:
@@ -97,10 +148,10 @@ def attacks_in(norm: str) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def check_run(classifier: nn.Module, dataset: ImageDataset, config: RunConfig, device: str | torch.device) -> None:
-    """Refuse, before anything is computed, what would fail or mislead later."""
-    if config.n > len(dataset):
-        raise ValueError(f"n must be at most the {len(dataset)} images of {dataset.name}, got {config.n}")
+def check_run(classifier: nn.Module, dataset: ImageDataset, n: int, device: str | torch.device) -> None:
+    """Refuse, before anything is computed, what would fail or mislead later on the first n images."""
+    if n > len(dataset):
+        raise ValueError(f"n must be at most the {len(dataset)} images of {dataset.name}, got {n}")
     if classifier.training:
         raise ValueError("classifier must be in eval mode, or its images would meet: call classifier.eval()")
     logits = classifier(dataset.batch([0]).to(device))
@@ -113,11 +164,11 @@ def check_run(classifier: nn.Module, dataset: ImageDataset, config: RunConfig, d
 
 
 def craft(attack: str, target: nn.Module, images: Tensor, labels: Tensor, config: RunConfig) -> Tensor:
-    """Adversarial examples by an attack's name; it gets those of the run's numbers that it knows."""
+    """Adversarial examples by an attack's name; it gets those of the run's settings that it knows."""
     function = (ATTACKS | CONTROLS)[attack]
-    numbers = {name: getattr(config, name) for name in ("eps", "norm", "alpha", "steps", "targeted", "seed")}
+    settings = {name: getattr(config, name) for name in ("eps", "norm", "alpha", "steps", "targeted", "seed")}
     known = inspect.signature(function).parameters
-    return function(target, images, labels, **{name: v for name, v in numbers.items() if name in known})
+    return function(target, images, labels, **{name: v for name, v in settings.items() if name in known})
 
 
 def identify(images: Tensor, labels: Tensor, index: Tensor) -> list[Record]:
@@ -140,7 +191,7 @@ def describe_subject(classifier: nn.Module, name: str | None, dataset: ImageData
     }
 
 
-def describe_attacks(attacks: Sequence[str]) -> dict[str, str]:
+def describe_attacks(attacks: Iterable[str]) -> dict[str, str]:
     """The functions that the names of attacks stand for."""
     return {attack: describe((ATTACKS | CONTROLS)[attack]) for attack in attacks}
 

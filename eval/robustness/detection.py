@@ -124,7 +124,7 @@ def score_pairs(records: Iterable[Record]) -> dict[tuple[str, float, str, float]
         return pairs
     key: Any  # pandas types the keys of groups as Hashable
     row: Any
-    for key, group in frame.groupby(["method", "strength"], sort=False):
+    for key, group in frame.groupby(["defence", "strength"], sort=False):
         clean = group[group["attack"] == "clean"].set_index("index")["score"].rename("clean")
         for row, attacked in group[group["attack"] != "clean"].groupby(["attack", "eps"], sort=False):
             columns = attacked.set_index("index")[["score", "fooled"]].rename(columns={"score": "attacked"})
@@ -135,7 +135,7 @@ def score_pairs(records: Iterable[Record]) -> dict[tuple[str, float, str, float]
 def detection_table(records: Iterable[Record]) -> pd.DataFrame:
     """One row per method, strength, attack and eps.
 
-    Columns `method, strength, attack, eps, n_clean, n_adversarial, auroc, ci_low, ci_high, tpr_at_5fpr,
+    Columns `defence, strength, attack, eps, n_clean, n_adversarial, auroc, ci_low, ci_high, tpr_at_5fpr,
     flagged_at_5fpr, better_by, better_low, better_high`; adversarial are the attacked images that the bare classifier
     gets wrong though it is right on their clean version. The last three are the difference of AUROC to the method
     `noise_level`, where that is there, with its paired bootstrap interval.
@@ -147,7 +147,7 @@ def detection_table(records: Iterable[Record]) -> pd.DataFrame:
         comparable = key[2:] in rivals and key[0] != RIVAL and pair["fooled"].any()
         better = paired_detection(pair, rivals[key[2:]]) if comparable else (math.nan,) * 3
         rows.append((*key, len(pair), int(pair["fooled"].sum()), *found, *better))
-    columns = ["method", "strength", "attack", "eps", "n_clean", "n_adversarial"]
+    columns = ["defence", "strength", "attack", "eps", "n_clean", "n_adversarial"]
     return pd.DataFrame(
         rows, columns=[*columns, "auroc", "ci_low", "ci_high", "tpr_at_5fpr", "flagged_at_5fpr", *BETTER]
     )

@@ -4,70 +4,29 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from dipdefense import FitConfig, Purifier
 from dipdefense.digest import configuration_hash
 from dipdefense.distributed import Cluster
 from dipdefense.distributed.outages import persist
 from dipdefense.distributed.plan import Plan
 from dipdefense.distributed.pool import Lost, compute
 from dipdefense.distributed.storage import Storage
-from eval.baselines import BASELINES
-from eval.classifiers import load_classifier
-from eval.datasets import load_dataset
 from eval.records import Record, Records
-from eval.robustness.cells import KEY, Scoring
 from eval.robustness.config import RunConfig
-from eval.robustness.evaluate import begin, finish
+from eval.robustness.evaluate import finish
+from eval.robustness.experiment import KEY, Experiment
+from eval.robustness.run_spec import RunSpec
+from eval.robustness.summary import ROW
 
 __all__ = ["RunSpec", "evaluate_shards"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSpec:
-    """A run by names, which every machine can load for itself.
-
-    Raises:
-        ValueError: an unknown filter.
-    """
-
-    classifier: str  # as `load_classifier` takes it, and its weights
-    weights: Path | None = None
-    dataset: str  # as `load_dataset` takes it, and its path
-    data: Path | None = None
-    index: tuple[int | None, int | None] = (None, None)  # images between these positions
-    config: RunConfig
-    fit: FitConfig | None = None
-    gradient: str = "straight_through"
-    filters: tuple[str, ...] = ()  # keys of BASELINES
-
-    def __post_init__(self) -> None:
-        for name in self.filters:
-            if name not in BASELINES:
-                raise ValueError(f"filters must be among {', '.join(BASELINES)}, got {name!r}")
-
-    def load(self, device: Any = "cpu") -> dict[str, Any]:
-        """The arguments of `evaluate_robustness`, but for `out` and `progress`. Errors as the loaders have them."""
-        return {
-            "dataset": load_dataset(self.dataset, self.data).between(*self.index),
-            "classifier": load_classifier(self.classifier, self.weights).to(device),
-            "config": self.config,
-            "purifier": Purifier(self.fit, seed=self.config.seed),
-            "gradient": self.gradient,
-            "filters": {name: BASELINES[name] for name in self.filters},
-            "classifier_name": self.classifier,
-            "device": device,
-        }
-
-
 def evaluate_shards(
-    spec: RunSpec,
+    spec: RunSpec[RunConfig],
     *,
     out: str | Path,
     cluster: Cluster | None = None,
@@ -96,10 +55,11 @@ def evaluate_shards(
     cluster, out = cluster or Cluster(), Path(out)
     if out.parts and out.parts[0].endswith(":") and len(out.parts[0]) > 2:
         raise ValueError(f"out must be a folder that all machines see under one path, got the address {str(out)!r}")
-    run = Scoring(**spec.load(), recorded_device=cluster.device)
-    plan, whole = Plan(spec.config.n, spec.config.batch_size, "jsonl"), configuration_hash(run.description)
+    run = spec.evaluation(recorded_device=cluster.device)
+    plan, whole = Plan(run.starts.stop, spec.config.batch_size, "jsonl"), configuration_hash(run.description)
     folder = Storage.at(str(out / "shards" / whole))
-    made = begin(run, out)
+    made = run.open(out)
+    made.begin()
     missing = [shard for shard in range(len(plan)) if _read(run, plan, folder, shard) is None]
     held = [len(run.rows(start)) for start in run.starts]
     done = sum(held) - sum(held[shard] for shard in missing)
@@ -119,7 +79,7 @@ def evaluate_shards(
     return finish(run, out, records)
 
 
-def _told(run: Scoring, lost: dict[int, Lost]) -> str:
+def _told(run: Experiment, lost: dict[int, Lost]) -> str:
     """Which images have no records, and why."""
     reasons = []
     for shard in sorted(lost):
@@ -134,10 +94,10 @@ def _told(run: Scoring, lost: dict[int, Lost]) -> str:
 class _BatchScorer:
     """The work of a worker: a batch's number in, the file of its records out."""
 
-    def __init__(self, spec: RunSpec, cwd: Path, plan: Plan, folder: Storage, device: str, whole: str):
+    def __init__(self, spec: RunSpec[RunConfig], cwd: Path, plan: Plan, folder: Storage, device: str, whole: str):
         with suppress(OSError):  # the paths of the run start there; where it is missing, they say what they miss
             os.chdir(cwd)
-        self.run = Scoring(**spec.load(device))
+        self.run = spec.evaluation(device)
         self.plan, self.folder = plan, folder
         if configuration_hash(self.run.description) != whole:
             raise RuntimeError("classifier, weights and versions must be the same on all machines, differ on this one")
@@ -151,20 +111,20 @@ class _BatchScorer:
         persist(name, partial(self.folder.write, name, "".join(lines).encode()))
 
 
-def _read(run: Scoring, plan: Plan, folder: Storage, shard: int) -> list[Record] | None:
+def _read(run: Experiment, plan: Plan, folder: Storage, shard: int) -> list[Record] | None:
     """The records of a shard; None where it is missing, damaged or holds others, and is to be made again."""
     name = plan.name(shard)
     try:
         content = persist(name, partial(folder.read, name))
         records = [json.loads(line) for line in content.splitlines()]
-        held = [(r["attack"], r["crafted_on"], r["defence"], r["index"]) for r in records]
+        held = [tuple(record[name] for name in (*ROW, "index")) for record in records]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     wanted = run.rows(run.starts[shard])
     return records if len(held) == len(wanted) and set(held) == wanted else None
 
 
-def _join(run: Scoring, plan: Plan, folder: Storage, shard: int, made: Records) -> list[Record]:
+def _join(run: Experiment, plan: Plan, folder: Storage, shard: int, made: Records) -> list[Record]:
     """The records of a shard, as the run keeps them."""
     records = _read(run, plan, folder, shard)
     if records is None:

@@ -1,26 +1,32 @@
-"""Accuracy of a classifier, bare and defended, on clean and attacked images: one resumable run, one table.
+"""Accuracy of a classifier, bare and defended, on clean and attacked images: cells of one experiment.
 
-A run writes into its folder `config.json` and `probe.json`, by which it is known again, one record per image and row
-to `records.jsonl` as it is made, and at its end `summary.csv`, `summary.json` and `paired.csv`. Killed, it goes on
-where it was. Attacks may be added, those on the defended model too; what changes another figure needs another folder.
+Beside its records a run writes `summary.csv`, `summary.json` and `paired.csv` into its folder. Attacks, those on the
+defended model too, and filters may be added; what changes another figure needs another folder.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dipdefense import Decision, Purifier
+from dipdefense import Decision, DefendedClassifier, Purifier
+from dipdefense.digest import describe
+from eval.clock import clock
 from eval.datasets import ImageDataset
-from eval.records import Record, Run, write_whole
-from eval.robustness.cells import FREE, GROWS, KEY, Defence, Scoring
-from eval.robustness.config import RunConfig
-from eval.robustness.summary import ROW, paired_differences, summarise
+from eval.records import Record
+from eval.robustness.compared_defences import Defended, Method, Setting, Verdict
+from eval.robustness.config import CRAFTED_ON, RunConfig, craft, describe_attacks
+from eval.robustness.experiment import Cell, Experiment, run_experiment, write_tables
+from eval.robustness.summary import paired_differences, summarise
 
-__all__ = ["begin", "evaluate_robustness", "finish"]
+__all__ = ["evaluate", "evaluate_robustness", "evaluation", "finish"]
+
+Defence = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> same
 
 
 def evaluate_robustness(
@@ -43,7 +49,7 @@ def evaluate_robustness(
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), in eval mode, on `device`.
         dataset: labelled images; with `config.targeted` the labels are the targets and accuracy counts hits.
-        config: numbers of the evaluation; `RunConfig()` if None.
+        config: settings of the evaluation; `RunConfig()` if None.
         out: folder of the run, made if missing.
         purifier: the fit of the defence `dip`; `Purifier(seed=config.seed)` if None.
         decision: that of the defence `dip`; None as in `DefendedClassifier`.
@@ -55,7 +61,7 @@ def evaluate_robustness(
         each: called with each row of the table, a frame of its own, as soon as all its images are scored.
 
     Returns:
-        The table, one row per attack and defence; columns as in `eval.summary.summarise`.
+        The table, one row per attack and defence; columns as in `eval.robustness.summary.summarise`.
 
     Raises:
         ValueError: more images asked for than there are; a classifier in training mode, with other classes than
@@ -63,45 +69,109 @@ def evaluate_robustness(
             holds another run.
         OSError: the folder cannot be written.
     """
-    run = Scoring(
-        classifier,
-        dataset,
-        config,
-        purifier=purifier,
-        decision=decision,
-        gradient=gradient,
-        filters=filters,
-        classifier_name=classifier_name,
-        device=device,
+    config = config or RunConfig()
+    defended = DefendedClassifier(
+        classifier, purifier or Purifier(seed=config.seed), gradient=gradient, decision=decision
     )
-    made = begin(run, Path(out))
-    records: list[Record] = []
-    left = Counter(record[:3] for start in run.starts for record in run.rows(start))  # of each row of the table
-    total = left.total()
-    for start in run.starts:
-        for rows, fresh in run.batch(start, made):
-            records += rows
-            if fresh and progress is not None:
-                progress(len(records), total)
-            if rows and each is not None:
-                row = tuple(rows[0][field] for field in ROW)
-                left[row] -= len(rows)
-                if left[row] == 0:
-                    each(summarise([r for r in records if row == tuple(r[field] for field in ROW)], run.description))
-    return finish(run, Path(out), records)
+    experiment = evaluation(
+        defended, dataset, config, filters=filters or {}, classifier_name=classifier_name, device=device
+    )
+    return evaluate(experiment, out, progress=progress, each=each)
 
 
-def begin(run: Scoring, out: Path) -> Run:
-    """Make the folder of a run, or find it; the records that it holds already."""
-    made = Run(out, KEY, run.description, free=FREE, grows=GROWS, probes=run.probes())
-    made.begin()
-    return made
+def evaluate(experiment: Experiment, out: str | Path, **reports: Any) -> pd.DataFrame:
+    """Run an `evaluation` in a folder; `reports` as in `run_experiment`. Returns the table, which is written, too."""
+    run = experiment.open(out)
+    run.begin()
+    return finish(experiment, run.folder, run_experiment(experiment, run, **reports))
 
 
-def finish(run: Scoring, out: Path, records: list[Record]) -> pd.DataFrame:
-    """The table of a run, written and returned."""
-    table = summarise(records, run.description)
-    write_whole(out / "summary.csv", table.to_csv(index=False))
-    write_whole(out / "summary.json", table.to_json(orient="records", indent=2) + "\n")
-    write_whole(out / "paired.csv", paired_differences(records).to_csv(index=False))
+def finish(experiment: Experiment, folder: Path, records: list[Record]) -> pd.DataFrame:
+    """The table of an evaluation, written and returned."""
+    table = summarise(records, experiment.description)
+    write_tables(folder, table, paired=paired_differences(records))
     return table
+
+
+def evaluation(
+    defended: DefendedClassifier,
+    dataset: ImageDataset,
+    config: RunConfig,
+    *,
+    filters: Mapping[str, Defence],
+    **subject: Any,
+) -> Experiment:
+    """The cells of `evaluate_robustness`; `subject` are further fields of the experiment."""
+    classifier, dip = defended.classifier, Defended("dip", defended)
+    if taken := {"none", "dip"} & filters.keys():
+        raise ValueError(f"filters must not be named {', '.join(taken)}")
+    if defended.gradient == "none" and config.crafted_on != "bare" and config.chosen_attacks:
+        raise ValueError("gradient must not be none where attacks are crafted on the defended model")
+    behind = [Plain(name, classifier, function) for name, function in filters.items()]
+    methods: list[Method] = [Plain("none", classifier), dip, *behind]
+    gradient = describe(defended.gradient)
+    cells = [Cell("clean", "", 0.0, "", config.n, methods)]
+    for crafted_on in CRAFTED_ON[config.crafted_on]:
+        attacks, of, target, n, seen = config.chosen_attacks, methods, classifier, config.n, "exact"
+        if crafted_on == "defended":  # filters are never attacked themselves
+            attacks = attacks if config.attacks_defended is None else tuple(config.attacks_defended)
+            of, target, n, seen = [dip], defended, min(config.n, config.n_defended or config.n), gradient
+        for attack in attacks:
+            crafted = partial(craft, attack, target, config=config)
+            cells.append(Cell(attack, crafted_on, config.eps, seen, n, of, crafted))
+    return Experiment(
+        kind="evaluate",
+        classifier=classifier,
+        dataset=dataset,
+        config=config,
+        cells=cells,
+        attacks=describe_attacks(config.chosen_attacks),
+        further={"gradient": gradient},
+        asked={f"filter {plain.name}": plain.logits for plain in behind if not plain.fits},
+        **subject,
+    )
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The classifier alone, or behind a filter."""
+
+    name: str
+    classifier: nn.Module
+    filter: Defence | None = None
+
+    @property
+    def settings(self) -> list[Setting]:
+        """See `Method.settings`."""
+        return [Setting(self.name, 0)]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the filter is, or holds, a purifier.
+
+        With another number of threads a fit may end elsewhere, so such a filter is known by its code and settings.
+        """
+        modules = self.filter.modules() if isinstance(self.filter, nn.Module) else ()
+        return any(isinstance(module, Purifier) for module in modules)
+
+    def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
+        """See `Method.describe`: the filter's name, code and parameters."""
+        inner = getattr(self.filter, "func", self.filter)
+        if self.filter is None:
+            return {}
+        if not isinstance(self.filter, nn.Module) and "<lambda>" in getattr(inner, "__qualname__", "<lambda>"):
+            raise ValueError(
+                f"filters must be functions with a name, or modules, so that a run knows them, got {self.filter!r}"
+            )
+        return {"filter": describe(self.filter)}
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> (B, K)."""
+        return self(images)[self.settings[0]].logits
+
+    def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
+        """See `Method`."""
+        start = clock(images.device)
+        purified = None if self.filter is None else self.filter(images)
+        logits = self.classifier(images if purified is None else purified)
+        return {self.settings[0]: Verdict(logits, None, clock(images.device) - start, purified)}

@@ -41,7 +41,7 @@ def gallery_of_run(
         folder: of the run.
         defended: the defence of the run, on `device`.
         dataset: its labelled images.
-        config: its numbers.
+        config: its settings.
         n: images, at most those of the run.
         device: where the classifier is and the images go.
         progress: called with (conditions done, conditions in all).
@@ -52,12 +52,12 @@ def gallery_of_run(
     if not 1 <= n <= config.n:
         raise ValueError(f"gallery must lie between 1 and the {config.n} images of the run, got {n}")
     order = dataset.first(config.n, config.seed)
-    crafted: dict[str, list[Tensor]] = {"clean": [], **{attack: [] for attack in config.attacks}}
+    crafted: dict[str, list[Tensor]] = {"clean": [], **{attack: [] for attack in config.chosen_attacks}}
     for start in range(0, n, config.batch_size):  # whole batches of the run, so that each attack starts as it did there
         positions = order[start : start + config.batch_size]
         images, labels = dataset.batch(positions.tolist()).to(device), dataset.labels[positions].to(device)
         crafted["clean"].append(images)
-        for attack in config.attacks:
+        for attack in config.chosen_attacks:
             crafted[attack].append(craft(attack, defended.classifier, images, labels, config))
     order = order[:n]
     save_gallery(

@@ -1,6 +1,6 @@
 """From records to tables."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -17,38 +17,41 @@ COLUMNS = [
     *("psnr_attacked", "psnr_defended", "ssim_attacked", "ssim_defended"),
     *("seconds_per_image", "seed"),
 ]
-ROW = ["attack", "crafted_on", "defence"]  # what names a row
+ROW = ("attack", "crafted_on", "eps", "defence", "strength")  # what names a row
+QUALITY = ["psnr_attacked", "psnr_defended", "ssim_attacked", "ssim_defended"]
 
 
-def summarise(records: Iterable[Record], description: Mapping[str, Any]) -> pd.DataFrame:
-    """One row per attack and defence, in the order of the records; columns `COLUMNS`.
+def summarise(
+    records: Iterable[Record] | pd.DataFrame, description: Mapping[str, Any], further: Sequence[str] = ()
+) -> pd.DataFrame:
+    """One row per attack and defence, in the order of the records; columns `COLUMNS`, then the `further` ones.
 
     Where `targeted` is true, the labels are the targets, and `accuracy` is the share of images that are classified as
     their target, clean images too: the lower, the better the defence. Elsewhere it is the share that is right. The
     interval is the 95 % Wilson interval. PSNR (dB) and SSIM are means over the images; `attacked` compares
     the attacked image with the clean one, `defended` the purified with the clean one; empty where that does not
-    apply. `gradient` is what the attack differentiated: `exact` on the bare classifier, else the defence's mode.
-    Seconds are those of defence and classification.
+    apply. `gradient` is what the attack differentiated: `exact` on the bare classifier, else what stands in for the
+    defence's, or `none`. Seconds are those of defence and classification. A further column is `strength`, or the mean
+    of a field of the records, of `peak_gb` the largest value.
     """
-    frame = pd.DataFrame(list(records))
-    columns = ["psnr_attacked", "psnr_defended", "ssim_attacked", "ssim_defended"]
-    frame[columns] = frame[columns].astype(float)
+    frame = records.copy() if isinstance(records, pd.DataFrame) else pd.DataFrame(list(records))
+    averaged = [*QUALITY, *(name for name in further if name != "strength")]
+    frame[averaged] = frame[averaged].astype(float)
     rows = []
-    for (attack, crafted_on, defence), group in frame.groupby(ROW, sort=False):
+    key: Any  # pandas types the keys of groups as Hashable
+    for key, group in frame.groupby(list(ROW), sort=False):
+        named = dict(zip(ROW, key, strict=True))
         low, high = wilson(int(group["correct"].sum()), len(group))
-        clean = attack == "clean"
-        means = group[columns].mean()
+        clean = named["attack"] == "clean"
+        means: dict[Any, Any] = group[averaged].mean().to_dict() | {"peak_gb": group["peak_gb"].max()}
         if clean:
-            means[["psnr_attacked", "ssim_attacked"]] = float("nan")
+            means |= {"psnr_attacked": float("nan"), "ssim_attacked": float("nan")}
         rows.append(
             {
-                **{name: description[name] for name in ("dataset", "classifier", "targeted", "seed")},
-                "attack": attack,
+                **{name: description.get(name, False) for name in ("dataset", "classifier", "targeted", "seed")},
+                **named,
                 "norm": "" if clean else description["norm"],
-                "eps": 0.0 if clean else description["eps"],
-                "crafted_on": crafted_on,
-                "defence": defence,
-                "gradient": {"": "", "bare": "exact", "defended": description["gradient"]}[str(crafted_on)],
+                "gradient": group["gradient"].iloc[0],
                 "n": len(group),
                 "accuracy": group["correct"].mean(),
                 "ci_low": low,
@@ -57,22 +60,28 @@ def summarise(records: Iterable[Record], description: Mapping[str, Any]) -> pd.D
                 "seconds_per_image": group["seconds"].mean(),
             }
         )
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *further])
     order = {name: i for i, name in enumerate(("", "bare", "defended"))}
     return table.sort_values("crafted_on", key=lambda c: c.map(order), kind="stable").reset_index(drop=True)
 
 
-def paired_differences(records: Iterable[Record]) -> pd.DataFrame:
-    """Difference in accuracy of any two defences on identical images, with Tango's 95 % score interval.
+def paired_differences(records: Iterable[Record], baseline: tuple[str, float] | None = None) -> pd.DataFrame:
+    """Difference in accuracy of two defences on identical images, with Tango's 95 % score interval.
 
-    Columns `attack, crafted_on, defence, against, n, difference, ci_low, ci_high`; a positive difference says that
-    `defence` is right (in a targeted run: hit) more often than `against`.
+    Args:
+        records: of a run.
+        baseline: defence and strength that all others are compared with; if None, any two but `none` are.
+
+    Columns `attack, crafted_on, eps, defence, strength, against, against_strength, n, difference, ci_low, ci_high`; a
+    positive difference says that `defence` is right (in a targeted run: hit) more often than `against`.
     """
     rows = []
-    for (attack, crafted_on), group in pd.DataFrame(list(records)).groupby(ROW[:2], sort=False):
-        wide = group.pivot(index="index", columns="defence", values="correct")
-        for a, b in combinations([d for d in group["defence"].unique() if d != "none"], 2):
-            rows.append((attack, crafted_on, a, b, len(wide), *tango(wide[a], wide[b])))
-    return pd.DataFrame(
-        rows, columns=["attack", "crafted_on", "defence", "against", "n", "difference", "ci_low", "ci_high"]
-    )
+    for cell, group in pd.DataFrame(list(records)).groupby(list(ROW[:3]), sort=False):
+        right = {name: of.set_index("index")["correct"] for name, of in group.groupby(list(ROW[3:]), sort=False)}
+        pairs: Iterable[Any] = combinations([name for name in right if name[0] != "none"], 2)
+        if baseline is not None:
+            pairs = ((name, baseline) for name in right if name != baseline)
+        for a, b in pairs:
+            rows.append((*cell, *a, *b, len(right[b]), *tango(right[a].reindex(right[b].index), right[b])))
+    columns = [*ROW, "against", "against_strength", "n", "difference", "ci_low", "ci_high"]
+    return pd.DataFrame(rows, columns=columns)

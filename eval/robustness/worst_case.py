@@ -8,6 +8,7 @@ import pandas as pd
 from attacks.adaptive import LADDER, Rung
 from eval.intervals import wilson
 from eval.records import Record
+from eval.robustness.summary import COLUMNS, summarise
 
 __all__ = ["QUERIES", "WAYS", "tabulate"]
 
@@ -20,13 +21,13 @@ WAYS: dict[str, Callable[[Sequence[bool]], bool]] = {
     "majority": lambda right: sum(right) > len(right) / 2,
     "worst": all,
 }
-NUMBERS = ("gradient", "loss", "rule", "steps", "samples", "restarts", "calls")
+SETTINGS = ("loss", "rule", "steps", "samples", "restarts", "calls")
+MEASURED = ("flagged", "right_or_flagged", "score", "attack_seconds", "peak_gb")
+MEANS = ["score", "psnr_attacked", "psnr_defended", "ssim_attacked", "ssim_defended", "seconds"]  # over the queries
 
 
 def tabulate(
-    records: Sequence[Record],
-    description: Mapping[str, Any],
-    rung: Callable[[str], Rung | None] = LADDER.get,
+    records: Sequence[Record], description: Mapping[str, Any], rungs: Mapping[str, Rung] = LADDER
 ) -> pd.DataFrame:
     """One row a way of asking and rung, and the worst case over the rungs.
 
@@ -35,63 +36,57 @@ def tabulate(
     attack few images can neither raise it nor hide what they win, and it is never above a rung.
 
     Args:
-        records: of one run.
-        description: of the run; whether its defence draws.
-        rung: the attack of a name, with the run's numbers.
+        records: of one run; the strength of the defence counts the queries of an image.
+        description: of the run; all that `summarise` asks for.
+        rungs: the attacks by name, with the run's settings.
 
-    Columns:
+    Columns, after those of `eval.robustness.summary.summarise`:
+        attack, n: among them; `worst case` is the last attack of a way, crafted on the defence if any rung is, and its
+            n are the images on which the lowest share was found.
         query: `single`, `majority` of five or `worst` of five queries; only `single` where the defence's seed is fixed.
-        rung: `clean` for images as they are; `worst case` as above.
-        n: images that the row counts; in the worst case those on which the lowest share was found.
         n_all: images of all rows together; where n is smaller, the row says nothing of the others.
-        accuracy, ci_low, ci_high: with the 95 % Wilson interval for n images.
         flagged: share whose detection score, the mean over the queries, exceeds that of 95 % of the clean images.
         right_or_flagged: share that is right, or flagged; what a user sees who discards what is flagged. In the worst
             case the lowest share as above, perhaps on other images than those of the accuracy.
-        gradient .. calls: the attack's numbers, as in `attacks.adaptive.LADDER`.
-        seconds, peak_gb: of the attack, an image; of the whole process so far.
+        score: mean detection score.
+        loss .. calls: the attack's settings, as in `attacks.adaptive.LADDER`.
+        attack_seconds, peak_gb: of the attack, an image; of the whole process so far.
     """
-    frame = pd.DataFrame(list(records))
-    limit = frame.loc[frame["rung"] == "clean", "score"].quantile(1 - FALSE_ALARMS)
-    frame["flagged"] = frame["score"] > limit
-    rows = []
-    for query in ("single",) if description["fit_seed"] is not None else WAYS:
-        frame["correct"] = [bool(WAYS[query](right)) for right in frame["right"]]
-        frame["right_or_flagged"] = frame["correct"] | frame["flagged"]
-        for name, group in frame.groupby("rung", sort=False):
-            rows.append(
-                {
-                    **_share(query, str(name), group["correct"]),
-                    "flagged": group["flagged"].mean(),
-                    "right_or_flagged": group["right_or_flagged"].mean(),
-                    **{number: getattr(rung(str(name)), number, "") for number in NUMBERS},
-                    "seconds": group["seconds"].mean(),
-                    "peak_gb": group["peak_gb"].max(),
-                }
-            )
-        if frame["rung"].nunique() > 1:
-            rows.append(_worst_case(query, frame))  # NaN in the columns of a single rung
-    table = pd.DataFrame(rows)
-    table.insert(list(table).index("n") + 1, "n_all", frame["index"].nunique())
-    return table
+    frame = pd.DataFrame(list(records)).sort_values("strength", kind="stable")
+    frame[MEANS] = frame[MEANS].astype(float)
+    groups = frame.groupby(["attack", "index"], sort=False)
+    answers = groups.first().assign(**groups[MEANS].mean())
+    right = groups["correct"].agg(list)
+    clean = answers["score"][answers.index.get_level_values("attack") == "clean"]
+    answers["flagged"] = answers["score"] > clean.quantile(1 - FALSE_ALARMS)
+    tables = []
+    for query in list(WAYS)[: 1 if frame["strength"].nunique() == 1 else None]:
+        answers["correct"] = [bool(WAYS[query](answer)) for answer in right]
+        answers["right_or_flagged"] = answers["correct"] | answers["flagged"]
+        scored = answers.reset_index()
+        table = summarise(scored, description, MEASURED)
+        if table["attack"].nunique() > 1:
+            table = pd.concat([table, _worst_case(table, scored)], ignore_index=True)
+        tables.append(table.assign(query=query))
+    table = pd.concat(tables, ignore_index=True).assign(n_all=frame["index"].nunique())
+    for name in SETTINGS:
+        table[name] = [getattr(rungs.get(attack), name, "") for attack in table["attack"]]
+    return table[[*COLUMNS, "query", "n_all", *MEASURED[:3], *SETTINGS, *MEASURED[3:]]]
 
 
-def _worst_case(query: str, frame: pd.DataFrame) -> dict[str, Any]:
+def _worst_case(table: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
     """The lowest share of images that no rung won, over the images of each rung and over all; of equals the largest."""
-    stands = frame.groupby("index")[["correct", "right_or_flagged"]].all()
-    sets = [stands, *(stands.loc[group["index"]] for _, group in frame.groupby("rung"))]
-    lowest = min(sets, key=lambda images: (images["correct"].mean(), -len(images)))
-    unseen = min(images["right_or_flagged"].mean() for images in sets)
-    return _share(query, "worst case", lowest["correct"]) | dict.fromkeys(NUMBERS, "") | {"right_or_flagged": unseen}
-
-
-def _share(query: str, rung: str, correct: "pd.Series[bool]") -> dict[str, Any]:
+    stands = answers.groupby("index")[["correct", "right_or_flagged"]].all()
+    sets = [stands, *(stands.loc[group["index"]] for _, group in answers.groupby("attack"))]
+    correct = min(sets, key=lambda images: (images["correct"].mean(), -len(images)))["correct"]
     low, high = wilson(int(correct.sum()), len(correct))
-    return {
-        "query": query,
-        "rung": rung,
-        "n": len(correct),
-        "accuracy": correct.mean(),
-        "ci_low": low,
-        "ci_high": high,
-    }
+    shared = table.iloc[[-1]][["dataset", "classifier", "targeted", "norm", "eps", "crafted_on", "defence", "seed"]]
+    return shared.assign(
+        attack="worst case",
+        gradient="",
+        n=len(correct),
+        accuracy=correct.mean(),
+        ci_low=low,
+        ci_high=high,
+        right_or_flagged=min(images["right_or_flagged"].mean() for images in sets),
+    )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from dipdefense.cli import app, main
@@ -153,14 +154,14 @@ def test_evaluate_prints_and_writes_one_table(tmp_path, config):
 
 
 @pytest.mark.slow
-def test_evaluate_climbs_the_ladder(tmp_path, config):
-    command = ("evaluate", "--adaptive", "--rungs", "oblivious,bpda", "--images", "cheap=3,gradient=2", "--fresh")
+def test_the_ladder_prints_and_writes_one_table(tmp_path, config):
+    command = ("ladder", "--rungs", "oblivious,bpda", "--images", "cheap=3,gradient=2", "--fresh")
     result = dipdefense(*command, "--eps", "0.2", "--config", config, "--out", tmp_path / "run")
     assert (result.returncode, result.stderr) == (0, "")
     assert "worst case" in result.stdout
     assert "majority" in result.stdout
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"config.json", "probe.json", "records.jsonl", "ladder.csv", "ladder.json"}
+    assert names == {"config.json", "probe.json", "records.jsonl", "summary.csv", "summary.json"}
 
 
 @pytest.mark.parametrize(
@@ -177,25 +178,21 @@ def test_evaluate_climbs_the_ladder(tmp_path, config):
         (("--eps", "eight"), "eps must be a number such as 0.03 or 8/255, got 'eight'"),
         (("--norm", "l0"), "norm must be one of linf, l2"),
         (("--eps", "8/"), "eps must be a number such as"),
-        (("--alpha", "0"), "alpha must be positive"),
         (("--seed", "-1"), "seed"),
         (("--index", "-5:"), "index must be START:STOP"),
         (("--index", "7"), "index must be START:STOP"),
         (("--index", "9000:"), "must hold at least one image of digits"),
         (("--n", "9999"), "n must be at most the 449 images of digits, got 9999"),
-        (("--gradient", "none", "--crafted-on", "both"), "gradient must not be none"),
-        (("--gradient", "exact"), "gradient must be one of straight_through, unrolled, none"),
+        (("--crafted-on", "both:many"), "crafted_on must be bare, defended, both, or such as both:32, got 'both:many'"),
+        (("--crafted-on", "bare:3"), "crafted_on must be bare, defended, both, or such as both:32, got 'bare:3'"),
+        (("--crafted-on", "none:3"), "crafted_on must be one of bare, defended, both, got 'none'"),
+        (("--crafted-on", "both:0"), "n_defended must be at least 1, got 0"),
+        (("--decision", "magic"), "decision must be one of"),
+        (("--tile", "0"), "tile must be"),
+        (("--device", "ray:workers=many"), "device must be such as ray:workers=4,cpus=1,gpus=0,address=HOST:PORT"),
         (("--dataset", "mnist", "--data", "nowhere"), "nowhere does not exist"),
         (("--classifier", "mnist_lenet"), "weights"),
         (("--out", "/proc/nothing"), "/proc/nothing"),
-        (("--fresh",), "--fresh must come with --adaptive"),
-        (("--adaptive", "--n-defended", "3"), "--n-defended must be left out with --adaptive"),
-        (("--adaptive", "--images", "gradient:3"), "images must be COST=NUMBER, such as"),
-        (("--adaptive", "--images", "dear=3"), "n must name each of the costs cheap, gradient"),
-        (("--adaptive", "--rungs", "magic"), "rungs must be among oblivious"),
-        (("--adaptive", "--rungs", "transfer"), "source must be another classifier"),
-        (("--adaptive", "--images", "cheap=9999"), "n must be at most the 449 images of digits, got 9999"),
-        (("--adaptive", "--rungs", "bpda", "--images", "gradient=2", "--budget", "0.01"), "budget must be at least"),
     ],
 )
 def test_evaluate_refuses(arguments, message, config, tmp_path):
@@ -203,6 +200,69 @@ def test_evaluate_refuses(arguments, message, config, tmp_path):
     with pytest.raises((ValueError, OSError), match=re.escape(message)):
         CliRunner().invoke(app, command, catch_exceptions=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--images", "gradient:3"), "images must be COST=NUMBER, such as"),
+        (("--images", "dear=3"), "n must name each of the costs cheap, gradient"),
+        (("--rungs", "magic"), "rungs must be among oblivious"),
+        (("--rungs", "transfer"), "source must be another classifier"),
+        (("--images", "cheap=9999"), "n must be at most the 449 images of digits, got 9999"),
+        (("--rungs", "bpda", "--images", "gradient=2", "--budget", "0.01"), "budget must be at least"),
+        (("--norm", "l0"), "norm must be one of linf, l2"),
+        (("--decision", "magic"), "decision must be one of"),
+    ],
+)
+@pytest.mark.parametrize("command", [("ladder",), ("evaluate", "--adaptive")])
+def test_the_ladder_refuses(command, arguments, message, config, tmp_path):
+    words = [*command, "--config", str(config), "--out", str(tmp_path / "run"), *arguments]
+    with pytest.raises((ValueError, OSError), match=re.escape(message)):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_older_spelling_of_the_ladder_names_the_command(tmp_path):
+    result = CliRunner().invoke(app, ["evaluate", "--adaptive", "--rungs", "magic"])
+    assert "evaluate --adaptive is deprecated: its name is dipdefense ladder" in result.stderr
+    result = CliRunner().invoke(app, ["evaluate", "--rungs", "bpda"])
+    assert result.exit_code == 2
+
+
+def test_evaluate_has_few_options_in_groups():
+    command = typer.main.get_command(app).commands["evaluate"]
+    assert len(command.params) <= 20
+    assert all(option.rich_help_panel for option in command.params)
+    assert command.params[-1].default != typer.main.get_command(app).commands["ladder"].params[-1].default
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--decision", "magic"), "decision must be one of last, "), (("--tile", "0"), "tile must be")],
+)
+def test_diagnose_refuses_variants_that_there_are_not(arguments, message, config, tmp_path):
+    command = ["diagnose", "--n", "8", "--config", str(config), "--out", str(tmp_path / "run"), *arguments]
+    with pytest.raises(ValueError, match=message):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def test_a_local_run_does_not_load_the_code_of_the_cluster(tmp_path, config):
+    code = "import sys; from dipdefense.cli import app; app(sys.argv[1:], standalone_mode=False); "
+    code += "print([name for name in sys.modules if name in ('ray', 'eval.robustness.distributed')])"
+    words = ["evaluate", "--n", "2", "--attacks", "", "--config", str(config), "--out", str(tmp_path / "run")]
+    ended = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+    assert (tmp_path / "run" / "summary.csv").exists()
+
+
+def test_a_variant_of_the_defence_is_what_its_options_say(tmp_path, config):
+    """The decision and the tiles of the command line stand in the description of the run, and in its figures."""
+    command = ["--config", str(config), "--tile", "16", "--decision", "mean_softmax", "--out", str(tmp_path / "run")]
+    words = ["evaluate", "--n", "3", "--attacks", "", *command]
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    described = json.loads((tmp_path / "run" / "config.json").read_text())["defences"]["dip"]
+    assert (described["tile"], described["decision"].partition("(")[0]) == (16, "MeanSoftmax")
 
 
 def test_evaluate_refuses_in_one_line(config, tmp_path):
@@ -226,11 +286,11 @@ def test_benchmark_defence(config, tmp_path):
     command = (*command, "--methods", "bare,jpeg,dip", "--looks", 3, "--views", "identity,mirror", "--config", config)
     result = dipdefense(*command, "--baseline", "jpeg:75", "--out", tmp_path / "run")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.split()[:4] == ["method", "strength", "attack", "eps"]
+    assert result.stdout.split()[:4] == ["defence", "strength", "attack", "eps"]
     assert len(result.stdout.splitlines()) == 1 + 3 * 2 * (1 + 5 + 3)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     kept = {"config.json", "probe.json", "records.jsonl"}
-    assert names == kept | {"table.csv", "table.json", "paired.csv", "roc.csv", "curves.png", "roc.png"}
+    assert names == kept | {"summary.csv", "summary.json", "paired.csv", "roc.csv", "curves.png", "roc.png"}
 
 
 @pytest.mark.parametrize(

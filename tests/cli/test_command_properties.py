@@ -58,14 +58,14 @@ QUICK = {
     "--config": "fit.json",
     "--crop": "8",
     "--data": "folder",
+    "--images": "cheap=2,gradient=2,unrolled=2,queries=2",
     "--layer": "first",
     "--n": "2",
     "--out": "run",
     "--resize": "8",
 }
-UNLESS = {"--config": ("--published", "--tv"), "--data": ("--dataset", "--noisy"), "--n": ("--adaptive",)}
-LADDER = ["--adaptive", "--images", "cheap=2,gradient=2,unrolled=2,queries=2"]
-FURTHER = {("evaluate",): [[], LADDER, ["--engine", "ray"]], ("purify",): [[], ["--engine", "ray"]]}
+UNLESS = {"--config": ("--published", "--tv"), "--data": ("--dataset", "--noisy")}
+FURTHER = {("evaluate",): [[], ["--device", "ray"]], ("purify",): [[], ["--engine", "ray"]]}
 NUMBERS = ["1", "2", "-1", "0", "8", "0.5", "nan", "inf", "1e400", "99999999999999999999", "many", ""]
 PLACES = [
     "a.png",

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from dipdefense import FitConfig, Purifier
 from dipdefense.cli import app
+from dipdefense.cli.options import device_or_cluster
 from dipdefense.distributed import Cluster, outages, purify_shards
 from dipdefense.distributed import cluster as cluster_module
 from dipdefense.distributed import purification as purify_module
@@ -628,19 +629,40 @@ def test_a_port_that_is_not_rays_is_refused(monkeypatch):
         (("--workers", "2"), "--workers must come with --engine ray"),
     ],
 )
-@pytest.mark.parametrize("command", ["purify", "evaluate"])
-def test_engines_are_refused(tmp_path, folder, command, arguments, message):
-    words = [str(folder), str(tmp_path / "out")] if command == "purify" else ["--out", str(tmp_path / "out")]
+def test_engines_are_refused(tmp_path, folder, arguments, message):
     with pytest.raises(ValueError, match=message):
-        CliRunner().invoke(app, [command, *words, *arguments], catch_exceptions=False)
+        CliRunner().invoke(app, ["purify", str(folder), str(tmp_path / "out"), *arguments], catch_exceptions=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("dask", "device must be one that this machine has, such as cpu, got 'dask'"),
+        ("ray:workers=0", "workers must be at least 1, got 0"),
+        ("ray:device=cpu", "device must be such as ray:workers=4,.*got 'ray:device=cpu'"),
+        ("ray:address=nowhere", "address must be HOST:PORT or auto"),
+    ],
+)
+def test_clusters_of_evaluate_are_refused(tmp_path, device, message):
+    with pytest.raises(ValueError, match=message):
+        CliRunner().invoke(
+            app, ["evaluate", "--out", str(tmp_path / "out"), "--device", device], catch_exceptions=False
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_is_read_from_its_text():
+    cluster = Cluster(address="10.0.0.1:6379", workers=4, cpus=2, gpus=1)
+    assert device_or_cluster("ray:address=10.0.0.1:6379,workers=4,cpus=2,gpus=1") == (torch.device("cpu"), cluster)
+    assert device_or_cluster("ray") == (torch.device("cpu"), Cluster())
+    assert device_or_cluster("cpu") == (torch.device("cpu"), None)
 
 
 def test_options_of_one_engine_are_refused_with_the_other(tmp_path, folder):
     for words, message in (
         (["purify", str(folder), str(tmp_path / "out"), "--shard-size", "2"], "--shard-size must come with --engine"),
         (["purify", str(folder), str(tmp_path / "out"), "--column", "x"], "--column must come with --engine ray"),
-        (["evaluate", "--adaptive", "--engine", "ray"], "--engine must be local with --adaptive, got ray"),
     ):
         with pytest.raises(ValueError, match=message):
             CliRunner().invoke(app, words, catch_exceptions=False)

@@ -33,7 +33,7 @@ from dipdefense.files.writing import write_image
 from eval.datasets import load_dataset
 from eval.robustness.config import RunConfig
 from eval.robustness.distributed import RunSpec, evaluate_shards
-from eval.robustness.evaluate import evaluate_robustness
+from eval.robustness.evaluate import evaluate
 
 pytestmark = [
     pytest.mark.slow,
@@ -140,7 +140,7 @@ def test_evaluate_agrees_with_the_local_engine(address, tmp_path):
     spec = RunSpec(
         dataset="digits", classifier="digits_cnn", config=RUN, fit=FitConfig(**QUICK), filters=("gaussian_blur",)
     )
-    local, seen = evaluate_robustness(**spec.load(), out=tmp_path / "local"), []
+    local, seen = evaluate(spec.evaluation(), tmp_path / "local"), []
     run = partial(evaluate_shards, spec, cluster=ONE, out=tmp_path / "ray")
     exact = [column for column in local.columns if not column.startswith("seconds")]
     for _ in range(2):  # the second time nothing is left to compute
@@ -351,7 +351,8 @@ def timeless(folder: Path) -> tuple[pd.DataFrame, list[dict]]:
     table = pd.read_csv(folder / "summary.csv")
     records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
     for record in records:
-        del record["seconds"]
+        for measured in ("seconds", "attack_seconds", "peak_gb"):
+            del record[measured]
     records.sort(key=lambda record: (record["attack"], record["defence"], record["index"]))
     return table[[name for name in table if "seconds" not in name]], records
 
@@ -359,12 +360,14 @@ def timeless(folder: Path) -> tuple[pd.DataFrame, list[dict]]:
 def test_a_run_that_is_killed_at_random_ends_with_the_same_table(address, tmp_path):
     """An evaluation: its driver is killed while it starts; then after shards its worker, twice, and its driver."""
     (tmp_path / "config.json").write_text(json.dumps(QUICK))
-    words = ["evaluate", "--n", "10", "--batch-size", "1", "--attacks", "fgsm", "--eps", "0.2", "--engine", "ray"]
-    words += ["--workers", "1", "--config", str(tmp_path / "config.json"), "--out"]
-    result = CliRunner().invoke(app, [*words, str(tmp_path / "whole")])
+    words = ["evaluate", "--n", "10", "--batch-size", "1", "--attacks", "fgsm", "--eps", "0.2"]
+    words += ["--config", str(tmp_path / "config.json")]
+    ray = "ray:workers=1"
+    result = CliRunner().invoke(app, [*words, "--device", ray, "--out", str(tmp_path / "whole")])
     assert result.exit_code == 0, result.output
     out, chance = tmp_path / "killed", random.Random(0)
-    program = [sys.executable, "-c", "from dipdefense.cli import main; main()", *words, str(out), "--address", address]
+    program = [sys.executable, "-c", "from dipdefense.cli import main; main()", *words]
+    program += ["--device", f"{ray},address={address}", "--out", str(out)]
 
     def wait_for(something, driver, seconds=120):
         deadline = time.monotonic() + seconds

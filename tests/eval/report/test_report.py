@@ -89,7 +89,7 @@ def test_every_kind_is_shown_with_its_figures(runs):
     page = Page(report(runs))
     for title in ("Gallery: evaluated", "Evaluation", "Defences compared", "Along the fit"):
         assert title in page.text
-    for file in ("evaluated/summary.csv", "defences/table.csv", "along/iterations.csv"):
+    for file in ("evaluated/summary.csv", "defences/summary.csv", "along/iterations.csv"):
         for row in pd.read_csv(runs / file).itertuples():
             figure = f"{100 * row.accuracy:.1f} ({100 * row.ci_low:.1f} to {100 * row.ci_high:.1f})"
             assert figure in page.text
@@ -137,7 +137,7 @@ def test_what_comes_from_outside_is_escaped(copy):
     content["classes"][0] = EVIL
     content["items"][0]["condition"] = EVIL
     (evil / "gallery" / "gallery.json").write_text(json.dumps(content))
-    for file in ("evaluated/summary.csv", "defences/table.csv", "along/iterations.csv"):
+    for file in ("evaluated/summary.csv", "defences/summary.csv", "along/iterations.csv"):
         text = (copy / file).read_text().replace("pgd", EVIL)
         (copy / file).write_text(text)
     config = json.loads((evil / "config.json").read_text())
@@ -160,7 +160,7 @@ def test_what_lacks_is_named(copy):
     page = Page(report(copy)).text
     for sentence in (
         "the gallery: `dipdefense evaluate --gallery N`",
-        "attacks that know the defence: `dipdefense evaluate --adaptive`",
+        "attacks that know the defence: `dipdefense ladder`",
         "No figure in this folder is of an attacker who knows the defence",
         "config.json, the numbers of the run",
         "paired differences: there is no paired.csv",
@@ -183,11 +183,12 @@ def test_an_unfinished_run_says_so_and_stays_as_it_is(copy):
 
 def test_a_figure_of_an_adaptive_attack_silences_the_warning(copy):
     (copy / "ladder").mkdir()
-    columns = "query,rung,n,accuracy,ci_low,ci_high,flagged"
-    (copy / "ladder" / "ladder.csv").write_text(f"{columns}\nsingle,clean,4,1,0.5,1,0\nsingle,bpda,4,0.25,0.1,0.5,0\n")
+    columns = "attack,eps,crafted_on,defence,n,accuracy,ci_low,ci_high,psnr_defended,ssim_defended,query,flagged"
+    rows = "clean,0,,dip,4,1,0.5,1,20,0.9,single,0\nbpda,0.2,defended,dip,4,0.25,0.1,0.5,20,0.9,single,0\n"
+    (copy / "ladder" / "summary.csv").write_text(f"{columns}\n{rows}")
     page = Page(report(copy)).text
     assert "25.0 (10.0 to 50.0)" in page
-    assert "worst case: ladder.csv lacks it" in page
+    assert "worst case: summary.csv lacks it" in page
     assert "No figure in this folder" not in page
 
 
@@ -212,7 +213,7 @@ def test_bad_folders_are_refused(tmp_path, copy):
         write_report(tmp_path / "nowhere", tmp_path / "report.html")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match=r"RUN_DIR must hold one of .*ladder.csv.* got .*empty, which has none"):
+    with pytest.raises(ValueError, match=r"RUN_DIR must hold one of .*summary.csv.* got .*empty, which has none"):
         write_report(tmp_path / "empty", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
     with pytest.raises(OSError, match="missing"):
@@ -309,7 +310,7 @@ def test_records_of_other_configurations_are_left_out(copy):
     run = next(run for run in find_runs(copy) if run.name == "defences")
     known = list(records_of(run))
     with (run.folder / "records.jsonl").open("a") as file:
-        file.write(json.dumps(known[0] | {"config": "old"}) + "\n" + json.dumps(known[0] | {"setting": "old"}) + "\n{")
+        file.write(json.dumps(known[0] | {"config": "old"}) + "\n{")
     assert list(records_of(run)) == known
 
 
@@ -331,7 +332,7 @@ def test_each_method_is_drawn_at_its_best_strength():
     def row(method: str, strength: float, attack: str, accuracy: float) -> dict[str, object]:
         eps = 0.0 if attack == "clean" else 0.1
         figures = {"accuracy": accuracy, "ci_low": accuracy, "ci_high": accuracy}
-        return {"method": method, "strength": strength, "attack": attack, "eps": eps} | figures
+        return {"defence": method, "strength": strength, "attack": attack, "eps": eps} | figures
 
     rows = [row(m, s, "clean", 1 - s / 10) for m in "ab" for s in (1.0, 2.0)]
     rows += [row("a", 1.0, "pgd", 0.1), row("a", 2.0, "pgd", 0.5), row("b", 1.0, "pgd", 0.3), row("b", 2.0, "pgd", 0.3)]

@@ -11,19 +11,22 @@ import torch
 from attacks import pgd
 from dipdefense import FitConfig, Purifier
 from eval import RunConfig
+from eval.baselines import BASELINES
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
+from eval.metrics import psnr, ssim
 from eval.robustness.compared_defences import Setting, Verdict
-from eval.robustness.comparison import accuracy_table, benchmark_defence, paired_table
+from eval.robustness.comparison import FURTHER, benchmark_defence
 from eval.robustness.comparison_plots import save_curves, save_rocs
 from eval.robustness.defences_by_name import build_methods
 from eval.robustness.detection import detection_table
+from eval.robustness.summary import COLUMNS, paired_differences, summarise
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=20)
 RUN = RunConfig(attacks=("fgsm", "pgd"), steps=3, n=10, batch_size=4)
 EPS = (0.1, 0.3)
 NAMES = ("bare", "median", "dip", "detector_gated", "cross_boundary")
-EXACT = ["method", "strength", "attack", "eps", "n", "accuracy", "ci_low", "ci_high"]
+EXACT = ["defence", "strength", "attack", "eps", "n", "accuracy", "ci_low", "ci_high"]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +55,14 @@ def test_tables_and_pictures(tmp_path, classifier, digits):
     settings = 1 + 2 + 2 + 6 + 1
     assert len(table) == settings * 5  # clean, and two attacks of two radii
     assert table["n"].eq(10).all()
+    assert list(table)[: len(COLUMNS)] == COLUMNS
+    purified = ~table["defence"].eq("bare")
+    assert table.loc[purified, ["psnr_defended", "ssim_defended"]].notna().all(axis=None)
+    assert table.loc[~purified, ["psnr_defended", "ssim_defended"]].isna().all(axis=None)
+    attacks = ~table["attack"].eq("clean")
+    assert table.loc[attacks, ["psnr_attacked", "ssim_attacked"]].notna().all(axis=None)
     assert ((table["ci_low"] <= table["accuracy"]) & (table["accuracy"] <= table["ci_high"])).all()
-    by = table.set_index(["method", "strength", "attack", "eps"])["accuracy"]
+    by = table.set_index(["defence", "strength", "attack", "eps"])["accuracy"]
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))[:10]
     images, labels = digits.batch(order.tolist()), digits.labels[order]
     attacked = [pgd(classifier, *pair, eps=0.3, steps=3) for pair in zip(images.split(4), labels.split(4), strict=True)]
@@ -62,15 +71,33 @@ def test_tables_and_pictures(tmp_path, classifier, digits):
         assert by["bare", 0, *key] == pytest.approx(right)
     paired = pd.read_csv(tmp_path / "paired.csv")
     assert len(paired) == (settings - 1) * 5
-    row = paired.query("method == 'median' and strength == 5 and attack == 'pgd' and eps == 0.3").iloc[0]
+    row = paired.query("defence == 'median' and strength == 5 and attack == 'pgd' and eps == 0.3").iloc[0]
     assert row["difference"] == pytest.approx(by["median", 5, "pgd", 0.3] - by["bare", 0, "pgd", 0.3])
     roc = pd.read_csv(tmp_path / "roc.csv")
     assert len(roc) == settings * 4
     fooled = roc.query("attack == 'pgd' and eps == 0.3")["n_adversarial"].unique().tolist()
     assert fooled == [round(10 * (by["bare", 0, "clean", 0.0] - by["bare", 0, "pgd", 0.3]))]
-    for name in ("config.json", "table.csv", "table.json", "curves.png", "roc.png"):
+    for name in ("config.json", "summary.csv", "summary.json", "curves.png", "roc.png"):
         assert (tmp_path / name).stat().st_size > 0
     assert len(lines(tmp_path)) == settings * 5 * 10
+
+
+def test_psnr_and_ssim_are_those_of_what_was_classified(tmp_path, classifier, digits):
+    """Of each iteration alone, of the mean of several, and of a filtered image, against the clean one."""
+    names, config = ("bare", "noise_level", "median", "dip", "dip_mean"), dataclasses.replace(RUN, n=4)
+    table = run(classifier, digits, tmp_path, config, names, eps=(0.3,)).set_index(["defence", "strength", "attack"])
+    positions = digits.first(4, config.seed)
+    images, labels = digits.batch(positions.tolist()), digits.labels[positions]
+    for attack, inputs in (("clean", images), ("pgd", pgd(classifier, images, labels, eps=0.3, steps=3))):
+        early, late = Purifier(QUICK).trajectory(inputs, (10, 20))
+        expected = {("dip", 10.0): early, ("dip", 20.0): late, ("dip_mean", 20.0): (early + late) / 2}
+        for (defence, strength), purified in {**expected, ("median", 3.0): BASELINES["median"](inputs, size=3)}.items():
+            row = table.loc[defence, strength, attack]
+            assert row["psnr_defended"] == pytest.approx(psnr(purified, images).mean().item(), abs=0.02)
+            assert row["ssim_defended"] == pytest.approx(ssim(purified, images).mean().item(), abs=1e-3)
+    row = table.loc["bare", 0.0, "pgd"]
+    assert row["psnr_attacked"] == pytest.approx(psnr(inputs, images).mean().item(), abs=1e-3)
+    assert table.loc[["bare", "noise_level"], ["psnr_defended", "ssim_defended"]].isna().all(axis=None)
 
 
 def test_a_killed_run_ends_with_the_same_table(tmp_path, classifier, digits):
@@ -86,7 +113,7 @@ def test_a_killed_run_ends_with_the_same_table(tmp_path, classifier, digits):
     path.write_bytes(path.read_bytes()[:-40])  # and the last record torn
     resumed = run(classifier, digits, tmp_path / "killed", **few)
     pd.testing.assert_frame_equal(resumed[EXACT], whole[EXACT])
-    keys = [(r["attack"], r["eps"], r["method"], r["strength"], r["index"]) for r in lines(tmp_path / "killed")]
+    keys = [(r["attack"], r["eps"], r["defence"], r["strength"], r["index"]) for r in lines(tmp_path / "killed")]
     assert len(keys) == len(set(keys)) == len(lines(tmp_path / "whole"))
 
 
@@ -103,7 +130,7 @@ def test_more_methods_attacks_and_radii_keep_the_records_there_are(tmp_path, cla
     assert before == 4 * 3 * 2
     other = dataclasses.replace(QUICK, lr=0.02)
     with pytest.raises(
-        ValueError, match=r"settings\.dip 10\.0\.fit\.lr 0\.01 where this one has 0\.02, .*: name another"
+        ValueError, match=r"defences\.dip 10\.0\.fit\.lr 0\.01 where this one has 0\.02, .*: name another"
     ):
         run(classifier, digits, tmp_path, small, ("bare", "dip"), eps=(0.1,), fit=other)
     assert len(lines(tmp_path)) == 4 * len(table)
@@ -153,13 +180,20 @@ def test_bad_runs_are_refused(tmp_path, classifier, digits, options, message):
         run(classifier, digits, tmp_path, **options)
 
 
+DESCRIBED = {"dataset": "d", "classifier": "c", "norm": "linf", "seed": 0}
+MEASURED = dict.fromkeys(
+    ("psnr_attacked", "ssim_attacked", "psnr_defended", "ssim_defended", "seconds", "attack_seconds", "peak_gb"), 0.1
+)
+
+
 def synthetic():
     draw, records = np.random.default_rng(0), []
     for method, strengths in {"bare": (0,), "jpeg": (75, 30), "dip": (20, 40, 60), "dip+mirror": (20, 40, 60)}.items():
         for number, strength in enumerate(strengths):
             for attack, eps, right in (("clean", 0.0, 0.9), ("pgd", 0.1, 0.3 + 0.2 * number), ("pgd", 0.2, 0.2)):
                 correct = draw.random(40) < right
-                base = {"attack": attack, "eps": eps, "method": method, "strength": strength, "seconds": 0.1}
+                base = {"attack": attack, "eps": eps, "defence": method, "strength": strength, **MEASURED}
+                base |= {"crafted_on": "" if attack == "clean" else "bare", "gradient": "exact"}
                 records += [
                     {
                         **base,
@@ -175,16 +209,16 @@ def synthetic():
 
 def test_synthetic_records(tmp_path):
     records = synthetic()
-    table, roc = accuracy_table(records), detection_table(records)
+    table, roc = summarise(records, DESCRIBED, FURTHER), detection_table(records)
     save_curves(tmp_path / "curves.png", table, "pgd")
     save_rocs(tmp_path / "roc.png", records, roc, "pgd")
     save_rocs(tmp_path / "none.png", [], roc.iloc[:0], "pgd")
     assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "roc.png", "none.png"))
-    paired = paired_table(records, Setting("jpeg", 30))
-    row = paired.query("method == 'dip' and strength == 60 and eps == 0.1").iloc[0]
-    accuracy = table.set_index(["method", "strength", "eps"])["accuracy"]
+    paired = paired_differences(records, Setting("jpeg", 30))
+    row = paired.query("defence == 'dip' and strength == 60 and eps == 0.1").iloc[0]
+    accuracy = table.set_index(["defence", "strength", "eps"])["accuracy"]
     assert row["difference"] == pytest.approx(accuracy["dip", 60, 0.1] - accuracy["jpeg", 30, 0.1])
     assert row["ci_low"] < row["difference"] < row["ci_high"]
-    single = paired_table([record for record in records if record["index"] == 0], Setting("bare", 0))
+    single = paired_differences([record for record in records if record["index"] == 0], Setting("bare", 0))
     assert single["n"].eq(1).all()
     assert (single["ci_high"] - single["ci_low"] > 0.5).all()

@@ -49,12 +49,12 @@ def test_perfect_useless_and_none():
 
 
 def test_the_table_by_hand():
-    base = {"method": "dip", "strength": 10, "fooled": False}
+    base = {"defence": "dip", "strength": 10, "fooled": False}
     records = [{**base, "attack": "clean", "eps": 0.0, "index": i, "score": i / 10} for i in range(4)]
     records += [{**base, "attack": "pgd", "eps": 0.1, "index": i, "score": 0.15, "fooled": i < 3} for i in (3, 2, 1, 0)]
-    records += [{**record, "method": "silent", "score": None} for record in records]
+    records += [{**record, "defence": "silent", "score": None} for record in records]
     (row,) = detection_table(records).to_dict("records")
-    assert (row["method"], row["attack"], row["n_clean"], row["n_adversarial"]) == ("dip", "pgd", 4, 3)
+    assert (row["defence"], row["attack"], row["n_clean"], row["n_adversarial"]) == ("dip", "pgd", 4, 3)
     assert row["auroc"] == 0.5
     assert len(detection_table(records[8:])) == 0
 

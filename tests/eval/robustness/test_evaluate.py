@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import re
 import secrets
 
 import pandas as pd
@@ -68,8 +69,8 @@ def test_one_row_for_each_attack_and_defence(tmp_path, classifier, digits):
 
 
 def test_the_default_attacks_are_those_that_have_the_norm():
-    assert RunConfig().attacks == tuple(ATTACKS)
-    assert RunConfig(norm="l2").attacks == tuple(name for name in ATTACKS if name != "fgsm")
+    assert RunConfig().chosen_attacks == tuple(ATTACKS)
+    assert RunConfig(norm="l2").chosen_attacks == tuple(name for name in ATTACKS if name != "fgsm")
 
 
 def test_each_row_is_told_once_all_its_images_are_scored(tmp_path, classifier, digits):
@@ -177,10 +178,11 @@ def test_summary_by_hand():
         "psnr_defended": None,
         "ssim_defended": None,
         "seconds": 1.0,
+        "peak_gb": 1.0,
     }
-    keys = {"attack": "pgd", "crafted_on": "bare", "defence": "none"}
+    keys = {"attack": "pgd", "crafted_on": "bare", "eps": 0.1, "gradient": "exact", "defence": "none", "strength": 0}
     records = [{**keys, **base, "index": i, "correct": i < 3} for i in range(10)]
-    described = {"dataset": "d", "classifier": "c", "norm": "linf", "eps": 0.1, "gradient": "none", "seed": 0}
+    described = {"dataset": "d", "classifier": "c", "norm": "linf", "seed": 0}
     described["targeted"] = False
     (row,) = summarise(records, described).to_dict("records")
     assert row["accuracy"] == pytest.approx(0.3)
@@ -191,7 +193,7 @@ def test_summary_by_hand():
 
 
 def test_paired_difference_by_hand():
-    base = {"attack": "pgd", "crafted_on": "bare"}
+    base = {"attack": "pgd", "crafted_on": "bare", "eps": 0.1, "strength": 0}
     records = [{**base, "defence": "dip", "index": i, "correct": i != 0} for i in range(20)]
     records += [{**base, "defence": "blur", "index": i, "correct": i >= 10} for i in range(20)]
     (row,) = paired_differences(records).to_dict("records")
@@ -200,7 +202,7 @@ def test_paired_difference_by_hand():
 
 
 def test_paired_intervals_have_a_width_where_one_defence_is_always_right():
-    base = {"attack": "pgd", "crafted_on": "bare"}
+    base = {"attack": "pgd", "crafted_on": "bare", "eps": 0.1, "strength": 0}
     for wrong, low, high in ((range(10), 0.4449, 1.0), ((), -0.2775, 0.2775)):  # Tango's closed forms for 10 images
         records = [{**base, "defence": "dip", "index": i, "correct": True} for i in range(10)]
         records += [{**base, "defence": "blur", "index": i, "correct": i not in wrong} for i in range(10)]
@@ -231,6 +233,30 @@ def test_paired_intervals_have_a_width_where_one_defence_is_always_right():
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
+        RunConfig(**settings)
+
+
+@pytest.mark.parametrize("wrong", ["5", None, 1.5, True, [1]])
+@pytest.mark.parametrize("name", ["n", "steps", "batch_size", "seed"])
+def test_a_count_of_another_type_is_named(name, wrong):
+    with pytest.raises(TypeError, match=re.escape(f"{name} must be an integer, got {wrong!r}")):
+        RunConfig(**{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eps": "8/255"}, "eps must be a number, got '8/255'"),
+        ({"alpha": "0.1"}, "alpha must be a number, got '0.1'"),
+        ({"attacks": "pgd"}, "attacks must be a sequence of names, got 'pgd'"),
+        ({"attacks": 3}, "attacks must be a sequence of names, got 3"),
+        ({"attacks_defended": [1]}, r"attacks_defended must be a sequence of names, got \[1\]"),
+        ({"targeted": 1}, "targeted must be true or false, got 1"),
+        ({"n_defended": "5"}, "n_defended must be an integer, got '5'"),
+    ],
+)
+def test_settings_of_another_type_are_named(settings, message):
+    with pytest.raises(TypeError, match=message):
         RunConfig(**settings)
 
 

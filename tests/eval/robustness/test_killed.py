@@ -20,7 +20,7 @@ COMMAND = (
         "--attacks",
         "fgsm,pgd",
     ),
-    *("--steps", "2", "--n", "40", "--n-defended", "20", "--crafted-on", "both", "--batch-size", "2"),
+    *("--steps", "2", "--n", "40", "--crafted-on", "both:20", "--batch-size", "2"),
 )
 FIT = '{"architecture_options": {"channels": [4], "skip_channels": 0}, "input_channels": 4, "iterations": 60}'
 KILLS = 10

@@ -15,6 +15,7 @@ from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.intervals import wilson
 from eval.robustness.ladder import AdaptiveConfig, evaluate_adaptive
+from eval.robustness.summary import COLUMNS
 from eval.robustness.worst_case import tabulate
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=8)
@@ -33,17 +34,28 @@ def defended(seed: int | None = 0, **numbers):
 
 def test_one_row_a_rung_and_the_worst_case(tmp_path, digits):
     table = evaluate_adaptive(defended(), digits, RUN, out=tmp_path)
-    assert table["rung"].tolist() == ["clean", "oblivious", "bpda", "truncated", "worst case"]
+    assert table["attack"].tolist() == ["clean", "oblivious", "bpda", "truncated", "worst case"]
     assert table["n"].tolist()[:4] == [6, 6, 4, 2]
     assert table["n_all"].eq(6).all()
     assert (table["accuracy"] >= table["accuracy"].iloc[-1]).all()
     assert set(table["query"]) == {"single"}
     assert ((table["ci_low"] <= table["accuracy"]) & (table["accuracy"] <= table["ci_high"])).all()
     assert (table["right_or_flagged"] >= table["accuracy"]).all()
-    assert table.set_index("rung").loc["bpda", ["gradient", "steps", "calls"]].tolist() == ["straight_through", 20, 21]
+    assert table.set_index("attack").loc["bpda", ["gradient", "steps", "calls"]].tolist() == [
+        "straight_through",
+        20,
+        21,
+    ]
     records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
     assert len(records) == 6 + 6 + 4 + 2
-    assert json.loads((tmp_path / "ladder.json").read_text())[0]["rung"] == "clean"
+    assert json.loads((tmp_path / "summary.json").read_text())[0]["attack"] == "clean"
+    assert list(table)[: len(COLUMNS)] == COLUMNS
+    assert table["crafted_on"].tolist() == ["", "bare", "defended", "defended", "defended"]
+    assert table["gradient"].tolist() == ["", "exact", "straight_through", "truncated", ""]
+    assert table["defence"].eq("dip").all()
+    assert table["psnr_defended"].iloc[:4].between(5, 40).all()
+    assert table["psnr_attacked"].iloc[1:4].ge(13.97).all()  # Linf 0.2
+    assert (set(table["norm"]), table["eps"].tolist()) == ({"", "linf"}, [0.0, 0.2, 0.2, 0.2, 0.2])
 
 
 def test_a_defence_that_draws_is_asked_five_times(tmp_path, digits):
@@ -51,19 +63,32 @@ def test_a_defence_that_draws_is_asked_five_times(tmp_path, digits):
     table = evaluate_adaptive(defended(seed=None), digits, config, out=tmp_path)
     assert table["query"].tolist() == ["single"] * 3 + ["majority"] * 3 + ["worst"] * 3
     records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
-    assert all(len(record["right"]) == 5 for record in records)
+    asked = pd.DataFrame(records).groupby(["attack", "index"])["strength"].apply(list)
+    assert len(asked) == 6
+    assert all(queries == [0, 1, 2, 3, 4] for queries in asked)
+
+
+DESCRIBED = {"dataset": "d", "classifier": "c", "norm": "linf", "seed": 0}
+MEASURED = dict.fromkeys(
+    ("psnr_attacked", "ssim_attacked", "psnr_defended", "ssim_defended", "seconds", "attack_seconds", "peak_gb"), 1.0
+)
 
 
 def record(rung, index, right, score):
-    return {"rung": rung, "index": index, "right": right, "score": score, "seconds": 1.0, "peak_gb": 1.0}
+    """One record a query of an image."""
+    head = {"attack": rung, "crafted_on": "defended", "eps": 0.1, "gradient": "", "defence": "dip", "index": index}
+    return [
+        {**head, **MEASURED, "strength": query, "correct": correct, "score": score}
+        for query, correct in enumerate(right)
+    ]
 
 
 def test_the_table_counts_as_it_says():
     yes, no, most = [True] * 5, [False] * 5, [False, True, True, True, False]
-    records = [record("clean", i, yes, 0.1 * i) for i in range(4)]
-    records += [record("bpda", 0, yes, 0.9), record("bpda", 1, most, 0.9), record("bpda", 2, no, 0.0)]
-    records += [record("square", 0, no, 0.9), record("square", 1, yes, 0.0)]
-    table = tabulate(records, {"fit_seed": None}).set_index(["query", "rung"])
+    records = [one for i in range(4) for one in record("clean", i, yes, 0.1 * i)]
+    records += [*record("bpda", 0, yes, 0.9), *record("bpda", 1, most, 0.9), *record("bpda", 2, no, 0.0)]
+    records += [*record("square", 0, no, 0.9), *record("square", 1, yes, 0.0)]
+    table = tabulate(records, DESCRIBED).set_index(["query", "attack"])
     assert table.loc[("single", "bpda"), "accuracy"] == pytest.approx(1 / 3)
     assert table.loc[("majority", "bpda"), "accuracy"] == pytest.approx(2 / 3)
     assert table.loc[("worst", "bpda"), "accuracy"] == pytest.approx(1 / 3)
@@ -78,14 +103,14 @@ def test_the_table_counts_as_it_says():
 
 def made_up(rungs):
     """Records of rungs, given how many images each attacked, the first of them, and how many of these it won."""
-    return [record(rung, i, [i >= won], 0.0) for rung, (n, won) in rungs.items() for i in range(n)]
+    return [one for rung, (n, won) in rungs.items() for i in range(n) for one in record(rung, i, [i >= won], 0.0)]
 
 
 def test_a_rung_of_few_images_cannot_raise_the_worst_case():
     """Four images that Square leaves, all of them right under every rung, were once a worst case of 100 %."""
-    square = [record("square", i, [True], 0.0) for i in range(96, 100)]
+    square = [one for i in range(96, 100) for one in record("square", i, [True], 0.0)]
     records = [*made_up({"clean": (100, 0), "bpda": (100, 86)}), *square]
-    table = tabulate(records, {"fit_seed": 0}).set_index("rung")
+    table = tabulate(records, DESCRIBED).set_index("attack")
     assert table.loc["worst case", ["n", "n_all"]].tolist() == [100, 100]
     assert table.loc["worst case", "accuracy"] == table.loc["bpda", "accuracy"] == pytest.approx(0.14)
     assert table.loc["worst case", "ci_high"] == table.loc["bpda", "ci_high"]
@@ -94,13 +119,13 @@ def test_a_rung_of_few_images_cannot_raise_the_worst_case():
 
 def test_images_that_a_strong_rung_did_not_attack_cannot_raise_the_worst_case():
     """Over all 1,000 images 614 are not lost; of the 100 that bpda attacked, 14."""
-    table = tabulate(made_up({"clean": (1000, 0), "oblivious": (1000, 300), "bpda": (100, 86)}), {"fit_seed": 0})
-    worst = table.set_index("rung").loc["worst case"]
+    table = tabulate(made_up({"clean": (1000, 0), "oblivious": (1000, 300), "bpda": (100, 86)}), DESCRIBED)
+    worst = table.set_index("attack").loc["worst case"]
     assert worst[["n", "n_all"]].tolist() == [100, 1000]
     assert worst["accuracy"] == 0.0  # the 300 that the oblivious attack wins hold all of the 100
-    later = [record("oblivious", i, [i >= 300 or i < 100], 0.0) for i in range(1000)]
+    later = [one for i in range(1000) for one in record("oblivious", i, [i >= 300 or i < 100], 0.0)]
     records = [*made_up({"clean": (1000, 0), "bpda": (100, 86)}), *later]
-    worst = tabulate(records, {"fit_seed": 0}).set_index("rung").loc["worst case"]
+    worst = tabulate(records, DESCRIBED).set_index("attack").loc["worst case"]
     assert worst[["n", "n_all"]].tolist() == [100, 1000]
     assert (worst["accuracy"], worst["ci_low"], worst["ci_high"]) == pytest.approx((0.14, *wilson(14, 100)))
 
@@ -112,13 +137,14 @@ def test_the_worst_case_is_never_above_a_rung(seed):
     rungs = {"clean": range(8)} | {name: draw.sample(range(8), draw.randint(1, 8)) for name in ("bpda", "nes", "rays")}
     likely = {rung: draw.random() for rung in rungs}
     records = [
-        record(rung, i, [draw.random() < likely[rung]], draw.choice([0.0, 0.9]))
+        one
         for rung, met in rungs.items()
         for i in met
+        for one in record(rung, i, [draw.random() < likely[rung]], draw.choice([0.0, 0.9]))
     ]
-    table = tabulate(records, {"fit_seed": 0})
+    table = tabulate(records, DESCRIBED)
     worst, others = table.iloc[-1], table.iloc[:-1]
-    assert worst["rung"] == "worst case"
+    assert worst["attack"] == "worst case"
     assert (worst["accuracy"] <= others["accuracy"]).all()
     assert (worst["right_or_flagged"] <= others["right_or_flagged"]).all()
     assert worst["ci_low"] <= worst["accuracy"] <= worst["ci_high"]
@@ -144,7 +170,7 @@ def test_a_killed_run_loses_one_batch_at_most(tmp_path, digits):
         defended(), digits, config, out=tmp_path / "killed", progress=lambda done, total: seen.append(done)
     )
     assert len(seen) * config.batch_size < 12
-    changing = ["seconds", "peak_gb"]
+    changing = ["seconds_per_image", "attack_seconds", "peak_gb"]
     pd.testing.assert_frame_equal(whole.drop(columns=changing), again.drop(columns=changing))
 
 
@@ -161,7 +187,7 @@ def test_too_little_time_or_memory_is_said_before_the_start(tmp_path, digits):
     [
         ({"rungs": ["bpda", "magic"]}, "rungs must be among oblivious, .*, got 'magic'"),
         ({"n": {"cheap": 1}}, "n must name each of the costs cheap, gradient, unrolled, queries"),
-        ({"n": N | {"queries": 0}}, "n, queries and batch_size must be at least 1"),
+        ({"n": N | {"queries": 0}}, "n of queries must be at least 1, got 0"),
         ({"rungs": []}, "rungs must be one or more, each once, got none"),
         ({"rungs": ["bpda", "bpda"]}, "rungs must be one or more, each once, got bpda, bpda"),
         ({"budget": 0.0}, "budget must be positive"),
@@ -173,9 +199,25 @@ def test_bad_numbers_are_refused(numbers, message):
         AdaptiveConfig(**numbers)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"n": "8"}, "n must be a mapping of the costs cheap, gradient, unrolled, queries to images, got '8'"),
+        ({"n": N | {"cheap": "8"}}, "n of cheap must be an integer, got '8'"),
+        ({"rungs": "bpda"}, "rungs must be a sequence of names, got 'bpda'"),
+        ({"queries": "5"}, "queries must be an integer, got '5'"),
+        ({"budget": "60"}, "budget must be a number, got '60'"),
+        ({"eps": None}, "eps must be a number, got None"),
+    ],
+)
+def test_numbers_of_another_type_are_named(numbers, message):
+    with pytest.raises(TypeError, match=message):
+        AdaptiveConfig(**numbers)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_the_default_ladder_holds_what_has_the_norm(norm):
-    able = AdaptiveConfig(norm=norm).rungs
+    able = AdaptiveConfig(norm=norm).chosen_rungs
     assert set(able) == {name for name, rung in LADDER.items() if norm in rung.norms} - {"transfer"}
     assert ("rays" in able) == (norm == "linf")
 
@@ -211,14 +253,14 @@ def test_the_whole_l2_ladder_runs(tmp_path, digits):
     n = {"cheap": 2, "gradient": 2, "unrolled": 2, "queries": 1}
     config = AdaptiveConfig(norm="l2", eps=1.0, n=n, queries=60, batch_size=2)
     table = evaluate_adaptive(defended(iterations=8), digits, config, out=tmp_path)
-    assert table["rung"].tolist() == ["clean", *config.rungs, "worst case"]
+    assert set(table["attack"]) == {"clean", *config.chosen_rungs, "worst case"}
 
 
 def test_other_numbers_of_one_rung_need_another_folder_and_leave_the_other_rungs(tmp_path, digits):
     config = replace(RUN, rungs=["oblivious", "rays"], n=N | {"cheap": 2}, queries=3)
     evaluate_adaptive(defended(), digits, config, out=tmp_path)
     more, seen = replace(config, queries=5), []
-    with pytest.raises(ValueError, match=r"ladder\.rays\.queries 3 where this one has 5: name another folder"):
+    with pytest.raises(ValueError, match=r"attacks\.rays\.queries 3 where this one has 5: name another folder"):
         evaluate_adaptive(defended(), digits, more, out=tmp_path)
     without = replace(more, rungs=["oblivious"])
     evaluate_adaptive(defended(), digits, without, out=tmp_path, progress=lambda *counts: seen.append(counts))
@@ -232,6 +274,6 @@ def test_transfer_needs_a_source(tmp_path, digits):
 
 def test_default_ladder_needs_no_source():
     config = AdaptiveConfig()
-    assert "transfer" not in config.rungs
-    assert set(config.rungs) < set(LADDER)
+    assert "transfer" not in config.chosen_rungs
+    assert set(config.chosen_rungs) < set(LADDER)
     assert math.isinf(config.budget)

@@ -93,22 +93,25 @@ OTHERS = {  # what a second start has in place of the first, and what the refusa
     ),
     "pixels": (data(lambda digits: dataclasses.replace(digits, read=lambda i: digits.read(i) / 2)), r"images 449 \("),
     "part": (data(lambda digits: digits.between(0, 1000)), r"images 449 \(\w+\) where this one has 250"),
-    "fit seed": (options(purifier=Purifier(TINY, seed=1)), "fit_seed 0 where this one has 1"),
-    "fit": (options(purifier=Purifier(dataclasses.replace(TINY, lr=0.02))), "fit.lr 0.01 where this one has 0.02"),
-    "tile": (options(purifier=Purifier(TINY, tile=16)), "tile null where this one has 16"),
+    "fit seed": (options(purifier=Purifier(TINY, seed=1)), "defences.dip.fit_seed 0 where this one has 1"),
+    "fit": (
+        options(purifier=Purifier(dataclasses.replace(TINY, lr=0.02))),
+        "defences.dip.fit.lr 0.01 where this one has 0.02",
+    ),
+    "tile": (options(purifier=Purifier(TINY, tile=16)), "defences.dip.tile null where this one has 16"),
     "gradient": (
         options(purifier=Purifier(TINY, gradient=Blur(2.0))),
-        "purifier dipdefense.defence.purifier.Purifier ",
+        "defences.dip.purifier dipdefense.defence.purifier.Purifier ",
     ),
     "decision": (
         options(decision=MeanSoftmax((2, 4))),
-        "decision LastReconstruction.* where this one has MeanS",
+        "defences.dip.decision LastReconstruction.* where this one has MeanS",
     ),
     "filter": (
         options(filters={"blur": partial(gaussian_blur, sigma=0.5)}),
-        "filters.blur eval.baselines.gaussian_blur .* where this one has eval.baselines.gaussian_blur{'sigma': 0.5}",
+        "defences.blur.filter eval.baselines.gaussian_blur .* where this one has "
+        "eval.baselines.gaussian_blur{'sigma': 0.5}",
     ),
-    "no filter": (options(filters={}), "filters.blur eval.baselines.gaussian_blur .* where this one has none"),
     "classifier": (
         lambda net, digits: (nn.Sequential(Normalize([0.1], [0.9]), net).eval(), digits, RUN, {}),
         r"classifier \w+ where this one has Sequential, weights \w+ where",
@@ -132,8 +135,21 @@ def test_other_code_is_refused(made, net, digits, monkeypatch):
         with refused(made, r"code \w+ where this one has 0123456789abcdef"):
             run(net, digits, made)
     monkeypatch.setitem(ATTACKS, "fgsm", partial(ATTACKS["fgsm"], seed=3))
-    with refused(made, r"attack_code\.fgsm attacks\.gradient\.fgsm \w+ where this one has"):
+    with refused(made, r"attacks\.fgsm attacks\.gradient\.fgsm \w+ where this one has"):
         run(net, digits, made)
+
+
+def test_filters_may_be_added_and_left_out(tmp_path, net, digits):
+    config, calls = dataclasses.replace(RUN, attacks=(), n=2), []
+    run(net, digits, tmp_path, config, filters={})
+    count = {"progress": lambda *counts: calls.append(counts)}
+    assert set(run(net, digits, tmp_path, config, **count)["defence"]) == {"none", "dip", "blur"}
+    assert len(calls) == 1  # the filter that is new
+    assert set(run(net, digits, tmp_path, config, filters={}, **count)["defence"]) == {"none", "dip"}
+    assert len(calls) == 1
+    other = {"blur": partial(gaussian_blur, sigma=0.5)}
+    with refused(tmp_path, r"defences\.blur\.filter .* where this one has"):  # of the start before the last
+        run(net, digits, tmp_path, config, filters=other)
 
 
 @pytest.mark.parametrize("second", [lambda x: x * -1.0, lambda x: x * 0.5])
@@ -158,7 +174,7 @@ HELD = {
 def test_filters_purifiers_and_gradients_are_known_by_what_they_hold(tmp_path, net, digits, name):
     (first, second), config = HELD[name], dataclasses.replace(RUN, attacks=(), n=2)
     run(net, digits, tmp_path, config, **{"filters": {}} | first)
-    with refused(tmp_path, r"(filters\.f|purifier|gradient) .* where this one has"):
+    with refused(tmp_path, r"(defences\.f\.filter|defences\.dip\.purifier|gradient) .* where this one has"):
         run(net, digits, tmp_path, config, **{"filters": {}} | second)
 
 
@@ -188,18 +204,18 @@ def test_rungs_and_images_may_be_added_to_a_ladder_and_nothing_else(tmp_path, ne
     climb(net, digits, tmp_path)
     calls, more = [], dataclasses.replace(CLIMB, rungs=["blur", "oblivious"], n=CLIMB.n | {"cheap": 3})
     table = climb(net, digits, tmp_path, more, progress=lambda *counts: calls.append(counts))
-    assert table.set_index("rung")["n"].to_dict() == {"clean": 3, "blur": 2, "oblivious": 3, "worst case": 3}
+    assert table.set_index("attack")["n"].to_dict() == {"clean": 3, "blur": 2, "oblivious": 3, "worst case": 3}
     for changed, message in (
         ({"config": dataclasses.replace(CLIMB, eps=0.1)}, "eps 0.2 where this one has 0.1"),
         ({"config": dataclasses.replace(CLIMB, batch_size=1)}, "batch_size 32 where this one has 1"),
-        ({"seed": 1}, "fit_seed 0 where this one has 1"),
+        ({"seed": 1}, "defences.dip.fit_seed 0 where this one has 1"),
     ):
         with refused(tmp_path, message):
             climb(net, digits, tmp_path, **changed)
     with refused(tmp_path, r"weights \w+ where this one has \w+"):
         climb(Scaled(net, lambda x: x).eval(), digits, tmp_path, classifier_name=type(net).__name__)
     monkeypatch.setitem(SURROGATES, "blur", Blur(2.0))
-    with refused(tmp_path, r"ladder\.blur\.gradient Blur\(sigma=1\.0\) \w+ where this one has Blur\(sigma=2\.0\)"):
+    with refused(tmp_path, r"attacks\.blur\.gradient Blur\(sigma=1\.0\) \w+ where this one has Blur\(sigma=2\.0\)"):
         climb(net, digits, tmp_path)
 
 
@@ -211,7 +227,7 @@ def test_a_source_may_be_added_with_the_rung_that_needs_it_and_stays(tmp_path, n
     assert len(climb(net, digits, tmp_path, transfer, source=source)) == 4
     with refused(tmp_path, "another source, whose logits"):
         climb(net, digits, tmp_path, transfer, source=Scaled(net, lambda x: -x).eval())
-    with refused(tmp_path, r"ladder\.transfer\.source \w+ where this one has"):
+    with refused(tmp_path, r"attacks\.transfer\.source \w+ where this one has"):
         climb(net, digits, tmp_path, transfer, source=net)
 
 
@@ -222,9 +238,9 @@ def test_methods_may_be_added_to_a_comparison_and_nothing_else(tmp_path, net, di
         return benchmark_defence(net, digits, methods, config, out=tmp_path, eps=(0.1,), classifier_name="net")
 
     compare(["bare"], attacks=())
-    assert set(compare(["bare", "dip"])["method"]) == {"bare", "dip"}
+    assert set(compare(["bare", "dip"])["defence"]) == {"bare", "dip"}
     compare(["bare"])
-    with refused(tmp_path, "settings.dip 5.0.fit.lr 0.01 where this one has 0.02"):  # of the start before the last
+    with refused(tmp_path, "defences.dip 5.0.fit.lr 0.01 where this one has 0.02"):  # of the start before the last
         compare(["dip"], fit=dataclasses.replace(TINY, lr=0.02))
     with refused(tmp_path, "seed 0 where this one has 1"):
         compare(["bare"], seed=1)
@@ -233,5 +249,5 @@ def test_methods_may_be_added_to_a_comparison_and_nothing_else(tmp_path, net, di
 
 
 def test_two_kinds_of_run_do_not_share_a_folder(made, net, digits):
-    with refused(made, "run evaluate where this one has evaluate --adaptive"):
+    with refused(made, "run evaluate where this one has ladder"):
         climb(net, digits, made)

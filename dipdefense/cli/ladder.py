@@ -1,0 +1,104 @@
+"""The command `dipdefense ladder`."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+from dipdefense.cli import options
+from dipdefense.cli.shown import note, print_frame, progress_bar
+
+__all__ = ["ladder"]
+
+SHOWN = (  # columns that are printed
+    *("query", "attack", "crafted_on", "gradient", "loss", "rule", "steps", "samples", "restarts"),
+    *("n", "n_all", "accuracy", "ci_low", "ci_high", "flagged", "right_or_flagged"),
+    *("psnr_defended", "ssim_defended", "attack_seconds"),
+)
+
+
+def ladder(
+    dataset: options.DatasetName = "digits",
+    data: options.DataPath = None,
+    index: options.Index = ":",
+    classifier: options.ClassifierSpec = "digits_cnn",
+    weights: options.Weights = None,
+    config: options.ConfigFile = None,
+    decision: options.DecisionName = None,
+    tile: options.Tile = None,
+    fresh: Annotated[
+        bool, options.defence_option("--fresh", help="The defence draws a new seed at every query.")
+    ] = False,
+    norm: options.Norm = "linf",
+    eps: options.Eps = "8/255",
+    rungs: Annotated[str | None, options.attack_option(help="Comma-separated rungs; all by default.")] = None,
+    queries: Annotated[int, options.attack_option(help="Of square, nes and rays, an image.")] = 5000,
+    source: Annotated[
+        str | None, options.attack_option(help="Classifier that the rung transfer crafts on, as --classifier.")
+    ] = None,
+    source_weights: Annotated[Path | None, options.attack_option(help="Its weights.")] = None,
+    images: Annotated[
+        str,
+        options.run_option(
+            help="Images a rung by its cost, such as gradient=64,unrolled=8; "
+            "cheap=1000,gradient=256,unrolled=32,queries=16 by default."
+        ),
+    ] = "",
+    budget: Annotated[
+        float | None, options.run_option(help="Seconds that the run may take, by an estimate at its start.")
+    ] = None,
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = 64,
+    device: options.Device = "cpu",
+    out: options.RunFolder = Path("runs/ladder"),
+) -> None:
+    """What is left of a defence: a ladder of attacks that know more and more of it, and the worst case over them."""
+    from eval.classifiers import load_classifier
+    from eval.robustness.ladder import AdaptiveConfig, evaluate_adaptive
+    from eval.robustness.run_spec import RunSpec
+
+    where, default = options.device_named(device), AdaptiveConfig(norm=norm)
+    spec = RunSpec(
+        classifier=classifier,
+        weights=weights,
+        dataset=dataset,
+        data=data,
+        index=options.index_range(index),
+        config=AdaptiveConfig(
+            rungs=[*default.chosen_rungs, *(["transfer"] if source else [])] if rungs is None else options.names(rungs),
+            norm=norm,
+            eps=options.number("eps", eps),
+            n=default.n | _counts(images),
+            queries=queries,
+            seed=seed,
+            batch_size=batch_size,
+            budget=math.inf if budget is None else budget,
+        ),
+        fit=options.fit_config(config),
+        tile=tile,
+        decision=decision,
+        fresh=fresh,
+    )
+    other = None if source is None else load_classifier(source, source_weights).to(where)
+    with progress_bar("images") as progress:
+        table = evaluate_adaptive(
+            *spec.load(where),
+            spec.config,
+            out=out,
+            source=other,
+            classifier_name=spec.classifier,
+            device=where,
+            progress=progress,
+        )
+    print_frame(table, SHOWN)
+    note(f"table and records: {out}")
+
+
+def _counts(text: str) -> dict[str, int]:
+    """COST=NUMBER, comma-separated."""
+    counts = {}
+    for part in options.names(text):
+        cost, _, count = part.partition("=")
+        if not count.isdecimal():
+            raise ValueError(f"images must be COST=NUMBER, such as gradient=64,unrolled=8, got {part!r}")
+        counts[cost] = int(count)
+    return counts

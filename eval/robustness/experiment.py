@@ -1,0 +1,268 @@
+"""One experiment: attacks on a classifier, the defences that are scored on what they make, and the records of it.
+
+It is a list of cells. A cell is one attack, what it is crafted on and its radius, with the defences that see its
+images. The folder of a run holds `config.json` and `probe.json`, by which it is known again, one record per image, cell
+and defence in `records.jsonl` as it is made, and at its end `summary.csv`. Killed, it goes on where it was.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from dipdefense.digest import configuration_hash
+from eval.clock import clock
+from eval.datasets import ImageDataset
+from eval.metrics import psnr, ssim
+from eval.peak_memory import peak_bytes
+from eval.probe import probe, probe_images
+from eval.records import Record, Records, Run, made_with, write_whole
+from eval.robustness.compared_defences import Method, Setting, Verdict
+from eval.robustness.config import AttackConfig, check_run, describe_subject, identify
+from eval.robustness.summary import ROW, summarise
+
+__all__ = ["GROWS", "KEY", "Cell", "Experiment", "run_experiment", "title", "write_tables"]
+
+KEY = ("config", *ROW, "index", "image")  # what names a record
+GROWS = ("attacks", "defences")  # parts of the description that may gain entries when a run is continued
+FREE = ("attacks_defended", "crafted_on", "rungs", "radii", "queries", "budget")  # that may change in any way
+PACKAGES = ("dipdefense", "torch", "torchattacks", "pyautoattack", "scikit-image")
+
+Craft = Callable[[Tensor, Tensor], Tensor]  # images (B, C, H, W) in [0, 1], labels (B,) -> adversarial images
+Answering = Callable[[Tensor], Tensor]  # images -> logits
+
+
+class Cell(NamedTuple):
+    """One attack at one radius, and the defences that are scored on its images."""
+
+    attack: str  # its name in tables; `clean` for the images as they are
+    crafted_on: str  # bare or defended; empty for clean images
+    eps: float
+    gradient: str  # what the attack differentiates
+    n: int  # images: the first n of the run's order
+    defences: Sequence[Method]
+    craft: Craft | None = None  # None leaves the images as they are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """All that the records of a run are a function of.
+
+    Raises:
+        ValueError: more images asked for than there are; a classifier in training mode, with other classes than the
+            data set, or whose logits are not finite or not (B, K).
+    """
+
+    kind: str  # the command that makes it
+    classifier: nn.Module  # images (B, C, H, W) in [0, 1] -> logits (B, K), bare, on `device`
+    dataset: ImageDataset
+    config: AttackConfig
+    cells: Sequence[Cell]
+    attacks: Mapping[str, Any]  # what the names of attacks stand for, in plain values
+    further: Mapping[str, Any] = field(default_factory=dict)  # settings that stand in no configuration
+    free: tuple[str, ...] = ()  # settings that may differ between starts besides FREE
+    asked: Mapping[str, Answering] = field(default_factory=dict)  # known by their answers, as the classifier is
+    classifier_name: str | None = None  # for the table; the class name if None
+    device: str | torch.device = "cpu"
+    recorded_device: str | None = None  # of the description, where this one only plans what others compute
+
+    def __post_init__(self) -> None:
+        check_run(self.classifier, self.dataset, max(cell.n for cell in self.cells), self.device)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """All that a figure depends on, in plain values; the images are named in the records."""
+        example, settings = self.dataset.batch([0]), asdict(self.config) | dict(self.further)
+        served = {title(s): (method, s) for c in self.cells for method in c.defences for s in method.settings}
+        described = {
+            "run": self.kind,
+            **{k: None if v == math.inf else v for k, v in settings.items() if k not in GROWS},
+            **describe_subject(self.classifier, self.classifier_name, self.dataset),
+            "defences": {name: dict(method.describe(s, example)) for name, (method, s) in served.items()},
+            "attacks": dict(self.attacks),
+            "device": str(self.recorded_device or self.device),
+            **made_with(*PACKAGES),
+        }
+        known = {name: value for name, value in described.items() if name not in (*FREE, *self.free, *GROWS)}
+        return described | {"hash": configuration_hash(known)}
+
+    @property
+    def starts(self) -> range:
+        """Where each batch begins, in the order of the run."""
+        return range(0, max(cell.n for cell in self.cells), self.config.batch_size)
+
+    @cached_property
+    def _order(self) -> Tensor:
+        return self.dataset.first(len(self.dataset), self.config.seed)
+
+    def rows(self, start: int) -> set[tuple[Any, ...]]:
+        """The fields ROW and the index of the records of the batch that begins there."""
+        stop = start + self.config.batch_size
+        return {
+            (cell.attack, cell.crafted_on, cell.eps, *setting, int(index))
+            for cell in self.cells
+            for index in self.dataset.index[self._order[: cell.n][start:stop]]
+            for method in cell.defences
+            for setting in method.settings
+        }
+
+    def open(self, folder: str | Path) -> Run:
+        """The run in a folder, with the records that it holds already; `begin` makes the folder.
+
+        Raises:
+            ValueError: the folder holds another run.
+        """
+        images = probe_images(self.dataset).to(self.device)
+        few = images[:: len(images) // 2]  # an image and the same with noise, for what may be slow
+        asked: dict[str, Answering] = {"classifier": self.classifier, **self.asked}
+        answers = {name: probe(one, images if isinstance(one, nn.Module) else few) for name, one in asked.items()}
+        return Run(folder, KEY, self.description, free=(*FREE, *self.free, "hash"), grows=GROWS, probes=answers)
+
+    def missing(self, run: Records) -> Counter[str]:
+        """Attack -> how many images have records that the run lacks; none of those that are complete."""
+        left: Counter[str] = Counter()
+        for start in self.starts:
+            *_, named = self._load(start)
+            for cell in self.cells:
+                rows = named[: max(0, cell.n - start)]
+                if any(run.missing(self._heads(cell, s, rows)) for m in cell.defences for s in m.settings):
+                    left[cell.attack] += len(rows)
+        return left
+
+    def batch(self, start: int, run: Records) -> Iterator[tuple[list[Record], bool]]:
+        """The records of each cell and method on the batch that begins there, and whether any was missing.
+
+        Those that are missing are computed and added to the run; the whole batch, since its images are fitted together.
+        """
+        images, labels, named = self._load(start)
+        for cell in self.cells:
+            n = max(0, cell.n - start)
+            if n:
+                yield from self._cell(cell, images[:n], labels[:n], named[:n], run)
+
+    def _load(self, start: int) -> tuple[Tensor, Tensor, list[Record]]:
+        """Images, labels and what names each of them in a record."""
+        positions = self._order[start : start + self.config.batch_size]
+        images, labels = self.dataset.batch(positions.tolist()), self.dataset.labels[positions]
+        return images, labels, identify(images, labels, self.dataset.index[positions])
+
+    def _heads(self, cell: Cell, setting: Setting, named: list[Record]) -> list[Record]:
+        """What names the records of a cell and setting."""
+        row = (cell.attack, cell.crafted_on, cell.eps, *setting)
+        return [{"config": self.description["hash"], **dict(zip(ROW, row, strict=True)), **one} for one in named]
+
+    def _cell(
+        self, cell: Cell, images: Tensor, labels: Tensor, named: list[Record], run: Records
+    ) -> Iterator[tuple[list[Record], bool]]:
+        heads = [{s: self._heads(cell, s, named) for s in method.settings} for method in cell.defences]
+        missing = [bool(run.missing(head for rows in of.values() for head in rows)) for of in heads]
+        if any(missing):
+            images, labels = images.to(self.device), labels.to(self.device)
+            start = clock(images.device)
+            attacked = images if cell.craft is None else cell.craft(images, labels)
+            facts = self._facts(cell, images, attacked, labels, (clock(images.device) - start) / len(images))
+        for method, of, is_missing in zip(cell.defences, heads, missing, strict=True):
+            if is_missing:
+                run.add(run.missing(_judge(method, images, attacked, facts, of)))
+            yield run.records(head for rows in of.values() for head in rows), is_missing
+
+    @torch.no_grad()
+    def _facts(self, cell: Cell, clean: Tensor, attacked: Tensor, labels: Tensor, seconds: float) -> list[Record]:
+        """What holds for all defences; `fooled`: the bare classifier is right on the clean image, wrong on this one."""
+        fooled = (self.classifier(clean).argmax(1) == labels) & (self.classifier(attacked).argmax(1) != labels)
+        peak = round(peak_bytes(clean.device) / 2**30, 3)
+        measured = zip(labels.tolist(), fooled.tolist(), *_quality(attacked, clean), strict=True)
+        return [
+            {
+                **{"gradient": cell.gradient, "label": label, "fooled": is_fooled},
+                **{"psnr_attacked": decibels, "ssim_attacked": similarity},
+                **{"attack_seconds": round(seconds, 6), "peak_gb": peak},
+            }
+            for label, is_fooled, decibels, similarity in measured
+        ]
+
+
+def run_experiment(
+    experiment: Experiment,
+    run: Run,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    each: Callable[[pd.DataFrame], None] | None = None,
+) -> list[Record]:
+    """All records of an experiment, those that the run lacks made and added to it.
+
+    Args:
+        experiment: what is run.
+        run: opened by it, and begun.
+        progress: called with (records made, records in all) after every batch, cell and method.
+        each: called with each row of the table, a frame of its own, as soon as all its images are scored.
+    """
+    records: list[Record] = []
+    left = Counter(row[:-1] for start in experiment.starts for row in experiment.rows(start))
+    total = left.total()
+    for start in experiment.starts:
+        for made, fresh in experiment.batch(start, run):
+            records += made
+            if fresh and progress is not None:
+                progress(len(records), total)
+            for row, count in Counter(map(_row, made)).items():
+                left[row] -= count
+                if each is not None and left[row] == 0:
+                    each(summarise([record for record in records if _row(record) == row], experiment.description))
+    return records
+
+
+def write_tables(folder: Path, summary: pd.DataFrame, **others: pd.DataFrame) -> None:
+    """`summary.csv` and `summary.json` of a run, and other tables as CSV under their names."""
+    write_whole(folder / "summary.csv", summary.to_csv(index=False))
+    write_whole(folder / "summary.json", summary.to_json(orient="records", indent=2) + "\n")
+    for name, table in others.items():
+        write_whole(folder / f"{name}.csv", table.to_csv(index=False))
+
+
+def title(setting: Setting) -> str:
+    """A defence by name; with its strength where that is not 0."""
+    return f"{setting.method} {float(setting.strength)}" if setting.strength else setting.method
+
+
+def _row(record: Record) -> tuple[Any, ...]:
+    return tuple(record[name] for name in ROW)
+
+
+@torch.no_grad()
+def _judge(
+    method: Method, clean: Tensor, attacked: Tensor, facts: list[Record], heads: Mapping[Setting, list[Record]]
+) -> list[Record]:
+    """One record per image and setting of a method."""
+    records, empty = [], [None] * len(clean)
+    for setting, verdict in method(attacked).items():
+        _check(setting, verdict, len(clean))
+        scores = empty if verdict.scores is None else verdict.scores.tolist()
+        quality = (empty, empty) if verdict.purified is None else _quality(verdict.purified, clean)
+        answers = zip(heads[setting], facts, verdict.logits.argmax(1).tolist(), scores, *quality, strict=True)
+        for head, fact, prediction, score, decibels, similarity in answers:
+            judged = {"prediction": prediction, "correct": prediction == fact["label"], "score": score}
+            measured = {"psnr_defended": decibels, "ssim_defended": similarity}
+            records.append(head | fact | judged | measured | {"seconds": round(verdict.seconds / len(clean), 6)})
+    return records
+
+
+def _check(setting: Setting, verdict: Verdict, n: int) -> None:
+    logits, scores = verdict.logits, verdict.scores
+    if logits.dim() != 2 or len(logits) != n or not logits.isfinite().all():
+        raise ValueError(f"{setting.method} must give finite logits (B, K), got shape {tuple(logits.shape)}")
+    if scores is not None and (scores.shape != (n,) or not scores.isfinite().all()):
+        raise ValueError(f"{setting.method} must give finite scores (B,) or None, got shape {tuple(scores.shape)}")
+
+
+def _quality(images: Tensor, clean: Tensor) -> tuple[list[float | None], list[float | None]]:
+    """PSNR and SSIM against the clean images. JSON has no infinity: the PSNR of equal images is left empty."""
+    measured = psnr(images, clean), ssim(images, clean)
+    return tuple([v if math.isfinite(v) else None for v in values.tolist()] for values in measured)  # type: ignore

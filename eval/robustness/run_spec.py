@@ -1,0 +1,58 @@
+"""A run by names: what the command builds once, hands on whole, and every machine can load for itself."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from dipdefense import DefendedClassifier, FitConfig, Purifier
+from eval.baselines import BASELINES
+from eval.classifiers import load_classifier
+from eval.datasets import ImageDataset, load_dataset
+from eval.robustness.config import AttackConfig, RunConfig
+from eval.robustness.evaluate import evaluation
+from eval.robustness.experiment import Experiment
+
+__all__ = ["RunSpec"]
+
+Config = TypeVar("Config", bound=AttackConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(Generic[Config]):
+    """A run by names.
+
+    Raises:
+        ValueError: an unknown filter.
+    """
+
+    classifier: str  # as `load_classifier` takes it, and its weights
+    weights: Path | None = None
+    dataset: str  # as `load_dataset` takes it, and its path
+    data: Path | None = None
+    index: tuple[int | None, int | None] = (None, None)  # images between these positions
+    config: Config
+    fit: FitConfig | None = None
+    tile: int | None = None
+    decision: str | None = None
+    gradient: str = "straight_through"
+    fresh: bool = False  # the defence draws its seed at every query; else it is that of the config
+    filters: tuple[str, ...] = ()  # keys of BASELINES, beside the defence
+
+    def __post_init__(self) -> None:
+        for name in self.filters:
+            if name not in BASELINES:
+                raise ValueError(f"filters must be among {', '.join(BASELINES)}, got {name!r}")
+
+    def load(self, device: Any = "cpu") -> tuple[DefendedClassifier, ImageDataset]:
+        """The defended classifier and the images. Errors as the loaders have them."""
+        images = load_dataset(self.dataset, self.data).between(*self.index)
+        classifier = load_classifier(self.classifier, self.weights).to(device)
+        purifier = Purifier(self.fit, seed=None if self.fresh else self.config.seed, tile=self.tile)
+        defended = DefendedClassifier(classifier, purifier, gradient=self.gradient, decision=self.decision)
+        return defended, images
+
+    def evaluation(self: "RunSpec[RunConfig]", device: Any = "cpu", **subject: Any) -> Experiment:
+        """What `evaluate_robustness` runs; `subject` are further fields of the experiment."""
+        filters = {name: BASELINES[name] for name in self.filters}
+        subject |= {"classifier_name": self.classifier, "device": device}
+        return evaluation(*self.load(device), self.config, filters=filters, **subject)
