@@ -84,4 +84,4 @@ def paired_differences(records: Iterable[Record], baseline: tuple[str, float] | 
         for a, b in pairs:
             rows.append((*cell, *a, *b, len(right[b]), *tango(right[a].reindex(right[b].index), right[b])))
     columns = [*ROW, "against", "against_strength", "n", "difference", "ci_low", "ci_high"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns).astype({"strength": float, "against_strength": float})
