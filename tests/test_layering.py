@@ -116,10 +116,16 @@ def size_faults(tree: ast.Module, module: str, lines: int) -> Iterator[str]:
 def imported(node: ast.AST, deferred: bool = False) -> Iterator[tuple[str, int, bool]]:
     """(module, line, whether it runs only when called) of every `from module import ...` below a node."""
     if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        yield node.module, node.lineno, deferred
+        inner = [f"{node.module}.{alias.name}" for alias in node.names if is_module(f"{node.module}.{alias.name}")]
+        yield from ((name, node.lineno, deferred) for name in inner or [node.module])
     deferred = deferred or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
     for child in ast.iter_child_nodes(node):
         yield from imported(child, deferred)
+
+
+def is_module(name: str) -> bool:
+    """Whether a dotted name is a module of the three packages, not a name in one."""
+    return f"{name.replace('.', '/')}.py" in MODULES
 
 
 def cycle(graph: dict[str, set[str]]) -> list[str]:

@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from dipdefense.defence.logits import check_logits
 from dipdefense.digest import configuration_hash
 from eval.clock import clock
 from eval.datasets import ImageDataset
@@ -256,8 +257,7 @@ def _judge(
 
 def _check(setting: Setting, verdict: Verdict, n: int) -> None:
     logits, scores = verdict.logits, verdict.scores
-    if logits.dim() != 2 or len(logits) != n or not logits.isfinite().all():
-        raise ValueError(f"{setting.method} must give finite logits (B, K), got shape {tuple(logits.shape)}")
+    check_logits(logits, n, setting.method)
     if scores is not None and (scores.shape != (n,) or not scores.isfinite().all()):
         raise ValueError(f"{setting.method} must give finite scores (B,) or None, got shape {tuple(scores.shape)}")
 
