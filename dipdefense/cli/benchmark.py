@@ -35,8 +35,9 @@ from dipdefense.cli.options import (
 )
 from dipdefense.cli.shown import note, print_frame, progress_bar
 from dipdefense.defence.classifier import DefendedClassifier
-from dipdefense.defence.presets import default_config, default_defence
+from dipdefense.defence.presets import defence_for
 from dipdefense.defence.purifier import Purifier
+from dipdefense.fitting.config import FitConfig
 from dipdefense.stopping import STOPPING_RULES
 
 __all__ = ["benchmark"]
@@ -93,7 +94,7 @@ def iterations(
     where = device_named(device)
     numbers = RunConfig(attacks=("pgd",), eps=number("eps", eps), n=n, seed=seed)
     images, net = load(dataset, data, index, classifier, weights, where)
-    fit = replace(fit_config(config) or default_config(tuple(images[0][0].shape)), iterations=longest)
+    fit = replace(fit_config(config) or _single_fit(tuple(images[0][0].shape)), iterations=longest)
     with progress_bar("iterations") as progress:
         table = accuracy_along_fit(net, images, numbers, fit, every=every, device=where, progress=progress)
     print_frame(table)
@@ -131,7 +132,7 @@ def stopping(
 
     where = device_named(device)
     images = read_photos(data, resize=resize, crop=crop, n=n, seed=seed)
-    chosen = fit_config(config) or default_config((3, crop, crop))
+    chosen = fit_config(config) or _single_fit((3, crop, crop))
     with progress_bar("records") as progress:
         table = benchmark_stopping(
             images,
@@ -212,12 +213,12 @@ def defence(
         batch_size=batch_size,
     )
     images, net = load(dataset, data, index, classifier, weights, where)
-    own, (default, decision, side) = fit_config(config), default_defence(tuple(images[0][0].shape))
-    chosen = own or default
+    own, default = fit_config(config), defence_for(tuple(images[0][0].shape), net)
+    chosen = own or default.fit
     chosen = replace(chosen, iterations=chosen.iterations if longest is None else longest)
     if not 1 <= looks <= chosen.iterations:
         raise ValueError(f"looks must lie between 1 and the {chosen.iterations} iterations of the fit, got {looks}")
-    tile = tile if tile is not None or config is not None else side
+    tile = tile if tile is not None or config is not None else default.tile
     compared = build_methods(
         names(methods),
         net,
@@ -225,7 +226,7 @@ def defence(
         iterations=[round(chosen.iterations * k / looks) for k in range(1, looks + 1)],
         restarts=restarts,
         views=tuple(names(views)),
-        default=decision if own is None and longest is None else None,
+        default=default.decision if own is None and longest is None else None,
     )
     family, _, strength = (baseline or "").rpartition(":")
     against = Setting(family, number("baseline", strength)) if baseline else None
@@ -288,3 +289,8 @@ def gradients(
     cost.to_csv(out / "cost.csv", index=False)
     print_frame(table, step="{:.1e}".format)
     print_frame(cost)
+
+
+def _single_fit(shape: tuple[int, ...]) -> FitConfig:
+    """The fit that was tuned for one reconstruction of images of shape (C, H, W)."""
+    return defence_for(shape, decision="last").fit

@@ -38,7 +38,9 @@ def purify(
     device: Device = "cpu",
     tile: Annotated[
         int | None,
-        typer.Option(help="Side of the overlapping tiles that larger images are cut into; 64, or uncut with --config."),
+        typer.Option(
+            help="Side of the tiles that larger images are cut into; the default's, or uncut with --config."
+        ),
     ] = None,
     engine: Engine = "local",
     address: Address = None,
