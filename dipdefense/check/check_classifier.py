@@ -108,6 +108,6 @@ def _accepted(net: nn.Module, like: Tensor) -> tuple[int, int, int]:
                     return C, side, side
     sides = ", ".join(map(str, SIDES))
     raise ValueError(
-        f"shape must be named (C, H, W) for this classifier, or its weights converted to float32: it takes no grey or "
-        f"colour images of {sides} a side, the last with {first_line(last)}"
+        f"shape must be given as (C, H, W) for this classifier, or its weights converted to float32: it accepts no "
+        f"grey or colour images of {sides} pixels a side; the last attempt raised {first_line(last)}"
     )

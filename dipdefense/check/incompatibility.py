@@ -37,7 +37,7 @@ def faults(
         return
     if not torch.equal(images, untouched):
         message = (
-            "classifier must leave its images as they are, it writes to them: use x - mean in place of x.sub_(mean)"
+            "classifier must leave its images as they are, but it writes to them: use x - mean instead of x.sub_(mean)"
         )
         yield Incompatibility("input", True, message)
         return
@@ -90,7 +90,8 @@ def _fixed(taken: str) -> Incompatibility:
     return Incompatibility(
         "batch",
         True,
-        f"classifier must take any number of images, takes {taken}: x.flatten(1) for x.view(N, -1) or x.squeeze()",
+        f"classifier must take any number of images, but takes {taken}: x.flatten(1) may replace x.view(N, -1) or "
+        "x.squeeze()",
     )
 
 
@@ -160,7 +161,7 @@ def _probabilities(net: nn.Module, images: Tensor, output: Tensor) -> Iterator[I
         yield Incompatibility(
             "sigmoid",
             False,
-            "classifier should return logits, all values lie in [0, 1]: if it ends in a sigmoid, take that off",
+            "classifier should return logits, but all values lie in [0, 1]: if it ends in a sigmoid, take that off",
         )
 
 
@@ -179,7 +180,7 @@ def _one_by_one(net: nn.Module, images: Tensor, output: Tensor) -> Iterator[Inco
             yield Incompatibility(
                 "batch",
                 True,
-                "classifier must judge each image on its own, its logits depend on the other images of the batch: "
+                "classifier must judge each image on its own, but its logits depend on the other images of the batch: "
                 "normalise with running statistics (track_running_stats=True), and do not pool over the batch",
             )
             return
@@ -200,8 +201,8 @@ def _blind(net: nn.Module, images: Tensor) -> Iterator[Incompatibility]:
     yield Incompatibility(
         "gradient",
         False,
-        f"classifier should pass gradients from its logits to the images, got {got}: without detach, no_grad, "
-        "rounding or conversion to integers inside; attacks see nothing, and it looks strong",
+        f"classifier should pass gradients from its logits to the images, got {got}: remove detach, no_grad, "
+        "rounding or conversion to integers from it, since attacks that find no gradient make it look strong",
     )
 
 

@@ -267,7 +267,9 @@ def test_shape_is_found():
     assert check_classifier(Net().eval()).shape == SHAPE
     assert check_classifier(load_classifier("digits_cnn")).shape == (1, 32, 32)
     assert check_classifier(Fixed(16).eval()).faults[0].name == "batch"
-    with pytest.raises(ValueError, match=r"shape must be named .* 384 a side, the last with RuntimeError"):
+    with pytest.raises(
+        ValueError, match=r"shape must be given .* 384 pixels a side; the last attempt raised RuntimeError"
+    ):
         check_classifier(nn.Linear(7, 5))
 
 
