@@ -105,7 +105,7 @@ def _check_reachable(address: str) -> None:
         reason = (error.stderr.decode(errors="replace").strip().splitlines() or ["no answer"])[-1]
     if "InvalidAuthToken" in reason:
         raise ConnectionError(
-            f"address must be that of a cluster whose token this process gives, {address} refuses it: set "
+            f"address must be that of a cluster that accepts this process's token, but {address} refuses it: set "
             "RAY_AUTH_MODE=token, or give --address auto on a node of the cluster; ~/.ray/auth_token must be the same"
         )
     raise ConnectionError(
@@ -126,7 +126,7 @@ def count_workers(cluster: Cluster, items: int) -> int:
     room = sum(min(int(node.get(name, 0) // each) for name, each in shares) for node in nodes)
     if not room:
         raise ValueError(
-            f"cpus and gpus must be those of one machine together, none has {cluster.cpus} and {cluster.gpus}"
+            f"cpus and gpus must fit on one machine, but none has {cluster.cpus} CPUs and {cluster.gpus} GPUs"
         )
     if cluster.workers is not None and cluster.workers > room:
         raise ValueError(

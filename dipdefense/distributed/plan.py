@@ -70,13 +70,13 @@ class Plan:
             folder.write(FILE, json.dumps(settings, indent=2).encode() + b"\n")
             return mark
         if FILE not in found:
-            raise ValueError(f"{folder.path}: OUTPUT must be empty, or the folder of this run, holds {min(shards)}")
+            raise ValueError(f"{folder.path}: OUTPUT must be empty, or the folder of this run, but holds {min(shards)}")
         before = json.loads(folder.read(FILE))
         other = [name for name in sorted(before.keys() | settings) if before.get(name) != settings.get(name)]
         if other:
             name = other[0]
             raise ValueError(
-                f"{folder.path}: settings must be those of the run in this folder, its {name} is "
+                f"{folder.path}: settings must be those of the run in this folder, but its {name} is "
                 f"{before.get(name)!r}, got {settings.get(name)!r}: take another folder"
             )
         return mark

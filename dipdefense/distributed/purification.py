@@ -60,7 +60,7 @@ def purify_shards(
     images = find_images(source, column)
     plan, folder, origin = Plan(len(images), shard_size), Storage.at(target), Storage.at(source)
     if folder.inside(origin):
-        raise ValueError(f"OUTPUT must lie outside INPUT, {folder.path} is inside {origin.path}")
+        raise ValueError(f"OUTPUT must lie outside INPUT, but {folder.path} is inside {origin.path}")
     settings: dict[str, Any] = {
         "source": f"{origin.files.type_name}:{origin.path}",
         "digest": images.digest(),

@@ -80,7 +80,7 @@ class Shards:
             return None
         if (table.schema.metadata or {}).get(b"run") != self.run.encode():
             raise RuntimeError(
-                f"{name}: must be a shard of this run, was made with other settings: take another folder"
+                f"{name}: must be a shard of this run, but was made with other settings: take another folder"
             )
         keys = table["key"].to_pylist()
         return Made(size, _failures(keys, table["error"].to_pylist())) if keys == list(images.keys()) else None

@@ -429,7 +429,7 @@ def test_another_run_is_refused(tmp_path, folder, monkeypatch):
     (folder / "new.png").write_bytes((folder / "0.png").read_bytes())
     with pytest.raises(ValueError, match="its digest is "):
         purify_shards(str(folder), out, Purifier(TINY), shard_size=2)
-    with pytest.raises(ValueError, match=r"OUTPUT must lie outside INPUT, .*in/out is inside .*in"):
+    with pytest.raises(ValueError, match=r"OUTPUT must lie outside INPUT, but .*in/out is inside .*in"):
         purify_shards(str(folder), str(folder / "out"), Purifier(TINY))
     (tmp_path / "link").symlink_to(folder)
     for target in (tmp_path / "link" / "out", tmp_path / "out" / ".." / "in" / "out"):
@@ -437,7 +437,7 @@ def test_another_run_is_refused(tmp_path, folder, monkeypatch):
             purify_shards(str(folder), str(target), Purifier(TINY))
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "part-00000-of-00003.parquet").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"OUTPUT must be empty, or the folder of this run, holds part-00000"):
+    with pytest.raises(ValueError, match=r"OUTPUT must be empty, or the folder of this run, but holds part-00000"):
         purify_shards(str(folder), str(tmp_path / "used"), Purifier(TINY), shard_size=2)
 
 
@@ -574,7 +574,7 @@ def test_two_runs_that_begin_in_one_folder_are_not_mixed(tmp_path, folder, monke
         if done == 2:
             (tmp_path / "out" / name).write_bytes((tmp_path / "other" / name).read_bytes())
 
-    with pytest.raises(RuntimeError, match=rf"{name}: must be a shard of this run, was made with other settings"):
+    with pytest.raises(RuntimeError, match=rf"{name}: must be a shard of this run, but was made with other settings"):
         run(str(tmp_path / "out"), Purifier(SHORT), progress=other_writes)
 
 
