@@ -639,7 +639,7 @@ def test_engines_are_refused(tmp_path, folder, arguments, message):
     ("device", "message"),
     [
         ("dask", "device must be one that this machine has, such as cpu, got 'dask'"),
-        ("ray:workers=0", "workers must be at least 1, got 0"),
+        ("ray:workers=0", "workers must be None or an integer of at least 1, got 0"),
         ("ray:device=cpu", "device must be such as ray:workers=4,.*got 'ray:device=cpu'"),
         ("ray:address=nowhere", "address must be HOST:PORT or auto"),
     ],
