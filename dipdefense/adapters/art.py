@@ -21,8 +21,8 @@ __all__ = ["DIPPurification"]
 class DIPPurification(PreprocessorPyTorch):  # type: ignore[misc]  # ART is untyped
     """Purify what an ART classifier sees: `PyTorchClassifier(..., preprocessing_defences=[DIPPurification()])`.
 
-    A preprocessor maps images to images, so that what is classified is the end of the fit. Decisions over several
-    reconstructions, the default for small colour images, need `PyTorchClassifier(model=dipdefense.defend(model))`.
+    A preprocessor maps images to images, so the classifier sees one image: the mean of the reconstructions that the
+    default decision would classify one by one. A decision needs `PyTorchClassifier(model=dipdefense.defend(model))`.
 
     ART passes gradients through `estimate_forward`, which is `forward`: their meaning is the purifier's `gradient`.
 

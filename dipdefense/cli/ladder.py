@@ -47,7 +47,7 @@ def ladder(
         float | None, options.run_option(help="Seconds that the run may take, by an estimate at its start.")
     ] = None,
     seed: options.Seed = 0,
-    batch_size: options.BatchSize = 64,
+    batch_size: options.BatchSize = 32,
     device: options.Device = "cpu",
     out: options.RunFolder = Path("runs/ladder"),
 ) -> None:

@@ -38,9 +38,7 @@ def purify(
     device: Device = "cpu",
     tile: Annotated[
         int | None,
-        typer.Option(
-            help="Side of the tiles that larger images are cut into; the default's, or uncut with --config."
-        ),
+        typer.Option(help="Side of the tiles that larger images are cut into; the default's, or uncut with --config."),
     ] = None,
     engine: Engine = "local",
     address: Address = None,

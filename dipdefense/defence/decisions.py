@@ -2,7 +2,7 @@
 
 Along a fit the reconstructions of an adversarial image pass from blurred, to right, to fooled. A decision says which
 of them are classified, turns what the classifier makes of them into logits, and scores how adversarial the input
-evidence. It holds plain values only and survives a JSON round trip.
+looks. It holds plain values only and survives a JSON round trip.
 """
 
 import warnings
@@ -187,7 +187,7 @@ def known_decision(decision: Decision | str) -> Decision | str:
         ValueError: an unknown name.
     """
     if decision == "trust":
-        warnings.warn("the decision trust is now called detector_gated", DeprecationWarning, stacklevel=3)
+        warnings.warn("the decision trust is now called detector_gated", FutureWarning, stacklevel=3)
         return "detector_gated"
     if isinstance(decision, str):
         if decision not in DECISIONS:

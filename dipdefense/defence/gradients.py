@@ -41,7 +41,7 @@ def no_gradient(fitted: Fitted, cotangents: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Unrolled:
-    """The derivative of the fit itself, through its steps; see `dipdefense.unroll`.
+    """The derivative of the fit itself, through its steps; see `dipdefense.fitting.unroll`.
 
     It is exact at a point. The fit is smooth only piecewise, so over the size of an attack's step it may say little:
     docs/robustness.md measures how little.

@@ -79,7 +79,8 @@ def defence_for(
             or a decision of your own, which gets the default fit. None: the default.
         mirror: whether a class stays itself in the mirror. False, for digits or text: no mirrored views.
         fit: settings of your own, for which nothing was tuned: the decision is then `LastReconstruction`, or the named
-            one as it is without arguments, and images stay whole.
+            one as it is without arguments, and images stay whole. "detector_gated" is refused, since its detector holds
+            for the default fit alone.
 
     Raises:
         TypeError: the decision is none.
@@ -92,6 +93,11 @@ def defence_for(
     decision = None if decision is None else known_decision(decision)
     if fit is not None:
         chosen = DECISIONS[decision]() if isinstance(decision, str) else decision or LastReconstruction()
+        if isinstance(decision, str) and chosen.gated:
+            raise ValueError(
+                f"decision must be a DetectorGated with a detector that was learnt on your fit, got {decision!r}, "
+                "whose threshold and detector hold for the default fit alone"
+            )
         defence = Defence(fit, chosen, None)
     elif decision is None or isinstance(decision, str):
         defence = _tuned_by_name(shape, decision)
@@ -157,10 +163,10 @@ def _of_sizes_taken(defence: Defence, own: bool, shape: tuple[int, ...], classif
 
 def default_config(shape: tuple[int, ...]) -> FitConfig:
     """Deprecated: the fit of `defence_for(shape, decision="last")`."""
-    return defence_for(shape, decision="last").fit
+    return defence_for(shape[-3:], decision="last").fit
 
 
 def default_defence(shape: tuple[int, ...]) -> tuple[FitConfig, Decision, int | None]:
     """Deprecated: the fit, the decision and the tile of `defence_for(shape)`."""
-    defence = defence_for(shape)
+    defence = defence_for(shape[-3:])
     return defence.fit, defence.decision, defence.tile

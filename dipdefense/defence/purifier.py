@@ -33,7 +33,7 @@ class Purifier(nn.Module):
         seed: of the fit; None for fresh entropy at every call, which makes the defence stochastic.
         gradient: meaning of a backward pass. `straight_through`: the purification counts as the identity (BPDA,
             Athalye et al. 2018). `unrolled`: the exact gradient, through all steps of the fit. `none`: a backward
-            pass raises. Or a callable, see `dipdefense.gradients.Gradient`; picklable, if the purifier is to be.
+            pass raises. Or a callable, see `dipdefense.defence.gradients.Gradient`; picklable if the purifier is.
         tile: side in pixels of the tiles that larger images are cut into, each fitted as an image of its own;
             they overlap by a quarter. None: that of `defence_for` with the default fit, uncut with a fit of your own.
 
@@ -66,6 +66,9 @@ class Purifier(nn.Module):
 
     def fit(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> FitResult:
         """The whole result of the fit to images (B, C, H, W) in [0, 1], uncut; no gradient passes.
+
+        Its `reconstruction` is the iterate that the stopping rule chooses. With the default settings that is not what
+        the purifier returns, which is a mean over several iterates.
 
         Raises:
             TypeError, ValueError: not a floating image batch, or outside [0, 1].

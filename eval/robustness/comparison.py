@@ -108,14 +108,10 @@ def _checked_settings(methods: Sequence[Method]) -> list[Setting]:
 
 def _cells(classifier: nn.Module, methods: Sequence[Method], config: RunConfig, radii: Sequence[float]) -> list[Cell]:
     """Every method on the clean images, then under each attack at each radius."""
-    attacks = config.chosen_attacks
-    for name, several in (("eps", radii), ("attacks", attacks)):
-        if len(set(several)) < len(several):
-            raise ValueError(f"{name} must each stand once, got {', '.join(map(str, several))}")
-    if not radii:
-        raise ValueError("eps must be one or more radii, got none")
+    if not radii or len(set(radii)) < len(radii):
+        raise ValueError(f"eps must be one or more radii, each once, got {', '.join(map(str, radii)) or 'none'}")
     cells = [Cell("clean", "", 0.0, "", config.n, methods)]
-    for attack in attacks:
+    for attack in config.chosen_attacks:
         for eps in map(float, radii):
             crafted = partial(craft, attack, classifier, config=replace(config, eps=eps))
             cells.append(Cell(attack, "bare", eps, "exact", config.n, methods, crafted))

@@ -135,11 +135,13 @@ def check_number(name: str, value: Any) -> None:
 
 
 def check_names(name: str, value: Any) -> None:
-    """Refuse what is neither None nor a sequence of names; a single name is no sequence of names."""
+    """Refuse what is neither None nor a sequence of different names; a single name is no sequence of names."""
     if value is None:
         return
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(one, str) for one in value):
         raise TypeError(f"{name} must be a sequence of names, got {value!r}")
+    if len(set(value)) < len(value):
+        raise ValueError(f"{name} must name each once, got {', '.join(value)}")
 
 
 def attacks_in(norm: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from eval.records import Record
 
-__all__ = ["ALARMS", "Detection", "detection", "detection_table", "paired_detection", "score_pairs"]
+__all__ = ["ALARMS", "Detection", "detection", "detection_table", "paired_detection", "score_pairs", "threshold_of"]
 
 Scores = np.ndarray[Any, Any]
 
@@ -61,8 +61,7 @@ def detection(
         )
     if not (np.isfinite(negative).all() and np.isfinite(positive).all()):
         raise ValueError("scores must be finite, got NaN or infinite values")
-    ordered = np.sort(negative)
-    limit = ordered[-1 - math.floor(ALARMS * len(ordered))]  # at most the rate of alarms lies above
+    limit = threshold_of(negative)
     flagged = float((positive > limit).mean())
     if not chosen.any():
         return Detection(math.nan, math.nan, math.nan, math.nan, flagged)
@@ -70,6 +69,12 @@ def detection(
     low, high = np.nanquantile(areas, [(1 - confidence) / 2, (1 + confidence) / 2])
     above = _above(negative, positive[chosen])
     return Detection(float(above.mean()), float(low), float(high), float((positive[chosen] > limit).mean()), flagged)
+
+
+def threshold_of(clean: ArrayLike) -> float:
+    """The smallest clean score (N,) that at most a share `ALARMS` of the clean scores exceeds."""
+    ordered = np.sort(np.asarray(clean, dtype=np.float64))
+    return float(ordered[-1 - math.floor(ALARMS * len(ordered))])
 
 
 def _above(negative: Scores, positive: Scores) -> Scores:

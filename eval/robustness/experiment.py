@@ -33,7 +33,15 @@ __all__ = ["GROWS", "KEY", "Cell", "Experiment", "run_experiment", "title", "wri
 
 KEY = ("config", *ROW, "index", "image")  # what names a record
 GROWS = ("attacks", "defences")  # parts of the description that may gain entries when a run is continued
-FREE = ("attacks_defended", "crafted_on", "rungs", "radii", "queries", "budget")  # that may change in any way
+FREE = (
+    "attacks_defended",
+    "crafted_on",
+    "n_defended",
+    "rungs",
+    "radii",
+    "queries",
+    "budget",
+)  # that may change in any way
 PACKAGES = ("dipdefense", "torch", "torchattacks", "pyautoattack", "scikit-image")
 
 Craft = Callable[[Tensor, Tensor], Tensor]  # images (B, C, H, W) in [0, 1], labels (B,) -> adversarial images

@@ -34,7 +34,6 @@ class RunSpec(Generic[Config]):
     fit: FitConfig | None = None
     tile: int | None = None
     decision: str | None = None
-    gradient: str = "straight_through"
     fresh: bool = False  # the defence draws its seed at every query; else it is that of the config
     filters: tuple[str, ...] = ()  # keys of BASELINES, beside the defence
 
@@ -48,7 +47,7 @@ class RunSpec(Generic[Config]):
         images = load_dataset(self.dataset, self.data).between(*self.index)
         classifier = load_classifier(self.classifier, self.weights).to(device)
         purifier = Purifier(self.fit, seed=None if self.fresh else self.config.seed, tile=self.tile)
-        defended = DefendedClassifier(classifier, purifier, gradient=self.gradient, decision=self.decision)
+        defended = DefendedClassifier(classifier, purifier, decision=self.decision)
         return defended, images
 
     def evaluation(self: "RunSpec[RunConfig]", device: Any = "cpu", **subject: Any) -> Experiment:

@@ -8,12 +8,12 @@ import pandas as pd
 from attacks.adaptive import LADDER, Rung
 from eval.intervals import wilson
 from eval.records import Record
+from eval.robustness.detection import threshold_of
 from eval.robustness.summary import COLUMNS, summarise
 
 __all__ = ["QUERIES", "WAYS", "tabulate"]
 
 QUERIES = 5  # times that a defence which draws is asked about an image
-FALSE_ALARMS = 0.05  # share of clean images that are flagged
 
 # what counts as right, of the answers to one image
 WAYS: dict[str, Callable[[Sequence[bool]], bool]] = {
@@ -45,7 +45,8 @@ def tabulate(
             n are the images on which the lowest share was found.
         query: `single`, `majority` of five or `worst` of five queries; only `single` where the defence's seed is fixed.
         n_all: images of all rows together; where n is smaller, the row says nothing of the others.
-        flagged: share whose detection score, the mean over the queries, exceeds that of 95 % of the clean images.
+        flagged: share whose detection score, the mean over the queries, exceeds a threshold that at most 5 % of the
+            clean images exceed.
         right_or_flagged: share that is right, or flagged; what a user sees who discards what is flagged. In the worst
             case the lowest share as above, perhaps on other images than those of the accuracy.
         score: mean detection score.
@@ -58,7 +59,7 @@ def tabulate(
     answers = groups.first().assign(**groups[MEANS].mean())
     right = groups["correct"].agg(list)
     clean = answers["score"][answers.index.get_level_values("attack") == "clean"]
-    answers["flagged"] = answers["score"] > clean.quantile(1 - FALSE_ALARMS)
+    answers["flagged"] = answers["score"] > threshold_of(clean)
     tables = []
     for query in list(WAYS)[: 1 if frame["strength"].nunique() == 1 else None]:
         answers["correct"] = [bool(WAYS[query](answer)) for answer in right]

@@ -315,11 +315,11 @@ def test_a_decision_survives_json_copies_and_files(decision):
         torch.testing.assert_close(again(images()), defended(images()))
 
 
-@pytest.mark.parametrize("name", DECISIONS)
-def test_a_decision_by_name_fits_any_length(name):
+@pytest.mark.parametrize("decision", DECISIONS.values())
+def test_a_decision_without_arguments_fits_any_length(decision):
     for iterations in (2, 24):
         config = dataclasses.replace(TINY, iterations=iterations)
-        assert defend(Linear(), config, decision=name)(images()).shape == (3, 5)
+        assert defend(Linear(), config, decision=decision())(images()).shape == (3, 5)
 
 
 def test_the_last_look_alone_is_the_softmax_of_the_last_decision():
@@ -330,7 +330,7 @@ def test_the_last_look_alone_is_the_softmax_of_the_last_decision():
 def test_no_gradient_raises_through_a_decision():
     x = images().requires_grad_()
     with pytest.raises(RuntimeError, match='use gradient="straight_through"'):
-        defend(Linear(), TINY, gradient="none", decision="detector_gated")(x).sum().backward()
+        defend(Linear(), TINY, gradient="none", decision=DetectorGated())(x).sum().backward()
 
 
 # --- what is refused --------------------------------------------------------------------------------------------
@@ -383,11 +383,11 @@ RISING = "iterations must be one or more integers rising from 1 or above, got "
         (lambda: Purifier(TINY).trajectory(images(), ()), ValueError, "iterations must be one or more integers from 1"),
         (lambda: Purifier(TINY).trajectory(images(), (0,)), ValueError, r"of the fit, got \(0,\)"),
         (
-            lambda: defend(Linear(), dataclasses.replace(TINY, stopping="emv"), decision="detector_gated")(images()),
+            lambda: defend(Linear(), dataclasses.replace(TINY, stopping="emv"), decision=DetectorGated())(images()),
             ValueError,
             "stopping must be fixed where iterations are named, got 'emv': use the decision last",
         ),
-        (lambda: defend(Linear(), TINY, decision="detector_gated")(images() * 2), ValueError, "255"),
+        (lambda: defend(Linear(), TINY, decision=DetectorGated())(images() * 2), ValueError, "255"),
         (lambda: defend(Returns(torch.zeros(3)), TINY)(images()), ValueError, r"\(B, K\) for 3 images, got shape \(3,"),
         (lambda: defend(Returns(torch.zeros(2, 5)), TINY)(images()), ValueError, r"logits \(B, K\) for 3 images"),
         (lambda: defend(Returns(None), TINY)(images()), ValueError, "for 3 images, got NoneType"),

@@ -145,16 +145,20 @@ def test_a_decision_of_ones_own_gets_the_default_fit():
 
 def test_with_a_fit_of_ones_own_nothing_is_tuned():
     assert defence_for(SMALL, fit=TINY) == Defence(TINY, LastReconstruction(), None)
-    assert defence_for(GREY, fit=TINY, decision="detector_gated") == Defence(TINY, DetectorGated(), None)
+    assert defence_for(GREY, fit=TINY, decision="mean_softmax") == Defence(TINY, MeanSoftmax(), None)
+    with pytest.raises(
+        ValueError, match="decision must be a DetectorGated with a detector that was learnt on your fit"
+    ):
+        defence_for(GREY, fit=TINY, decision="detector_gated")
     assert defend(pooled(), TINY, decision="mean_softmax").plan(images(LARGE))[1] == MeanSoftmax()
     assert DefendedClassifier(pooled(), Purifier(TINY, tile=16)).plan(images(LARGE))[0].tile == 16
 
 
 def test_the_old_name_of_a_decision_is_deprecated():
-    with pytest.warns(DeprecationWarning, match="the decision trust is now called detector_gated"):
+    with pytest.warns(FutureWarning, match="the decision trust is now called detector_gated"):
         defended = defend(pooled(), decision="trust")
     assert defended.plan(images(SMALL))[1] == defence_for(SMALL).decision  # not said again
-    with pytest.warns(DeprecationWarning, match="detector_gated"):
+    with pytest.warns(FutureWarning, match="detector_gated"):
         assert defence_for(SMALL, decision="trust") == defence_for(SMALL)
 
 

@@ -103,6 +103,9 @@ def test_only_some_attacks_go_through_the_defence(tmp_path, classifier, digits):
     assert len(calls) == 1  # the one row that is new
     with pytest.raises(ValueError, match="attacks_defended must be among attacks, fgsm, got 'pgd'"):
         RunConfig(attacks=("fgsm",), attacks_defended=("pgd",))
+    for twice in ({"attacks": ("fgsm", "fgsm")}, {"attacks_defended": ("fgsm", "fgsm")}):
+        with pytest.raises(ValueError, match="must name each once, got fgsm, fgsm"):
+            RunConfig(**twice)
 
 
 def test_a_killed_run_ends_with_the_same_table(tmp_path, classifier, digits):
