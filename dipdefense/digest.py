@@ -1,4 +1,4 @@
-"""Short names of plain values, of source code, and of what is neither: modules, functions, objects with settings."""
+"""Hashes of plain values, of source code, of modules, and of functions and objects with their settings."""
 
 import dataclasses
 import functools
@@ -39,9 +39,10 @@ def source_hash(*packages: str) -> str:
 
 
 def fingerprint(net: nn.Module) -> str:
-    """Sixteen hex digits that name a module's structure, code, parameters and buffers, those out of its state dict too.
+    """Sixteen hex digits that name a module's structure, code, parameters and buffers.
 
-    What else a module does, by attributes, closures and hooks, it does not see; `eval.probe` asks for answers.
+    Buffers outside the state dict count, too. Attributes, closures and hooks do not; for those `eval.probe` compares
+    the module's answers.
     """
     digest = hashlib.sha256(_text(net).encode())
     for kind in sorted({type(module) for module in net.modules()}, key=_name):
@@ -52,14 +53,14 @@ def fingerprint(net: nn.Module) -> str:
 
 
 def describe(value: Any, *beside: Any) -> str:
-    """What a function or an object is called, and sixteen hex digits of its code and settings, in a line.
+    """The name of a function or an object, and sixteen hex digits of its code and settings, in one line.
 
-    A function is known by its bytecode, its defaults, its closure, and the plain values and functions of its own module
-    that it reads; an object by its class and its attributes. What is written in C is known by its `repr` alone.
+    A function is identified by its bytecode, its defaults, its closure, and the plain values and functions of its own
+    module that it reads; an object by its class and its attributes; code written in C by its `repr` alone.
 
     Args:
         value: a string is taken as it is.
-        beside: what the digits also name.
+        beside: further values that the digits depend on.
     """
     if isinstance(value, str) and not beside:
         return value
@@ -91,11 +92,11 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 def _contents(value: Any, seen: dict[int, Any]) -> Any:
-    """What JSON holds of a value; `seen` are the values that were met, by their identity, so that each is told once."""
+    """A value as JSON; `seen` holds the values met before, by identity, so that each is written once."""
     if isinstance(value, Plain):
         return repr(value)
     inside = functools.partial(_contents, seen=seen)
-    match value:  # what cannot change may be one object or several equal ones, which says nothing
+    match value:  # equal immutable values may or may not be one object
         case tuple():
             return [inside(one) for one in value]
         case frozenset():
@@ -130,7 +131,7 @@ def _contents(value: Any, seen: dict[int, Any]) -> Any:
 
 
 def _read(function: FunctionType) -> tuple[tuple[str, Any], ...]:
-    """What a function reads beside its arguments: its closure; of its module's globals plain values and functions."""
+    """What a function reads besides its arguments: its closure, and plain values and functions of its module."""
     closure = zip(function.__code__.co_freevars, map(_cell, function.__closure__ or ()), strict=True)
     held = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
     return *closure, *(
@@ -143,19 +144,19 @@ def _read(function: FunctionType) -> tuple[tuple[str, Any], ...]:
 def _cell(cell: CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # the name that it stands for has no value yet
+    except ValueError:  # its name has no value yet
         return None
 
 
 def _names(code: CodeType) -> set[str]:
-    """The names that a code and those within it look up."""
+    """The names that a code object, and those within it, look up."""
     return set(code.co_names).union(*(_names(one) for one in code.co_consts if isinstance(one, CodeType)))
 
 
 def _class_contents(kind: type) -> Any:
-    """The bytecode of a class and of those that it derives from, and its plain attributes; of torch's the name alone.
+    """The bytecode and plain attributes of a class and its bases; for classes of torch the name alone.
 
-    Torch has a version, and other libraries replace methods of `nn.Module` while they are imported.
+    The version of torch is recorded elsewhere, and other libraries replace methods of `nn.Module` at import.
     """
     contents = []
     for one in kind.__mro__[:-1]:

@@ -41,7 +41,7 @@ def median(images: Tensor, size: int = 3) -> Tensor:
 
 
 def non_local_means(images: Tensor, h: float = 0.07) -> Tensor:
-    """Average pixels whose 5x5 surroundings look alike, within 6 pixels; `h` in [0, 1] units is the strength.
+    """Average pixels with similar 5x5 surroundings, within 6 pixels; `h` in [0, 1] units is the strength.
 
     Source: Buades, Coll and Morel (2005), by scikit-image.
     """
@@ -58,7 +58,7 @@ def non_local_means(images: Tensor, h: float = 0.07) -> Tensor:
 
 
 def total_variation(images: Tensor, weight: float = 0.08) -> Tensor:
-    """Minimise total variation plus the squared distance over 2 `weight`; more weight is smoother.
+    """Minimise total variation plus the squared distance over 2 `weight`; a larger weight smooths more.
 
     Source: Chambolle (2004), by scikit-image.
     """
@@ -85,7 +85,7 @@ def jpeg(images: Tensor, quality: int = 75) -> Tensor:
 
 
 def bit_depth(images: Tensor, bits: int = 4) -> Tensor:
-    """Round to `bits` bits a channel: 2^bits values evenly from 0 to 1."""
+    """Round each channel to `bits` bits, which are 2^bits evenly spaced values from 0 to 1."""
     if not 1 <= bits <= 8:
         raise ValueError(f"bits must lie in [1, 8], got {bits}")
     _check_images(images)
@@ -93,19 +93,19 @@ def bit_depth(images: Tensor, bits: int = 4) -> Tensor:
     return (images.detach() * levels).round() / levels
 
 
-# Orthonormal, so that white noise of std sigma stays just that: luminance, red - blue, green - magenta.
+# Luminance, red - blue, green - magenta. Orthonormal, so that white noise stays white with the same std.
 OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 
 
 def bm3d(images: Tensor, sigma: float = 0.1) -> Tensor:
     """Block matching and 3-D filtering for noise of std `sigma`, images in [0, 1]; RGB or grey.
 
-    The package's licence allows non-commercial use only, which is why no other extra installs it.
+    The package's licence allows non-commercial use only, so no other extra installs it.
 
     Source: Dabov et al. (2007), "Image denoising by sparse 3-D transform-domain collaborative filtering", by the
         authors' package bm3d.
-    Differs: an orthonormal opponent transform, blocks matched in its luminance, in place of the package's own, which
-        divides by the range of each opponent channel and so fails on RGB images without colour.
+    Differs: an orthonormal opponent transform, with blocks matched in its luminance. The package's own transform
+        divides by the range of each opponent channel, so it fails on RGB images without colour.
 
     Raises:
         ImportError: the package bm3d is not installed.
@@ -147,7 +147,7 @@ def _each(images: Tensor, filter_image: Callable[[Any], Any]) -> Tensor:
     """Filter each image on the CPU, on its own, so that no statistic crosses images."""
     _check_images(images)
     filtered = np.stack([filter_image(image) for image in images.detach().cpu().numpy()])
-    return torch.from_numpy(filtered).to(images).clamp(0, 1)  # rounding leaves [0, 1] by an ulp
+    return torch.from_numpy(filtered).to(images).clamp(0, 1)  # rounding can leave [0, 1]
 
 
 def _check_images(images: Tensor) -> None:

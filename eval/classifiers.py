@@ -160,15 +160,15 @@ def load_classifier(spec: str, weights: str | Path | None = None, *, num_classes
     """Build a classifier in eval mode, on the CPU, with its weights.
 
     Args:
-        spec: one of `CLASSIFIERS`; `torchvision:NAME` or `timm:NAME`, behind the constants they were trained
-            with; or `FILE.py:FACTORY`, a function without arguments in your own file, which is executed and
-            whose nn.Module is taken as it is: images in [0, 1] to logits.
+        spec: one of `CLASSIFIERS`; `torchvision:NAME` or `timm:NAME`, with the normalisation they were trained
+            with; or `FILE.py:FACTORY`, a function without arguments in your own file. The file is executed, and
+            the function's nn.Module, images in [0, 1] to logits, is used unchanged.
         weights: a state dict, see `read_weights`. Optional for `digits_cnn`, which is trained in seconds on
             first use and kept in the cache folder, and for your own file.
-        num_classes: K, where it is not the architecture's own; not for `FILE.py:FACTORY`.
+        num_classes: K, if it differs from the architecture's; not for `FILE.py:FACTORY`.
 
     Raises:
-        ValueError: the spec is unknown, or the weights are needed, unreadable or of another network.
+        ValueError: the spec is unknown, or the weights are missing, unreadable or of another network.
         FileNotFoundError: the weights or FILE.py do not exist.
         TypeError: FACTORY did not return an nn.Module.
     """
@@ -197,12 +197,12 @@ def load_classifier(spec: str, weights: str | Path | None = None, *, num_classes
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict as tensors only: nothing in the file is executed.
 
-    `*.safetensors`, else a file of torch.save. Two wrappings are undone, with a log line: a training
+    The file is `*.safetensors`, or was written by torch.save. Two wrappings are removed, with a log line: a training
     checkpoint's {"state_dict": ...}, and the `module.` that DataParallel puts before every key.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is torn, or holds something else than tensors.
+        ValueError: the file is damaged, or holds anything but tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -238,7 +238,7 @@ def _read_file(path: Path) -> object:
 
 
 def _load(net: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load all of the weights or raise, naming the first key that does not fit."""
+    """Load all of the weights, or raise and name the first key that does not fit."""
     expected = net.state_dict()
     for key, value in expected.items():
         if key not in weights:

@@ -1,4 +1,4 @@
-"""Seconds, once the device has done what it was asked."""
+"""A clock that waits for the device."""
 
 import time
 
@@ -8,7 +8,7 @@ __all__ = ["clock"]
 
 
 def clock(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
+    """The time in seconds, after the device has finished all work that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -34,7 +34,7 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Labelled images, each float32 (C, H, W) in [0, 1], decoded when it is asked for."""
+    """Labelled images, each float32 (C, H, W) in [0, 1], decoded on access."""
 
     name: str
     class_names: tuple[str, ...]
@@ -57,7 +57,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
         return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:n]
 
     def between(self, start: int | None, stop: int | None) -> "ImageDataset":
-        """The images whose `index` lies in start:stop, so that choices and figures never share an image."""
+        """The images whose `index` lies in start:stop, to choose settings and report figures on different images."""
         low, high = start or 0, int(self.index.max()) + 1 if stop is None else stop
         kept = torch.where((self.index >= low) & (self.index < high))[0]
         if len(kept) == 0:
@@ -71,18 +71,19 @@ def load_dataset(name: str, path: str | Path | None = None, *, size: int | None 
 
     Args:
         name: one of `DATASETS`.
-            `digits`: scikit-learn's digits, held-out part, 1x32x32; `digits_train`: those that `digits_cnn` saw.
+            `digits`: the held-out part of scikit-learn's digits, 1x32x32; `digits_train`: the part that trained
+                `digits_cnn`.
             `mnist`: 1x28x28, from a folder of idx files (`t10k-*`, plain or gzip).
             `cifar10`: 3x32x32, from the python batches, or from an npz of images, uint8 (N, H, W, C), and labels, N
                 integers; optional are index, N integers (0 to N - 1), and class_names (those of CIFAR-10).
             `folder`: RGB photographs listed in labels.csv (file, class_index), or one folder per class.
-        path: where the data lie; None downloads `mnist` and `cifar10` into `cache_folder()`.
+        path: file or folder of the data; None downloads `mnist` and `cifar10` into `cache_folder()`.
         size: side in pixels of the square cut from a photograph of `folder` (224 by default), after its short
-            side was brought to size * 256 / 224.
+            side was resized to size * 256 / 224.
 
     Raises:
         FileNotFoundError: the path, or a file expected there, does not exist.
-        ValueError: the name is unknown, an argument does not fit it, or a file is torn.
+        ValueError: the name is unknown, an argument does not fit it, or a file is damaged.
     """
     if name not in DATASETS:
         raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
@@ -105,9 +106,9 @@ def cache_folder() -> Path:
 
 
 def digits_split(train: bool) -> ImageDataset:
-    """scikit-learn's 1797 digits: every fourth image (449) is held out, the others (1348) train.
+    """scikit-learn's 1797 digits: every fourth image (449) is held out, the others (1348) are for training.
 
-    The 8x8 images of 16 grey levels are resized bilinearly to 32x32. Both parts share their 13 writers.
+    The 8x8 images of 16 grey levels are resized bilinearly to 32x32. Both parts have the same 13 writers.
     """
     try:
         from sklearn.datasets import load_digits
@@ -173,7 +174,7 @@ def _cifar10(path: Path | None, size: int | None) -> ImageDataset:
             raise FileNotFoundError(f"{path} must be an npz file, or hold test.npz or {CIFAR10.base_folder}/")
     try:
         cifar = CIFAR10(root, train=False, download=path is None)
-    except RuntimeError as error:  # torchvision's word for a wrong checksum
+    except RuntimeError as error:  # torchvision's error for a wrong checksum
         raise ValueError(f"{root / CIFAR10.base_folder} must hold the original batches: {error}") from error
     return _from_arrays("cifar10", root, cifar.data, cifar.targets, cifar.classes)
 
@@ -246,7 +247,7 @@ def _folder(path: Path | None, size: int | None) -> ImageDataset:
 
 
 def _listed(path: Path) -> tuple[list[Path], list[int], tuple[str, ...]]:
-    """Files and labels of labels.csv, classes of class_names.txt (JSON, index to name), else the numbers."""
+    """Files and labels of labels.csv; class names of class_names.txt (JSON, index to name), else the indices."""
     table = path / "labels.csv"
     with table.open(newline="", encoding="utf-8-sig") as lines:
         rows = list(csv.DictReader(lines))

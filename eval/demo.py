@@ -1,6 +1,6 @@
-"""The main job on an embedded data set: attack a digit classifier, purify, count, and show it.
+"""A demonstration without data files: attack a digit classifier, purify, and show table and picture.
 
-In full, small runs of what else `dipdefense report` shows stand beside the run itself, in folders of their own.
+The full demo adds small runs of everything else that `dipdefense report` shows, in subfolders.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from eval.robustness.evaluate import evaluate_robustness
 
 __all__ = ["DEMO", "run_demo"]
 
-ADAPTIVE = 8  # images that are attacked through the defence; each step of that attack is a fit of each
+ADAPTIVE = 8  # images that are attacked through the defence; each step fits each image once
 DEMO = RunConfig(
     attacks=("fgsm", "pgd", "momentum_pgd"),
     eps=0.2,
@@ -40,7 +40,7 @@ SHOWN = 4  # images of the picture, and of the gallery
 FITS = DEMO.n * (1 + len(DEMO.chosen_attacks)) + ADAPTIVE * (DEMO.steps + 2) + SHOWN  # of the main job
 RADII = (0.1, 0.2, 0.3)  # of the comparison
 SMALL = replace(DEMO, attacks=("pgd",), n=30, crafted_on="bare", n_defended=None)
-# percent of the whole time, about, where the demo is made in full
+# approximate percentages of the time of the full demo
 STAGES = {"run": 45, "gallery": 2, "defences": 14, "fit": 13, "ladder": 26}
 
 Told = Callable[[float, float], None]  # progress, as (done, in all)
@@ -53,10 +53,10 @@ def run_demo(
     progress: Told | None = None,
     each: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
-    """Evaluate the digit classifier bare, purified and blurred, one attack knowing the defence, and show four digits.
+    """Evaluate the digit classifier bare, purified and blurred, once with an adaptive attack, and show four digits.
 
     Args:
-        out: folder of the run. Where the main job is in it already, only what is missing is made.
+        out: folder of the run; a run that is there already is completed.
         full: also make a gallery and, in folders in `out`, a comparison of defences, accuracy along the fit and a
             ladder.
         progress: called with (percent done, 100).
@@ -92,7 +92,7 @@ def run_demo(
 
 
 def _telling(tell: Callable[[float], None]) -> Purifier:
-    """A purifier that tells how many images it has fitted, those under way in part."""
+    """A purifier that reports how many images it has fitted, with fractions for fits under way."""
     fitted = 0
 
     class Telling(Purifier):

@@ -1,4 +1,4 @@
-"""One picture that shows what a defence did: clean, adversarial, residual, purified, with predictions."""
+"""A picture of the effect of a defence: clean, adversarial, residual and purified images, with predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,17 +21,17 @@ def save_comparison(
     labels: Tensor,
     class_names: Sequence[str],
 ) -> None:
-    """Save a grid: one row an image, columns clean, adversarial, residual x10, purified.
+    """Save a grid with one row for each image; the columns are clean, adversarial, residual x10, purified.
 
     Args:
         path: PNG file.
-        classifier: its predictions stand under the images, right ones green, wrong ones red.
+        classifier: its predictions are shown under the images, correct ones green, wrong ones red.
         images: `clean`, `adversarial` and `purified`, each (B, C, H, W) in [0, 1].
         labels: (B,) true classes.
         class_names: of all classes.
     """
     predictions = {name: classifier(batch).argmax(1).tolist() for name, batch in images.items()}
-    residual = (0.5 + RESIDUAL_GAIN * (images["adversarial"] - images["clean"])).clamp(0, 1)  # grey = untouched
+    residual = (0.5 + RESIDUAL_GAIN * (images["adversarial"] - images["clean"])).clamp(0, 1)  # grey = unchanged
     columns = {
         "clean": images["clean"],
         "adversarial": images["adversarial"],

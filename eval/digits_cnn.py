@@ -16,7 +16,7 @@ __all__ = ["TORN", "DigitsCNN", "train_digits_cnn", "trained_digits_cnn"]
 
 logger = logging.getLogger(__name__)
 
-# What torch.load and load_state_dict raise on torn, foreign or mismatching files; found by damaging files.
+# Errors of torch.load and load_state_dict for damaged, foreign or mismatching files; found by damaging files.
 TORN = (
     *(OSError, RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, AssertionError),
     *(pickle.UnpicklingError, struct.error),
@@ -44,12 +44,12 @@ class DigitsCNN(nn.Module):
 def train_digits_cnn(*, epochs: int = 6, batch_size: int = 64, lr: float = 5e-3, seed: int = 0) -> DigitsCNN:
     """Train on the training part of the digits; `lr` is the peak of a one-cycle schedule of AdamW.
 
-    On one thread: the weights do not depend on the number of cores, and so small a net needs no more.
+    It uses one thread, so that the weights do not depend on the number of cores; so small a net needs no more.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        # Works under no_grad and inference_mode; of the generators only the CPU one is seeded.
+        # Works under no_grad and inference_mode. Only the generator of the CPU is seeded.
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return _train(epochs, batch_size, lr)
@@ -75,8 +75,8 @@ def _train(epochs: int, batch_size: int, lr: float) -> DigitsCNN:
 
 
 def trained_digits_cnn() -> DigitsCNN:
-    """Take the trained network from `cache_folder()`; train and keep it if it is not there, or torn."""
-    path = cache_folder() / "digits_cnn-2.pt"  # another recipe gets another number
+    """Read the trained network from `cache_folder()`; train and keep it if the file is missing or damaged."""
+    path = cache_folder() / "digits_cnn-2.pt"  # the number changes with the recipe
     if path.is_file():
         try:
             net = DigitsCNN()

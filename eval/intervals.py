@@ -31,7 +31,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 def tango(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> tuple[float, float, float]:
     """Score interval of the difference of two rates on the same images, as (difference, low, high).
 
-    It has a width where all images agree and where none does, and for a single image.
+    Its width is above 0 even if all images agree, if none does, and for a single image.
 
     Source: Tango (1998), "Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design", Statistics in Medicine 17:891-908, eq. (24) to (26).
@@ -42,7 +42,7 @@ def tango(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> tuple[floa
         confidence: coverage, in (0, 1).
 
     Raises:
-        ValueError: the arrays are not two of one length, or hold other values.
+        ValueError: the arrays differ in length, or hold other values.
     """
     _check_confidence(confidence)
     first, second = np.asarray(a), np.asarray(b)
@@ -58,7 +58,8 @@ def tango(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> tuple[floa
 def _score_limit(gained: int, lost: int, n: int, z: float) -> float:
     """The lower limit: the difference of the rates at which the score statistic T is z.
 
-    T falls from infinity at -1 to 0 at the observed difference. T / sqrt(1 + T^2) is solved for, which is finite.
+    T falls from infinity at -1 to 0 at the observed difference. The equation is solved in T / sqrt(1 + T^2), which is
+    finite.
     """
     observed = (gained - lost) / n
     if observed == -1:
@@ -83,13 +84,13 @@ def paired_bootstrap(
 
     Args:
         a: one value per image, (N,), N at least 2.
-        b: values of the same images in the same order; images are resampled, so the pairing is kept.
+        b: values of the same images in the same order; whole images are resampled, so the pairs are kept.
         confidence: coverage, in (0, 1).
         resamples: number of bootstrap samples.
         seed: of the resampling.
 
     Raises:
-        ValueError: the arrays are not two of one length, or hold NaN or infinite values.
+        ValueError: the arrays differ in length, or hold NaN or infinite values.
     """
     _check_confidence(confidence)
     if resamples < 1:

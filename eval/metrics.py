@@ -54,8 +54,8 @@ def ssim(reconstruction: Tensor, reference: Tensor) -> Tensor:
     full: Tensor = structural_similarity_index_measure(
         reconstruction, reference, sigma=1.5, data_range=1.0, reduction="none", return_full_image=True
     )[1]
-    # torchmetrics 1.9 averages the map with its border, where the window sees mirrored pixels; its earlier
-    # versions and scikit-image do not. The map itself is the same in all of them.
+    # torchmetrics 1.9 averages the map including its border, where the window covers mirrored pixels. Earlier versions
+    # and scikit-image leave the border out. The map itself is the same in all of them.
     border = WINDOW // 2
     return full[..., border:-border, border:-border].flatten(1).mean(dim=1)
 

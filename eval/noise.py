@@ -1,4 +1,4 @@
-"""Noise on images, with the levels at which early stopping was compared."""
+"""Noise on images, at the levels at which Wang et al. (2023) compared early stopping."""
 
 import zlib
 from collections.abc import Callable
@@ -13,7 +13,7 @@ __all__ = ["LEVELS", "NOISES", "gaussian", "generator_of", "impulse", "shot", "s
 def gaussian(images: Tensor, level: float, *, generator: torch.Generator, clip: bool = True) -> Tensor:
     """Add normal noise of standard deviation `level`, in [0, 1] units: (B, C, H, W) -> same, clipped to [0, 1].
 
-    With `clip=False` it keeps its values outside [0, 1], as the literature on denoising has it.
+    With `clip=False` values outside [0, 1] are kept, as in the literature on denoising.
 
     Source, as for the other noises: Hendrycks and Dietterich (2019), ImageNet-C.
     """
@@ -32,7 +32,7 @@ def impulse(images: Tensor, level: float, *, generator: torch.Generator) -> Tens
 
 
 def shot(images: Tensor, level: float, *, generator: torch.Generator) -> Tensor:
-    """Poisson noise, white being `level` photons: (B, C, H, W) in [0, 1] -> same, clipped to [0, 1]."""
+    """Poisson noise, where white is `level` photons: (B, C, H, W) in [0, 1] -> same, clipped to [0, 1]."""
     _check(images, level)
     photons = torch.poisson((images * level).to(generator.device), generator=generator)
     return (photons.to(images) / level).clamp(0, 1)
@@ -60,7 +60,7 @@ LEVELS: dict[str, dict[str, float]] = {
 
 
 def generator_of(seed: int, *names: str) -> torch.Generator:
-    """A generator on the CPU that is a function of the seed and the names alone: of an image, its noise."""
+    """A generator on the CPU that depends only on the seed and the names, for example those of an image and a noise."""
     own = np.random.SeedSequence([seed, zlib.crc32(" ".join(names).encode())]).generate_state(1)
     return torch.Generator().manual_seed(int(own[0]))
 

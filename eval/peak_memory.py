@@ -1,4 +1,4 @@
-"""The most memory that was taken so far."""
+"""Peak memory so far."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ __all__ = ["peak_bytes", "peak_resident"]
 
 
 def peak_bytes(device: torch.device) -> float:
-    """Of a CUDA device, or resident of this process, in bytes."""
+    """Peak memory of a CUDA device, or else the peak resident memory of this process, in bytes."""
     return float(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak_resident()
 
 
 def peak_resident() -> float:
-    """Peak resident memory of this process in bytes; on Linux ru_maxrss would begin at that of the parent."""
+    """Peak resident memory of this process in bytes; on Linux ru_maxrss would include the parent's."""
     status = Path("/proc/self/status")
     if status.exists():
         fields = dict(line.split(":", 1) for line in status.read_text().splitlines())

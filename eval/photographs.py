@@ -15,13 +15,13 @@ __all__ = ["cut_centre", "read_originals", "read_photo", "read_photos"]
 def read_photos(
     folder: str | Path, *, resize: int, crop: int, n: int | None = None, seed: int = 0
 ) -> list[tuple[str, Tensor]]:
-    """Read the first n images of a seeded permutation: short side resized by area averages, centre cut out.
+    """Read the first n images of a seeded permutation, resize the short side by area averages, and cut out the centre.
 
     Args:
-        folder: with image files.
-        resize: short side in pixels; none may be smaller, since nothing is enlarged.
+        folder: folder of image files.
+        resize: short side in pixels; no image may be smaller, since none is enlarged.
         crop: side of the square that is cut out, in pixels.
-        n: how many; all if None.
+        n: number of images; all if None.
         seed: of the permutation.
 
     Returns:
@@ -29,7 +29,7 @@ def read_photos(
 
     Raises:
         OSError: the folder or a file cannot be read.
-        ValueError: n beyond the images there are, a crop beyond `resize`, a smaller image.
+        ValueError: n above the number of images, a crop above `resize`, an image smaller than `resize`.
     """
     files = list_images(folder)
     if not 1 <= crop <= resize:
@@ -43,28 +43,28 @@ def read_photos(
 def read_originals(
     folder: str | Path, *, resize: int | None = None, crop: int | None = None
 ) -> list[tuple[str, Tensor]]:
-    """Read all images of a folder in the order of their names, whole unless told otherwise; grey ones stay grey.
+    """Read all images of a folder in the order of their names; grey ones stay grey.
 
     Args:
-        folder: with image files.
-        resize: short side in pixels, by area averages; none may be smaller. As they are if None.
-        crop: side of the square that is cut out of the centre, in pixels; whole images if None.
+        folder: folder of image files.
+        resize: short side in pixels, by area averages; no image may be smaller. None: the original size.
+        crop: side of the square that is cut out of the centre, in pixels. None: whole images.
 
     Returns:
         (file name, (C, H, W) in [0, 1]) of each.
 
     Raises:
         OSError: the folder or a file cannot be read.
-        ValueError: a crop or `resize` beyond an image.
+        ValueError: a crop or `resize` above the short side of an image.
     """
     return [(path.name, read_photo(path, resize, crop)) for path in list_images(folder)]
 
 
 def cut_centre(image: Tensor, crop: int, path: str | Path) -> Tensor:
-    """The central square of `crop` pixels of an image (C, H, W) that came from `path`, which messages name.
+    """The central square of `crop` pixels of an image (C, H, W); `path` is its file, for messages.
 
     Raises:
-        ValueError: a crop below 1 or beyond the short side.
+        ValueError: a crop below 1 or above the short side.
     """
     short = min(image.shape[1:])
     if not 1 <= crop <= short:
@@ -81,5 +81,5 @@ def read_photo(path: str | Path, resize: int | None = None, crop: int | None = N
         if not 1 <= resize <= short:
             raise ValueError(f"{path}: the short side must be at least resize, {resize} pixels, got {short}")
         size = [round(side * resize / short) for side in image.shape[1:]]
-        image = F.interpolate(image[None], size, mode="area")[0].clamp(0, 1)  # rounding leaves by 1e-7
+        image = F.interpolate(image[None], size, mode="area")[0].clamp(0, 1)  # rounding can leave [0, 1] by 1e-7
     return image if crop is None else cut_centre(image, crop, path)

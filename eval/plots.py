@@ -1,4 +1,4 @@
-"""Line plots of a long table: one panel a group, one line a kind."""
+"""Line plots of a long table: one panel for each group, one line for each kind."""
 
 from pathlib import Path
 

@@ -1,9 +1,9 @@
-"""What a classifier answers to a few images, by which a run knows it again when it goes on.
+"""A classifier's logits for a few images, which identify it when a run is continued.
 
-A digest of weights and code misses what stands in attributes, closures and hooks. So a run asks the classifier about
-some images of its data set, and the same with noise, and keeps the logits in its folder. They are compared within a
-tolerance and are no part of a hash: with another number of threads, or another build of a library, the last digits
-differ, and a rounded number can then differ in any digit.
+A digest of weights and code misses attributes, closures and hooks. So a run classifies some images of its data set, and
+the same images with noise, and keeps the logits in its folder. They are compared within a tolerance. They are not part
+of a hash, since the last digits differ with another number of threads or another build of a library, and even rounded
+values can then differ.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from eval.datasets import ImageDataset
 
 __all__ = ["Answers", "difference_in_answers", "probe", "probe_images"]
 
-Answers = dict[str, Any] | None  # plain values; None for what answers differently each time it is asked
+Answers = dict[str, Any] | None  # plain values; None if the logits change from call to call
 
 PROBED = 4  # images, the first of the data set, and as many with noise
 NOISE = 0.1  # its standard deviation, images in [0, 1]
-TOLERANCE = 1e-3  # of the spread of the logits, in float32
-ROUNDINGS = 4  # the tolerance in roundings of the logits, where these are coarser
+TOLERANCE = 1e-3  # as a share of the spread of the logits, in float32
+ROUNDINGS = 4  # the tolerance in roundings of the logits, if that is larger
 TF32 = 2**-10  # rounding of convolutions on a CUDA device, which still return float32
 
 
 def probe_images(dataset: ImageDataset) -> Tensor:
-    """The images that are asked about, (2 N, C, H, W): N of the data set, then these with noise of a fixed seed."""
+    """The probe images, (2 N, C, H, W): N of the data set, then the same with noise of a fixed seed."""
     images = dataset.batch(range(min(PROBED, len(dataset))))
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     return torch.cat([images, (images + NOISE * noise).clamp(0, 1)])
@@ -35,12 +35,12 @@ def probe_images(dataset: ImageDataset) -> Tensor:
 
 @torch.no_grad()
 def probe(classifier: Callable[[Tensor], Tensor], images: Tensor) -> Answers:
-    """The logits of images (B, C, H, W), asked one at a time, since all classifiers take a single image.
+    """The logits of images (B, C, H, W), classified one at a time, since every classifier accepts a single image.
 
-    The global random generators are seeded while it answers, and put back.
+    The global random generators are seeded meanwhile, and restored.
 
     Raises:
-        ValueError: logits that are not finite or not (1, K).
+        ValueError: logits that are not finite, or not (1, K).
     """
     logits, again = _ask(classifier, images), _ask(classifier, images)
     rounding = max(torch.finfo(logits.dtype).eps if logits.is_floating_point() else 0, TF32 if logits.is_cuda else 0)
@@ -53,7 +53,7 @@ def probe(classifier: Callable[[Tensor], Tensor], images: Tensor) -> Answers:
 
 
 def difference_in_answers(before: Answers, now: Answers) -> str | None:
-    """How answers that a folder holds differ from those of now, beyond the tolerance; None if they do not."""
+    """How the stored answers differ from the present ones, beyond the tolerance; None if they do not."""
     if before is None or now is None:
         return None if before is now else "as the logits of one of the two change from call to call"
     old, new = torch.tensor(before["logits"]), torch.tensor(now["logits"])

@@ -1,6 +1,6 @@
-"""Append-only records: one JSON line for each image and row of the table, so that a run can be killed.
+"""Append-only records: one JSON line for each image and row of the table, so that a killed run can be continued.
 
-The folder of a run holds one configuration. It says which, and another is refused.
+The folder of a run holds one configuration, which is stored there; a run with another one is refused.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ __all__ = ["Record", "Records", "Run", "append_records", "digest", "made_with", 
 
 Record = dict[str, Any]
 CONFIG, PROBE, RECORDS = "config.json", "probe.json", "records.jsonl"
-NAMED = 3  # differences that a refusal names
-LONGEST = 60  # characters of a value that it shows
+NAMED = 3  # number of differences that an error message names
+LONGEST = 60  # characters of a value that the message shows
 
 
 def digest(image: Tensor) -> str:
@@ -31,12 +31,12 @@ def digest(image: Tensor) -> str:
 
 
 class Records:
-    """Records by name. A benchmark writes down the head of each, all that it is named by, asks which are missing, and
-    adds these with their figures.
+    """Records by name. A benchmark lists the head of each record, which holds the fields that name it, asks which are
+    missing, and adds these with their figures.
 
     Args:
-        key: the fields that name a record, one of them a hash of all that its figures depend on besides the others:
-            so records of other numbers are passed over.
+        key: the fields that name a record. One of them is a hash of everything else that its figures depend on, so
+            records made with other settings are ignored.
     """
 
     def __init__(self, key: Sequence[str]):
@@ -44,38 +44,38 @@ class Records:
         self._records: dict[tuple[Any, ...], Record] = {}
 
     def name(self, head: Mapping[str, Any]) -> tuple[Any, ...]:
-        """What a record is named by."""
+        """The values that name a record."""
         return tuple(head.get(field) for field in self.key)
 
     def missing(self, heads: Iterable[Record]) -> list[Record]:
-        """Those of the heads, or whole records, that are not there."""
+        """The heads, or whole records, that are not stored yet."""
         return [head for head in heads if self.name(head) not in self._records]
 
     def add(self, records: Sequence[Record]) -> None:
-        """Keep records; a later one stands in place of an earlier one of its name."""
+        """Store records; a later one replaces an earlier one of the same name."""
         self._records |= {self.name(record): record for record in records}
 
     def records(self, heads: Iterable[Record]) -> list[Record]:
-        """The records of these heads, none of which is missing."""
+        """The records of these heads; none may be missing."""
         return [self._records[self.name(head)] for head in heads]
 
 
 class Run(Records):
-    """A run that can be killed: a folder of one configuration, and its records, found there or added.
+    """A run that can be continued after it was killed: a folder of one configuration, and the records in it.
 
     `config.json` in the folder holds the description, `probe.json` the probes, `records.jsonl` the records.
 
     Args:
         folder: `begin` makes it.
         key: as in `Records`.
-        description: all that the figures depend on, in plain values, the most telling first.
+        description: everything that the figures depend on, in plain values, the most informative first.
         free: names in the description whose values may differ between starts; the folder keeps the last one.
-        grows: names of mappings in it, such as that of methods to their settings, of which a start may have more or
-            fewer entries than another. Entries that both have must agree; the folder keeps all of them.
-        probes: what the classifier and its like answer, see `eval.probe`; they must agree, too.
+        grows: names of mappings in the description, such as methods and their settings, whose entries may be more or
+            fewer at another start. Entries that both have must agree; the folder keeps all of them.
+        probes: the answers of the classifier, and of other functions, see `eval.probe`; they must agree, too.
 
     Raises:
-        ValueError: the folder holds another run (the message says what differs), or records and no description.
+        ValueError: the folder holds another run (the message says what differs), or records without a description.
     """
 
     def __init__(
@@ -96,11 +96,11 @@ class Run(Records):
             self._agree(before, free, grows)
             self._recognise()
         elif (self.folder / RECORDS).exists():
-            raise ValueError(f"out {folder} holds records and no {CONFIG} that says of what: name another folder")
+            raise ValueError(f"out {folder} holds records but no {CONFIG} that describes them: name another folder")
         super().add(read_records(self.folder / RECORDS))
 
     def _agree(self, before: Record, free: Sequence[str], grows: Sequence[str]) -> None:
-        """Take over the entries that the folder holds, or refuse it."""
+        """Take over the entries in the folder, or raise if they differ."""
         grown = {name: before[name] | self._description[name] for name in grows if isinstance(before.get(name), dict)}
         now = {name: value for name, value in (self._description | grown).items() if name not in free}
         differing = list(_differences({name: held for name, held in before.items() if name not in free}, now, grown))
@@ -112,10 +112,12 @@ class Run(Records):
         self._description |= grown
 
     def _recognise(self) -> None:
-        """Refuse what answers otherwise than it did when the folder was made."""
+        """Raise if the answers differ from those when the folder was made."""
         answers = _read_object(self.folder / PROBE)
         if answers is None and self._probes:
-            raise ValueError(f"out {self.folder} must hold {PROBE}, by which it is known again: name another folder")
+            raise ValueError(
+                f"out {self.folder} must hold {PROBE}, which identifies its classifier: name another folder"
+            )
         for name, now in self._probes.items():
             said = difference_in_answers(answers[name], now) if answers and name in answers else None
             if said is not None:
@@ -123,7 +125,7 @@ class Run(Records):
         self._probes |= answers or {}
 
     def begin(self) -> None:
-        """Make the folder, and keep in it which run it holds; before the first record."""
+        """Make the folder and write the description of the run, before the first record."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if self._probes:
             write_whole(self.folder / PROBE, json.dumps(self._probes) + "\n")
@@ -136,15 +138,15 @@ class Run(Records):
 
 
 def made_with(*packages: str) -> Record:
-    """The versions of Python and of packages, and a hash of the code of this project: parts of any description."""
+    """The versions of Python and of packages, and a hash of this project's code; every description has them."""
     versions = {"python": ".".join(map(str, sys.version_info[:2])), **{name: version(name) for name in packages}}
     return {"versions": versions, "code": source_hash("dipdefense", "attacks", "eval")}
 
 
 def _differences(before: Any, now: Any, grown: Collection[str] = (), name: str = "") -> Iterator[str]:
-    """What differs between two plain values, in words, as in `eps 0.1 where this one has 0.2`.
+    """The differences between two plain values as text, such as `eps 0.1 where this one has 0.2`.
 
-    In the mappings of the names `grown` there may be more entries now than before.
+    The mappings named in `grown` may have more entries now than before.
     """
     if isinstance(before, dict) and isinstance(now, dict):
         for key in dict.fromkeys((*now, *before)):
@@ -182,10 +184,10 @@ def _read_object(path: Path) -> Record | None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """All records of a file, none if it is missing. A torn last line, left by a killed run, is cut off the file.
+    """All records of a file, none if it is missing. An incomplete last line, left by a killed run, is removed from it.
 
     Raises:
-        ValueError: a line before the last is no JSON object.
+        ValueError: a line before the last is not a JSON object.
     """
     if not path.exists():
         return []
@@ -206,7 +208,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def append_records(path: Path, records: Iterable[Record]) -> None:
-    """Append records, one line each, and hand them to the disk."""
+    """Append records, one line each, and flush them to the disk."""
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)
         file.flush()
@@ -214,7 +216,7 @@ def append_records(path: Path, records: Iterable[Record]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file in one move, so that it is never seen half-written."""
+    """Write a file and move it into place, so that it is never seen half-written."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Attacks that know the defence: its fit, its decision, its detector, its draws. They alone import dipdefense."""
+"""Attacks that know the defence: its fit, decision, detector and draws. No other part of attacks imports dipdefense."""
 
 from attacks.adaptive.ladder import COSTS, LADDER, Ensemble, GradientAttack, Oblivious, Query, Rung
 from attacks.adaptive.objectives import LOSSES, objective

@@ -1,4 +1,4 @@
-"""The ladder: attacks on a defended classifier, from those that do not know it to those that know all of it."""
+"""The ladder: attacks on a defended classifier, ordered by how much they know of the defence."""
 
 import math
 from abc import ABC, abstractmethod
@@ -58,7 +58,7 @@ class Rung(ABC):
         return ("linf", "l2")
 
     def check(self, images: Tensor, norm: str, *, draws: bool) -> None:
-        """Refuse, before anything is computed, what the attack itself would refuse later.
+        """Raise, before anything is computed, the errors that the attack itself would raise later.
 
         Args:
             images: one or more images of the run, (B, C, H, W).
@@ -73,7 +73,7 @@ class Rung(ABC):
 
     @abstractmethod
     def make(self, asked: Asked) -> Tensor:
-        """The adversarial images. The arguments have been checked, and the ball holds more than the images."""
+        """Make the adversarial images. The caller has checked the arguments, and eps is above 0."""
 
     def __call__(
         self,
@@ -102,7 +102,7 @@ class Rung(ABC):
             source: another classifier, for transfer.
 
         Raises:
-            TypeError, ValueError: as `attacks.pgd`; no source where examples transfer.
+            TypeError, ValueError: as `attacks.pgd`; a transfer attack without a source.
         """
         validate(images, labels, eps=eps, norm=norm)
         asked = Asked(defended, images, labels, eps, norm, seed, source)
@@ -111,7 +111,7 @@ class Rung(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Oblivious(Rung):
-    """Made for the bare classifier, or with `transfer` for another one; neither knows the defence."""
+    """An attack on the bare classifier, or with `transfer` on another one; it does not know the defence."""
 
     attack: str = "pgd"  # a key of ATTACKS that takes steps
     steps: int = 20
@@ -141,7 +141,7 @@ class GradientAttack(Rung):
     loss: str = "margin"  # a key of LOSSES
     rule: str = "pgd"  # a key of STEP_RULES
     steps: int = 20
-    samples: int = 1  # draws of the defence for each gradient (EOT); the first is its own where its seed is known
+    samples: int = 1  # draws of the defence for each gradient (EOT); with a known seed the first is the defence itself
     restarts: int = 1  # from random points of the ball
     unseen: bool = False  # the detection score must stay below the decision's threshold, too
     # margin of the wrong class, in nats, at which the attack on an image ends; a random defence is attacked to the last
@@ -220,10 +220,10 @@ class GradientAttack(Rung):
 
 @dataclass(frozen=True, kw_only=True)
 class Query(Rung):
-    """An attack that asks for logits or classes only."""
+    """An attack that queries only logits or classes."""
 
     attack: str = "square"  # a key of GRADIENT_FREE
-    queries: int = 5000  # of the defence, an image
+    queries: int = 5000  # of the defence, for each image
     averaged: int = 4  # answers of a random defence for each query of the attack; any other gives one
     cost: ClassVar[str] = "queries"
 
@@ -328,7 +328,7 @@ def _fresh(seed: int, samples: int) -> Iterator[Sequence[int]]:
 LADDER: dict[str, Rung] = {
     "oblivious": Oblivious(),
     "oblivious_momentum": Oblivious(attack="momentum_pgd"),
-    # these two guess that a defence averages over mirror images, the third that it resizes
+    # the first two guess that the defence averages over mirror images, the third that it resizes
     "pgd_flip": Oblivious(attack="pgd_flip"),
     "momentum_pgd_flip": Oblivious(attack="momentum_pgd_flip"),
     "pgd_di": Oblivious(attack="pgd_di"),

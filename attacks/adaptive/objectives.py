@@ -126,14 +126,15 @@ def objective(
 
 
 def _fooled_first(fooled: Tensor, hidden: Tensor) -> Tensor:
-    """Order images by whether the defence is wrong, then by whether it is not alarmed; above 0 where both hold.
+    """Order images by whether the defence is wrong, then by whether it detects nothing; above 0 where both hold.
 
     Args:
         fooled: margin of the wrong class, (B,), in nats.
         hidden: log-odds by which the score lies below the threshold, (B,).
 
     Returns:
-        (B,): in (-2, -1] where the defence is right, in (-1, 0] where it is wrong and alarmed, else the lesser of both.
+        (B,): in (-2, -1] if the defence is right, in (-1, 0] if it is wrong and detects the attack, else the smaller
+        of both.
     """
     won = torch.minimum(fooled, hidden)
     alarmed = hidden / (1 + hidden.abs())

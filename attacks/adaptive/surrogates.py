@@ -1,4 +1,4 @@
-"""Gradients that stand in for that of a fit: BPDA with a smooth surrogate, and the exact gradient of smoother fits.
+"""Gradients that replace that of a fit: BPDA with a smooth surrogate, and the exact gradient of smoother fits.
 
 Each is a `dipdefense.defence.gradients.Gradient`: DefendedClassifier(..., gradient=Blur(1.0)).
 """

@@ -24,18 +24,18 @@ class DIPPurification(PreprocessorPyTorch):  # type: ignore[misc]  # ART is unty
     A preprocessor maps images to images, so the classifier sees one image: the mean of the reconstructions that the
     default decision would classify one by one. A decision needs `PyTorchClassifier(model=dipdefense.defend(model))`.
 
-    ART passes gradients through `estimate_forward`, which is `forward`: their meaning is the purifier's `gradient`.
+    ART passes gradients through `estimate_forward`, which is `forward`, so the purifier's `gradient` is their meaning.
 
     Args:
         purifier: `Purifier()` if None.
         batch_size: images purified at once; ART hands over whole arrays.
-        clip_values: the values of black and white, as ART's classifier has them.
-        device_type: `cpu` or `gpu`, ART's word for where arrays are put; tensors stay where they are.
+        clip_values: the values of black and white, as in ART's classifier.
+        device_type: `cpu` or `gpu`, where ART puts arrays; tensors stay on their device.
         apply_fit: purify when ART trains.
         apply_predict: purify when ART predicts and attacks.
 
     Raises:
-        TypeError: purifier is no Purifier.
+        TypeError: purifier is not a Purifier.
         ValueError: batch_size below 1, clip_values that do not rise, an unknown device_type.
     """
 

@@ -19,7 +19,7 @@ class Logits(Wrapper):
             attacks stay in pixel units. Its resizing is left to the caller. None: no normalisation.
 
     Raises:
-        TypeError: the classifier is no module; the processor has no image_mean and image_std.
+        TypeError: the classifier is not a module, or the processor has no image_mean and image_std.
     """
 
     def __init__(self, classifier: nn.Module, processor: Any = None):

@@ -25,11 +25,11 @@ class NumpyClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), such as `defend(model)`.
         classes: labels of the K logits, in their order, such as `range(10)`.
-        image_shape: (C, H, W) of the images where they come as rows, (N, C*H*W).
+        image_shape: (C, H, W) of the images if they are given as rows, (N, C*H*W).
         batch_size: images classified at once.
 
     Raises:
-        TypeError: the classifier is no module.
+        TypeError: the classifier is not a module.
         ValueError: batch_size below 1.
     """
 
@@ -50,7 +50,7 @@ class NumpyClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         self.batch_size = batch_size
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> "NumpyClassifier":
-        """Nothing: the classifier is trained already. It is there for scikit-learn's cross-validation."""
+        """Do nothing, since the classifier is trained already; scikit-learn's cross-validation calls this."""
         return self
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -66,7 +66,8 @@ class NumpyClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         """Images (N, C, H, W) in [0, 1], or rows (N, C*H*W) -> labels (N,).
 
         Raises:
-            TypeError, ValueError: not floating, outside [0, 1], of another shape; other classes than logits.
+            TypeError, ValueError: images that are not floating, outside [0, 1], or of another shape; not one class for
+                each logit.
         """
         labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(1)]
         return labels
@@ -83,7 +84,7 @@ class NumpyClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         return probabilities
 
     def _images(self, X: ArrayLike) -> Tensor:
-        """In the dtype and on the device of the classifier's weights."""
+        """The images as a tensor, in the dtype and on the device of the classifier's weights."""
         array = np.asarray(X)
         if array.dtype not in (np.float32, np.float64):
             raise TypeError(f"X must be float32 or float64 in [0, 1], got {array.dtype}: divide 0..255 values by 255")

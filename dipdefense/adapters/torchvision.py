@@ -12,9 +12,9 @@ __all__ = ["Purify"]
 
 
 class Purify(v2.Transform):  # type: ignore[misc]  # torchvision is untyped
-    """Purify the `tv_tensors.Image` of a sample, such as (image, label); labels, boxes and masks pass as they are.
+    """Purify the `tv_tensors.Image` of a sample, such as (image, label); labels, boxes and masks are not changed.
 
-    A pipeline of images alone can hold the `Purifier` itself. Either stands after `v2.ToImage()` and
+    In a pipeline of images alone the `Purifier` itself can be used. Both belong after `v2.ToImage()` and
     `v2.ToDtype(torch.float32, scale=True)`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Whether a classifier can be defended: what cannot work, what looks wrong, and what to change."""
+"""Check whether a classifier can be defended: certain faults, doubts, and what to change."""
 
 import copy
 import warnings
@@ -19,13 +19,13 @@ SIDES = (32, 28, 64, 224, 8, 16, 96, 128, 256, 384)  # tried in this order if no
 
 @dataclass(frozen=True)
 class Compatibility:
-    """What `check_classifier` found with images of this shape, (C, H, W)."""
+    """The findings of `check_classifier` with images of this shape, (C, H, W)."""
 
     shape: tuple[int, int, int]
     faults: tuple[Incompatibility, ...]
 
     def report(self) -> None:
-        """Warn of every doubt, and raise ValueError with all that is certain."""
+        """Warn of every doubt, and raise ValueError with all certain faults."""
         for fault in self.faults:
             if not fault.certain:
                 warnings.warn(fault.message, stacklevel=3)
@@ -41,7 +41,7 @@ def check_classifier(
     images: Tensor | None = None,
     labels: Tensor | None = None,
 ) -> Compatibility:
-    """Look for what keeps a classifier from being defended, or from being attacked with all strength.
+    """Look for what keeps a classifier from being defended, or an attack on it from being as strong as it could be.
 
     The classifier is called a dozen times on three synthetic images, more often if no shape is given, and is left as it
     was. docs/interoperability.md says what each fault means, and where the doubts can be wrong. Whether the classifier

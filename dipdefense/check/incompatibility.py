@@ -28,7 +28,7 @@ class Incompatibility:
 def faults(
     net: nn.Module, training: nn.Module | None, images: Tensor, examples: tuple[Tensor, Tensor] | None
 ) -> Iterator[Incompatibility]:
-    """All faults. A fault that leaves no logits to look at is the last one."""
+    """All faults. If a fault leaves no logits to examine, it is the last one."""
     untouched = images.clone()
     try:
         output = net(images)

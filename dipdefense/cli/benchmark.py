@@ -57,11 +57,11 @@ def speed(
     compiled: Annotated[
         bool,
         typer.Option(
-            "--compiled/--no-compiled", help="Time the loop through torch.compile, too, on CUDA also the engine."
+            "--compiled/--no-compiled", help="Also time the loop through torch.compile, and on CUDA the engine."
         ),
     ] = True,
 ) -> None:
-    """Image-steps per second of the batched engine, beside plain loops and the machine's matrix product."""
+    """Time the batched engine in image-steps per second, beside plain loops and the machine's matrix product."""
     from eval.fits.speed import benchmark_speed
 
     table = benchmark_speed(device=device_named(device), compiled=compiled)
@@ -87,16 +87,16 @@ def iterations(
     config: ConfigFile = None,
     out: Annotated[Path | None, typer.Option(help="Folder for iterations.csv; none by default.")] = None,
 ) -> None:
-    """Accuracy and PSNR along a fit, clean and under PGD: how the iterations of a default were chosen."""
+    """Measure accuracy and PSNR along a fit, clean and under PGD, as when the default iterations were chosen."""
     from eval.fits.accuracy_along_fit import accuracy_along_fit
     from eval.robustness.config import RunConfig
 
     where = device_named(device)
-    numbers = RunConfig(attacks=("pgd",), eps=number("eps", eps), n=n, seed=seed)
+    settings = RunConfig(attacks=("pgd",), eps=number("eps", eps), n=n, seed=seed)
     images, net = load(dataset, data, index, classifier, weights, where)
     fit = replace(fit_config(config) or _single_fit(tuple(images[0][0].shape)), iterations=longest)
     with progress_bar("iterations") as progress:
-        table = accuracy_along_fit(net, images, numbers, fit, every=every, device=where, progress=progress)
+        table = accuracy_along_fit(net, images, settings, fit, every=every, device=where, progress=progress)
     print_frame(table)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,9 @@ def stopping(
     iterations: Annotated[int, typer.Option(help="Iterations of the fits.")] = 1000,
     longest: Annotated[
         int | None,
-        typer.Option(help="Repeat fits not thrice as long as to their best iterate, up to so many iterations."),
+        typer.Option(
+            help="Repeat fits shorter than three times their best iterate, with at most this many iterations."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images fitted together.")] = 16,
     seed: Seed = 0,
@@ -126,7 +128,7 @@ def stopping(
     config: ConfigFile = None,
     out: RunFolder = Path("runs/stopping"),
 ) -> None:
-    """How far from the best iterate each stopping rule stops, on images under known noise, and what it costs."""
+    """Measure how far from the best iterate each stopping rule stops, on images under known noise, and its cost."""
     from eval.fits.stopping import benchmark_stopping
     from eval.photographs import read_photos
 
@@ -182,7 +184,7 @@ def defence(
     n: Count = 100,
     index: Index = ":",
     longest: Iterations = None,
-    looks: Annotated[int, typer.Option(help="Iterations of the fit that are looked at, evenly up to its end.")] = 10,
+    looks: Annotated[int, typer.Option(help="Number of iterations of the fit that are evaluated, evenly spaced.")] = 10,
     restarts: Annotated[int, typer.Option(help="Fits of every image for dip, dip_mean; the default has its own.")] = 1,
     baseline: Annotated[
         str | None, typer.Option(help="METHOD:STRENGTH that all others are compared with; the first by default.")
@@ -194,7 +196,7 @@ def defence(
     tile: Tile = None,
     out: RunFolder = Path("runs/defence"),
 ) -> None:
-    """Accuracy and detection of defences over their strengths, on one set of adversarial images."""
+    """Compare defences over their strengths, in accuracy and detection, on one set of adversarial images."""
     from eval.robustness.compared_defences import Setting
     from eval.robustness.comparison import benchmark_defence
     from eval.robustness.config import RunConfig
@@ -203,7 +205,7 @@ def defence(
     where, radii = device_named(device), [number("eps", text) for text in names(eps)]
     if not radii:
         raise ValueError(f"eps must be one or more radii such as 4/255,8/255, got {eps!r}")
-    numbers = RunConfig(
+    settings = RunConfig(
         attacks=None if attacks is None else names(attacks),
         norm=norm,
         eps=radii[0],
@@ -235,7 +237,7 @@ def defence(
             net,
             images,
             compared,
-            numbers,
+            settings,
             out=out,
             eps=radii,
             baseline=against,
@@ -263,7 +265,7 @@ def gradients(
     config: ConfigFile = None,
     out: Annotated[Path, typer.Option(help="Folder for slopes.csv and cost.csv.")] = Path("runs/gradients"),
 ) -> None:
-    """How far each gradient through a fit holds, by finite differences, and what the exact one costs."""
+    """Check each gradient through a fit by finite differences, and measure the cost of the exact one."""
     from attacks.adaptive import SURROGATES
     from eval.fits.gradient_check import compare_gradients, cost_of_unrolling
 

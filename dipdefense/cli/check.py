@@ -15,15 +15,17 @@ __all__ = ["check"]
 def check(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="A classifier, as `evaluate --classifier` takes it.")],
     weights: Weights = None,
-    shape: Annotated[str | None, typer.Option(help="C,H,W of its images; the first that it takes by default.")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="C,H,W of its images; the first that it accepts by default.")
+    ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Labelled images, which tell its input range for certain.")
+        str | None, typer.Option(help="Labelled images, which show its input range with certainty.")
     ] = None,
     data: DataPath = None,
     n: Annotated[int, typer.Option(help="Images of --dataset.")] = 128,
     device: Device = "cpu",
 ) -> None:
-    """Look for what keeps a classifier from being defended or attacked honestly, and say what to change.
+    """Look for what keeps a classifier from being defended, or attacked at full strength, and say what to change.
 
     A fault is certain and ends in exit code 1; a doubt is a heuristic, and can be wrong.
     """
@@ -45,7 +47,7 @@ def check(
         note(f"{kind}, {fault.name}: {fault.message}")
     size = " x ".join(map(str, found.shape))
     verdict = "" if found.faults else "no fault found, "
-    note(f"{verdict}looked at with images of {size}")
+    note(f"{verdict}checked with images of {size}")
     print_plain({"shape": found.shape, "faults": [asdict(fault) for fault in found.faults]})
     if any(fault.certain for fault in found.faults):
         raise typer.Exit(1)

@@ -29,8 +29,8 @@ denoising_benchmarks = typer.Typer()
 Sigma = Annotated[
     str,
     typer.Option(
-        help="Standard deviation of the Gaussian noise: a number of 8-bit grey levels such as 25, or, the same, the "
-        "fraction 25/255 of the range."
+        help="Standard deviation of the Gaussian noise: a number of 8-bit grey levels such as 25, or a fraction of "
+        "the range such as 25/255, which is the same."
     ),
 ]
 Photo = Annotated[Path, typer.Argument(metavar="IMAGE", help="Clean image file.")]
@@ -38,7 +38,7 @@ Resize = Annotated[int | None, typer.Option(help="Short side of the images, in p
 Crop = Annotated[int | None, typer.Option(help="Side of the central square that is used, in pixels.")]
 Clip = Annotated[
     bool,
-    typer.Option("--clip/--no-clip", help="Clip noisy images to [0, 1]; not by default, as the literature has it."),
+    typer.Option("--clip/--no-clip", help="Clip noisy images to [0, 1]; not by default, as in the literature."),
 ]
 
 
@@ -57,7 +57,7 @@ def denoising(
         str | None,
         typer.Option(
             help="Standard deviation of the Gaussian noise that is added: a number of 8-bit grey levels such as 25, "
-            "or, the same, the fraction 25/255 of the range. With other noise, what the filters are told, if anything."
+            "or a fraction of the range such as 25/255. With other noise it is the level that the filters are given."
         ),
     ] = None,
     noise: Annotated[
@@ -74,7 +74,7 @@ def denoising(
         str,
         typer.Option(
             help="Comma-separated: noisy, gaussian, median, bilateral, non_local_means, wavelet, total_variation, "
-            "jpeg, bm3d, cbm3d (these also with :estimated, not told sigma), dip, dip_ema, dip_average, "
+            "jpeg, bm3d, cbm3d (with :estimated they estimate sigma), dip, dip_ema, dip_average, "
             "dip_blind_stop, dip_oracle. bm3d and cbm3d need an extra, free for non-commercial use."
         ),
     ] = (
@@ -92,7 +92,7 @@ def denoising(
     config: ConfigFile = None,
     out: RunFolder = Path("runs/denoising"),
 ) -> None:
-    """PSNR and SSIM of the deep image prior and of classical denoisers on identical noise, clipped to [0, 1]."""
+    """Compare the deep image prior and classical denoisers on identical noise; PSNR and SSIM, clipped to [0, 1]."""
     from eval.restoration.denoising import SMALL, benchmark_denoising
 
     where = device_named(device)
@@ -122,7 +122,7 @@ def denoising(
 def _photos(
     data: Path | None, noisy: Path | None, reference: Path | None, resize: int | None, crop: int | None
 ) -> tuple[list[tuple[str, Tensor]], list[Tensor] | None]:
-    """(name, clean image) of each, and the real noisy images, where noise is not to be added."""
+    """(name, clean image) of each, and the real noisy images; None if noise is to be added."""
     from eval.photographs import read_originals
     from eval.restoration.noisy_pairs import read_pairs
 
@@ -131,7 +131,9 @@ def _photos(
     if data is not None or noisy is None or reference is None:
         raise ValueError("data must be given, or else noisy and reference together: --data, or --noisy --reference")
     if resize is not None:
-        raise ValueError(f"resize must not be given with noisy images, got {resize}: it averages their noise away")
+        raise ValueError(
+            f"resize must not be given with noisy images, got {resize}: averaging would remove their noise"
+        )
     pairs = read_pairs(noisy, reference, crop=crop)
     return [(name, clean) for name, _, clean in pairs], [shot for _, shot, _ in pairs]
 
@@ -147,7 +149,7 @@ def impedance(
     config: ConfigFile = None,
     out: Annotated[Path, typer.Option(help="Folder for impedance.csv and impedance.png.")] = Path("runs/impedance"),
 ) -> None:
-    """The loss along the fits to an image, the image with noise, its pixels shuffled, and noise: one batch, a plot."""
+    """Plot the loss along the fits to an image, to the image with noise, to its pixels shuffled, and to noise."""
     from eval.fits.impedance import arrivals, noise_impedance, save_impedance
     from eval.photographs import read_photo
     from eval.restoration.denoising import SMALL
@@ -182,7 +184,7 @@ def curve(
     config: ConfigFile = None,
     out: Annotated[Path, typer.Option(help="Folder for curve.csv and curve.png.")] = Path("runs/curve"),
 ) -> None:
-    """PSNR and SSIM along a fit, of output and moving average, against the truth and against the noisy image."""
+    """Plot PSNR and SSIM along a fit, of output and moving average, against the clean and the noisy image."""
     from eval.fits.training_curve import save_training_curve, training_curve
     from eval.noise import gaussian, generator_of
     from eval.photographs import read_photo
@@ -213,16 +215,16 @@ def curve(
 @denoising_benchmarks.command(epilog="Example: dipdefense benchmark ablation --data photos --n 2")
 def ablation(
     data: Annotated[Path, typer.Option(help="Folder of colour images.")],
-    mnist: Annotated[Path | None, typer.Option(help="Folder of MNIST's test set; without it no digits.")] = None,
+    mnist: Annotated[Path | None, typer.Option(help="Folder of MNIST's test set; no digits if left out.")] = None,
     resize: ResizeTo = 256,
     crop: CropTo = 128,
     n: Count = 2,
-    digits: Annotated[int, typer.Option(help="Digits: the first so many of MNIST's test set.")] = 16,
+    digits: Annotated[int, typer.Option(help="Number of digits, the first of MNIST's test set.")] = 16,
     seed: Seed = 0,
     device: Device = "cpu",
     out: RunFolder = Path("runs/ablation"),
 ) -> None:
-    """What each part of a denoising fit is worth, and whether one configuration serves every task: one table."""
+    """Measure what each part of a denoising fit contributes, and whether one configuration suits every task."""
     from eval.datasets import load_dataset
     from eval.photographs import read_photos
     from eval.restoration.ablation import benchmark_ablation
@@ -231,8 +233,8 @@ def ablation(
     photos = [image for _, image in read_photos(data, resize=resize, crop=crop, n=n, seed=seed)]
     if digits < 1:
         raise ValueError(f"digits must be at least 1, got {digits}: leave --mnist out for none")
-    numbers = None if mnist is None else load_dataset("mnist", mnist).batch(range(digits))
+    digit_images = None if mnist is None else load_dataset("mnist", mnist).batch(range(digits))
     with progress_bar("rows") as progress:
-        table = benchmark_ablation(photos, numbers, seed=seed, device=where, out=out, progress=progress)
+        table = benchmark_ablation(photos, digit_images, seed=seed, device=where, out=out, progress=progress)
     print_frame(table)
     note(f"table and records: {out}")

@@ -24,7 +24,7 @@ def diagnose(
     classifier: options.ClassifierSpec = "digits_cnn",
     weights: options.Weights = None,
     defended: Annotated[
-        bool, typer.Option("--defended/--bare", help="Diagnose the classifier behind the defence, or alone.")
+        bool, typer.Option("--defended/--bare", help="Diagnose the defended classifier, or the bare one.")
     ] = True,
     gradient: options.GradientName = "straight_through",
     surrogate: Annotated[
@@ -34,9 +34,9 @@ def diagnose(
     surrogate_weights: Annotated[Path | None, typer.Option(help="Its state dict.")] = None,
     checks: Annotated[str | None, typer.Option(help="Comma-separated checks; all by default.")] = None,
     eps: options.Eps = "8/255",
-    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation; 8 at least.")] = 32,
-    steps: Annotated[int, typer.Option(help="Steps of PGD; checks look at twice as many.")] = 20,
-    queries: Annotated[int, typer.Option(help="Queries of the black-box attack, an image.")] = 200,
+    n: Annotated[int, typer.Option(help="Images: the first n of a seeded permutation, at least 8.")] = 32,
+    steps: Annotated[int, typer.Option(help="Steps of PGD; some checks take twice as many.")] = 20,
+    queries: Annotated[int, typer.Option(help="Queries of the black-box attack for each image.")] = 200,
     repeats: Annotated[int, typer.Option(help="Queries with the same images.")] = 4,
     index: options.Index = ":",
     seed: options.Seed = 0,
@@ -46,7 +46,7 @@ def diagnose(
     tile: options.Tile = None,
     out: Annotated[Path, typer.Option(help="Folder for diagnose.csv and diagnose.json.")] = Path("runs/diagnose"),
 ) -> None:
-    """Can a robustness figure be believed? Sanity checks of the attack, and of the model under it.
+    """Can a robustness figure be believed? Run sanity checks of the attack and of the attacked model.
 
     The exit code is 0 when every check passes, 2 when one fails, 1 when it could not be run.
     """
@@ -63,7 +63,7 @@ def diagnose(
     model = DefendedClassifier(bare, purifier, gradient=gradient, decision=decision) if defended else bare
     order = images.first(n, seed)
     chosen, labels = images.batch(order.tolist()).to(where), images.labels[order].to(where)
-    out.mkdir(parents=True, exist_ok=True)  # refused before minutes are spent
+    out.mkdir(parents=True, exist_ok=True)  # a bad folder is refused before minutes are spent
     if defended:
         _forecast(model, chosen, passes(steps, queries, repeats))
     with progress_bar("checks") as progress:
@@ -91,7 +91,7 @@ def diagnose(
 
 @torch.no_grad()
 def _forecast(model: nn.Module, images: Tensor, fits: int) -> None:
-    """Say how long so many fits take, by one of them."""
+    """Estimate the time of so many fits from one of them."""
     from eval.clock import clock
 
     start = clock(images.device)

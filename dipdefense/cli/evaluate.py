@@ -18,7 +18,7 @@ def evaluate(
     config: options.ConfigFile = None,
     decision: options.DecisionName = None,
     tile: options.Tile = None,
-    filters: Annotated[str, options.defence_option(help="Comma-separated cheap filters beside the defence.")] = "",
+    filters: Annotated[str, options.defence_option(help="Comma-separated cheap filters to compare with.")] = "",
     attacks: options.Attacks = None,
     norm: options.Norm = "linf",
     eps: options.Eps = "8/255",
@@ -33,9 +33,9 @@ def evaluate(
     gallery: Annotated[int, options.run_option(help="Images whose fits `dipdefense report` shows frame by frame.")] = 0,
     out: options.RunFolder = Path("runs/evaluate"),
 ) -> None:
-    """Accuracy of a classifier, bare and defended, on clean and attacked images.
+    """Measure the accuracy of a classifier, bare and defended, on clean and attacked images.
 
-    Attacks that do not know the defence make it look strong: judge it by dipdefense ladder alone.
+    Attacks that do not know the defence make it look strong. Judge it by dipdefense ladder alone.
     """
     from eval.robustness.config import RunConfig
     from eval.robustness.run_spec import RunSpec
@@ -75,7 +75,7 @@ def evaluate(
             from eval.robustness.distributed import evaluate_shards
 
             table = evaluate_shards(spec, out=out, cluster=cluster, progress=progress)
-    if gallery:  # which is made here
+    if gallery:  # made on this machine
         from eval.robustness.gallery import gallery_of_run
 
         with progress_bar("gallery") as progress:
@@ -85,7 +85,7 @@ def evaluate(
 
 
 def _crafted_on(text: str) -> tuple[str, int | None]:
-    """What attacks are crafted on, and how many of the images on the defended model; None where that is not said."""
+    """What attacks are crafted on, and how many images on the defended model; None if that is not given."""
     kind, colon, count = text.partition(":")
     if colon and (not count.isdecimal() or kind == "bare"):
         raise ValueError(f"crafted_on must be bare, defended, both, or such as both:32, got {text!r}")

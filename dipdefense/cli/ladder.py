@@ -31,27 +31,28 @@ def ladder(
     norm: options.Norm = "linf",
     eps: options.Eps = "8/255",
     rungs: Annotated[str | None, options.attack_option(help="Comma-separated rungs; all by default.")] = None,
-    queries: Annotated[int, options.attack_option(help="Of square, nes and rays, an image.")] = 5000,
+    queries: Annotated[int, options.attack_option(help="Queries of square, nes and rays for each image.")] = 5000,
     source: Annotated[
-        str | None, options.attack_option(help="Classifier that the rung transfer crafts on, as --classifier.")
+        str | None,
+        options.attack_option(help="Classifier that the rung transfer crafts on, given as for --classifier."),
     ] = None,
     source_weights: Annotated[Path | None, options.attack_option(help="Its weights.")] = None,
     images: Annotated[
         str,
         options.run_option(
-            help="Images a rung by its cost, such as gradient=64,unrolled=8; "
+            help="Images for each rung by its cost, such as gradient=64,unrolled=8; "
             "cheap=1000,gradient=256,unrolled=32,queries=16 by default."
         ),
     ] = "",
     budget: Annotated[
-        float | None, options.run_option(help="Seconds that the run may take, by an estimate at its start.")
+        float | None, options.run_option(help="Limit in seconds on the time that is estimated at the start.")
     ] = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 32,
     device: options.Device = "cpu",
     out: options.RunFolder = Path("runs/ladder"),
 ) -> None:
-    """What is left of a defence: a ladder of attacks that know more and more of it, and the worst case over them."""
+    """Attack a defence with a ladder of attacks that know more and more of it, and take the worst case over them."""
     from eval.classifiers import load_classifier
     from eval.robustness.ladder import AdaptiveConfig, evaluate_adaptive
     from eval.robustness.run_spec import RunSpec

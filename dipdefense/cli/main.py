@@ -45,14 +45,14 @@ def everywhere(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Purify images by an early-stopped deep image prior, and measure what that is worth."""
+    """Purify images by an early-stopped deep image prior, and measure its effect."""
     if json and quiet:
         raise typer.BadParameter("--json and --quiet exclude each other")
     manner.set("json" if json else "quiet" if quiet else "text")
 
 
 def main() -> None:
-    """Run the command. What a user can mend ends in one line on stderr and exit code 1."""
+    """Run the command. An error that the user can correct is one line on stderr and exit code 1."""
     try:
         app()
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
@@ -64,11 +64,13 @@ def main() -> None:
 @app.command(epilog="Example: dipdefense demo --out runs/demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the table, records and picture.")] = Path("runs/demo"),
-    full: Annotated[bool, typer.Option("--full", help="Add small runs of all else that `report` shows.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Add small runs of everything else that `report` shows.")
+    ] = False,
 ) -> None:
     """Attack a digit classifier with FGSM, PGD and momentum PGD, purify, and print the table. Needs no data.
 
-    The last row is of PGD by an attacker who knows the defence.
+    In the last row an attacker who knows the defence uses PGD.
     """
     note("A digit classifier is trained, attacked and defended: a minute on two cores, more with --full.", err=True)
     with progress_bar("percent") as progress:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts are read."""
+"""Options that several commands share, and the functions that parse them."""
 
 import json
 from functools import partial
@@ -58,7 +58,7 @@ __all__ = [
     "run_option",
 ]
 
-# options in groups of a command's help
+# groups of options in a command's help
 image_option = partial(typer.Option, rich_help_panel="Images and classifier")
 defence_option = partial(typer.Option, rich_help_panel="Defence")
 attack_option = partial(typer.Option, rich_help_panel="Attack")
@@ -96,7 +96,7 @@ Norm = Annotated[str, attack_option("--norm", help="linf or l2.")]
 Eps = Annotated[str, attack_option("--eps", help="Radius, images in [0, 1]: 8/255 or 0.03.")]
 AttackSteps = Annotated[int, attack_option("--steps", help="Steps of the iterative attacks.")]
 GradientName = Annotated[
-    str, attack_option("--gradient", help="How an attack passes the fit: straight_through, unrolled or none.")
+    str, attack_option("--gradient", help="Gradient of the fit in an attack: straight_through, unrolled or none.")
 ]
 
 Count = Annotated[int, run_option("--n", help="Images: the first n of a seeded permutation.")]
@@ -111,7 +111,7 @@ DeviceOrCluster = Annotated[
         "ray:workers=4,cpus=1,gpus=0,address=HOST:PORT.",
     ),
 ]
-RunFolder = Annotated[Path, run_option("--out", help="Folder of the run; a killed run goes on there.")]
+RunFolder = Annotated[Path, run_option("--out", help="Folder of the run; a killed run is continued there.")]
 
 Engine = Annotated[str, typer.Option("--engine", help="local, or ray: on the workers of a Ray cluster.")]
 Address = Annotated[
@@ -137,19 +137,19 @@ def load(
 
 
 def given(context: typer.Context, option: str) -> bool:
-    """Does this option, by its parameter's name, stand on the command line?"""
+    """Is this option, by its parameter's name, given on the command line?"""
     return getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
 
 
 def cluster_of(
     context: typer.Context, engine: str, address: str | None, workers: int | None, cpus: int, gpus: int, *others: str
 ) -> Cluster | None:
-    """The cluster of the engine ray, None for the engine local; `others` are further options of ray alone."""
+    """The cluster if the engine is ray, None if it is local; `others` are further options that only ray has."""
     if engine not in ("local", "ray"):
         raise ValueError(f"engine must be one of local, ray, got {engine!r}")
     if engine == "ray":
         if given(context, "device"):
-            raise ValueError("--device must be left out with --engine ray, where --gpus says it")
+            raise ValueError("--device must be left out with --engine ray, which has --gpus instead")
         return Cluster(address=address, workers=workers, cpus=cpus, gpus=gpus)
     for name in ("address", "workers", "cpus", "gpus", *others):
         if given(context, name):
@@ -158,7 +158,7 @@ def cluster_of(
 
 
 def device_or_cluster(text: str) -> tuple[torch.device, Cluster | None]:
-    """A device of this machine, and the Ray cluster of `ray:KEY=VALUE,...`, if it is that."""
+    """A device of this machine, and the Ray cluster if the text is `ray:KEY=VALUE,...`."""
     kind, _, rest = text.partition(":")
     if kind != "ray":
         return device_named(text), None
@@ -172,7 +172,7 @@ def device_or_cluster(text: str) -> tuple[torch.device, Cluster | None]:
 
 
 def fit_config(file: Path | None) -> FitConfig | None:
-    """The settings of a JSON file; None where none is named."""
+    """The settings in a JSON file; None without a file."""
     if file is None:
         return None
     settings = _json_object(file, "FitConfig settings")
@@ -182,14 +182,14 @@ def fit_config(file: Path | None) -> FitConfig | None:
         raise ValueError(f"{file}: settings must be among {known}, got {sorted(unknown)[0]!r}")
     if not {"architecture_options", "iterations"} <= settings.keys():
         raise ValueError(
-            f"{file}: must state architecture_options and iterations, so that the published 5x128 network and 3000 "
-            "iterations are not taken unawares"
+            f"{file}: must state architecture_options and iterations, so that nobody takes the published 5x128 "
+            "network and 3000 iterations by accident"
         )
     return FitConfig(**settings)
 
 
 def rule_options(file: Path | None, rules: list[str]) -> dict[str, dict[str, Any]]:
-    """Rules with their options, from a JSON file of rule -> options; rules that it does not name have none."""
+    """Rules with their options, from a JSON file of rule -> options; other rules have no options."""
     if file is None:
         return {rule: {} for rule in rules}
     options = _json_object(file, "rule names and objects of their options")

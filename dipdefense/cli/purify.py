@@ -26,7 +26,7 @@ from dipdefense.files.reading import list_images
 
 __all__ = ["purify"]
 
-NAMED = 20  # images left out that are named; a shard names the others
+NAMED = 20  # number of skipped images that are named; the shards name all of them
 
 
 def purify(
@@ -46,16 +46,16 @@ def purify(
     cpus: Cpus = 1,
     gpus: Gpus = 0,
     shard_size: Annotated[int, typer.Option(help="With --engine ray: images of a shard.")] = 256,
-    column: Annotated[str, typer.Option(help="With --engine ray: of the images in Parquet files.")] = "image",
+    column: Annotated[str, typer.Option(help="With --engine ray: column of the images in Parquet files.")] = "image",
 ) -> None:
     """Purify an image file, or every image of a folder, into PNG files of the same names.
 
-    Images of one size are fitted together, and written as soon as they are done. One that cannot be read is named
-    and left out, and the exit code is 1.
+    Images of one size are fitted together, and written as soon as they are done. An image that cannot be read is named
+    and left out, and the exit code is then 1.
 
     With --engine ray INPUT may also hold subfolders or Parquet files, and be a URI such as s3://bucket/folder; OUTPUT
-    is a folder of Parquet shards with the columns key, image (PNG), iterations and error. Started again, it makes those
-    that are missing.
+    is a folder of Parquet shards with the columns key, image (PNG), iterations and error. A second start makes only the
+    shards that are missing.
     """
     cluster = cluster_of(context, engine, address, workers, cpus, gpus, "shard_size", "column")
     purifier = Purifier(fit_config(config), seed=seed, tile=tile)

@@ -14,10 +14,10 @@ def report(
     run: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run, or a folder of such folders.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to make or replace.")] = Path("report.html"),
 ) -> None:
-    """Make one HTML file, which needs no network, of all that stands in the folder of a run.
+    """Make one HTML file, which needs no network, of everything in the folder of a run.
 
-    Tables with intervals, accuracy against eps and along the fit, clean-robust curves, ROC, and the gallery where the
-    run has one (`evaluate --gallery`, `demo`). What the folder lacks is named in the report.
+    It has tables with intervals, accuracy against eps and along the fit, clean-robust curves, ROC, and the gallery if
+    the run has one (`evaluate --gallery`, `demo`). The report also names what the folder lacks.
     """
     from eval.report import write_report
 

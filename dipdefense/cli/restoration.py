@@ -24,14 +24,14 @@ def restoration(
         str, typer.Option(help="Comma-separated: dip, tv, pixels (no prior), library.")
     ] = "dip,tv,pixels,library",
     size: Annotated[int, typer.Option(help="Side of the images in pixels; 0 for their own.")] = 128,
-    published: Annotated[bool, typer.Option("--published", help="Published numbers of each task; for a GPU.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="Published settings of each task; for a GPU.")] = False,
     iterations: Annotated[int | None, typer.Option(help="Iterations of the network's fits.")] = None,
     seed: Seed = 0,
     device: Device = "cpu",
     config: ConfigFile = None,
     out: RunFolder = Path("runs/restoration"),
 ) -> None:
-    """PSNR and SSIM of inpainting, super-resolution and the rest, beside total variation and library methods."""
+    """Measure inpainting, super-resolution and other tasks, beside total variation and library methods."""
     from eval.restoration.restoration import benchmark_restoration
 
     where = device_named(device)

@@ -24,9 +24,10 @@ __all__ = ["restoring"]
 restoring = typer.Typer()
 Source = Annotated[Path, typer.Argument(metavar="INPUT", help="Image file.")]
 Target = Annotated[Path, typer.Argument(metavar="OUTPUT", help="Image file to make or replace.")]
-Published = Annotated[bool, typer.Option("--published", help="The published network and numbers; meant for a GPU.")]
+Published = Annotated[bool, typer.Option("--published", help="The published network and settings; meant for a GPU.")]
 Variation = Annotated[
-    float | None, typer.Option("--tv", help="Total variation of this weight over plain pixels in place of a network.")
+    float | None,
+    typer.Option("--tv", help="Fit plain pixels with total variation of this weight, instead of a network."),
 ]
 Layer = Annotated[str, typer.Option(help="Name of the layer, as in named_modules(); a wrong one lists them.")]
 Classifier = Annotated[str, typer.Option(help="cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY.")]
@@ -45,8 +46,8 @@ def denoise_file(
     device: Device = "cpu",
 ) -> None:
     """Remove noise of any kind and unknown level from an image file."""
-    numbers = _numbers("denoise", PUBLISHED["denoise"], config, published, tv, iterations)
-    _restore([source], target, device, denoise, runs=runs, config=numbers, seed=seed, tv=tv or 0.0)
+    settings = _settings("denoise", PUBLISHED["denoise"], config, published, tv, iterations)
+    _restore([source], target, device, denoise, runs=runs, config=settings, seed=seed, tv=tv or 0.0)
 
 
 @restoring.command("inpaint", epilog="Example: dipdefense inpaint photo.png mask.png whole.png --kind text")
@@ -56,7 +57,7 @@ def inpaint_file(
     target: Target,
     paste: Annotated[bool, typer.Option("--paste", help="Put the known pixels back into the result.")] = False,
     kind: Annotated[
-        str, typer.Option(help=f"Which of the published numbers: {', '.join(PUBLISHED_INPAINTING)}.")
+        str, typer.Option(help=f"Which of the published settings: {', '.join(PUBLISHED_INPAINTING)}.")
     ] = "text",
     config: ConfigFile = None,
     published: Published = False,
@@ -68,13 +69,13 @@ def inpaint_file(
     """Fill in the unknown pixels of an image file: text, holes, missing pixels."""
     if kind not in PUBLISHED_INPAINTING:
         raise ValueError(f"kind must be one of {', '.join(PUBLISHED_INPAINTING)}, got {kind!r}")
-    numbers = _numbers("inpaint", PUBLISHED_INPAINTING[kind], config, published, tv, iterations)
+    settings = _settings("inpaint", PUBLISHED_INPAINTING[kind], config, published, tv, iterations)
 
     def fill(image: Tensor, known: Tensor, **keywords: Any) -> Tensor:
         grey = known[:, :1] if torch.equal(known, known[:, :1].expand_as(known)) else known
         return inpaint(image, grey, paste=paste, **keywords)
 
-    _restore([source, mask], target, device, fill, config=numbers, seed=seed, tv=tv or 0.0)
+    _restore([source, mask], target, device, fill, config=settings, seed=seed, tv=tv or 0.0)
 
 
 @restoring.command("super-resolve", epilog="Example: dipdefense super-resolve small.png large.png --factor 4")
@@ -90,8 +91,8 @@ def super_resolve_file(
     device: Device = "cpu",
 ) -> None:
     """Enlarge an image file by an integer factor."""
-    numbers = _numbers("super_resolve", published_super_resolution(factor), config, published, tv, iterations)
-    _restore([source], target, device, super_resolve, factor=factor, config=numbers, seed=seed, tv=tv or 0.0)
+    settings = _settings("super_resolve", published_super_resolution(factor), config, published, tv, iterations)
+    _restore([source], target, device, super_resolve, factor=factor, config=settings, seed=seed, tv=tv or 0.0)
 
 
 @restoring.command("remove-jpeg", epilog="Example: dipdefense remove-jpeg photo.jpg clean.png")
@@ -107,14 +108,16 @@ def remove_jpeg_file(
 ) -> None:
     """Remove blocks and ringing of JPEG compression from an image file."""
     task = "remove_jpeg_artifacts"
-    numbers = _numbers(task, PUBLISHED[task], config, published, tv, iterations)
-    _restore([source], target, device, remove_jpeg_artifacts, config=numbers, seed=seed, tv=tv or 0.0)
+    settings = _settings(task, PUBLISHED[task], config, published, tv, iterations)
+    _restore([source], target, device, remove_jpeg_artifacts, config=settings, seed=seed, tv=tv or 0.0)
 
 
 @restoring.command("flash", epilog="Example: dipdefense flash flash.png dark.png restored.png")
 def flash_file(
     flash: Annotated[Path, typer.Argument(metavar="FLASH", help="Image file taken with a flash.")],
-    no_flash: Annotated[Path, typer.Argument(metavar="NO_FLASH", help="Image file of the same view without.")],
+    no_flash: Annotated[
+        Path, typer.Argument(metavar="NO_FLASH", help="Image file of the same view taken without flash.")
+    ],
     target: Target,
     config: ConfigFile = None,
     published: Published = False,
@@ -123,9 +126,9 @@ def flash_file(
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> None:
-    """Restore a dark image file with the detail of one that was taken with a flash."""
-    numbers = _numbers("flash_no_flash", PUBLISHED["flash_no_flash"], config, published, tv, iterations)
-    _restore([flash, no_flash], target, device, flash_no_flash, config=numbers, seed=seed, tv=tv or 0.0)
+    """Restore a dark image file with the detail of an image that was taken with a flash."""
+    settings = _settings("flash_no_flash", PUBLISHED["flash_no_flash"], config, published, tv, iterations)
+    _restore([flash, no_flash], target, device, flash_no_flash, config=settings, seed=seed, tv=tv or 0.0)
 
 
 @restoring.command(
@@ -147,13 +150,13 @@ def invert_features_file(
     """Show what a classifier's layer keeps of an image file: a natural image with the same features."""
     from eval.classifiers import load_classifier
 
-    numbers = _numbers("invert_features", PUBLISHED["invert_features"], config, published, tv, iterations)
+    settings = _settings("invert_features", PUBLISHED["invert_features"], config, published, tv, iterations)
     net = load_classifier(classifier, weights).to(device_named(device))
 
     def invert(image: Tensor, **keywords: Any) -> Tensor:
         return invert_features(net, layer, image, **keywords)
 
-    _restore([source], target, device, invert, config=numbers, seed=seed, tv=tv or 0.0)
+    _restore([source], target, device, invert, config=settings, seed=seed, tv=tv or 0.0)
 
 
 @restoring.command(
@@ -164,9 +167,9 @@ def invert_features_file(
 def maximise_activation_file(
     target: Target,
     layer: Layer,
-    channel: Annotated[int, typer.Option(help="Of the layer's output; a class, where the layer is the last.")],
+    channel: Annotated[int, typer.Option(help="Channel of the layer's output; a class if it is the last layer.")],
     size: Annotated[int, typer.Option(help="Side of the image in pixels.")] = 112,
-    channels: Annotated[int, typer.Option(help="Of the image: 3, or 1 for grey.")] = 3,
+    channels: Annotated[int, typer.Option(help="Channels of the image: 3, or 1 for grey.")] = 3,
     classifier: Classifier = "torchvision:squeezenet1_0",
     weights: Weights = None,
     config: ConfigFile = None,
@@ -176,19 +179,19 @@ def maximise_activation_file(
     seed: Seed = 0,
     device: Device = "cpu",
 ) -> None:
-    """Show what a channel of a classifier's layer looks for: a natural image that excites it most."""
+    """Show what a channel of a classifier's layer responds to: a natural image that activates it most."""
     from eval.classifiers import load_classifier
 
-    numbers = _numbers("maximise_activation", PUBLISHED["maximise_activation"], config, published, tv, iterations)
+    settings = _settings("maximise_activation", PUBLISHED["maximise_activation"], config, published, tv, iterations)
     net = load_classifier(classifier, weights).to(device_named(device))
 
     def excite(**keywords: Any) -> Tensor:
         return maximise_activation(net, layer, channel, shape=(channels, size, size), **keywords)
 
-    _restore([], target, device, excite, config=numbers, seed=seed, tv=tv or 0.0)
+    _restore([], target, device, excite, config=settings, seed=seed, tv=tv or 0.0)
 
 
-def _numbers(
+def _settings(
     task: str,
     large: FitConfig,
     config: Path | None,
@@ -196,16 +199,16 @@ def _numbers(
     tv: float | None,
     iterations: int | None,
 ) -> FitConfig:
-    """The numbers that the options name: at most one of the three; the small ones if none does."""
+    """The settings that the options name; at most one of the three, and the small ones without any."""
     if (config is not None) + published + (tv is not None) > 1:
-        raise ValueError("config, published and tv must not be given together: each names the numbers of the fit")
+        raise ValueError("config, published and tv must not be given together: each names the settings of the fit")
     small = PIXELS if tv is not None else SMALL[task]
     chosen = fit_config(config) or (large if published else small)
     return chosen if iterations is None else replace(chosen, iterations=iterations)
 
 
 def _restore(sources: list[Path], target: Path, device: str, function: Callable[..., Tensor], **keywords: Any) -> None:
-    """Read, restore with a progress bar, write; what cannot be written is said before the work."""
+    """Read, restore with a progress bar, and write; a target that cannot be written is reported before the work."""
     where = device_named(device)
     if target.exists() and any(target.samefile(source) for source in sources):
         raise ValueError(f"OUTPUT must not replace an image that it comes from, {target} would be")

@@ -1,4 +1,4 @@
-"""What the commands show: progress on stderr, tables on stdout; `--quiet` and `--json` of all of them."""
+"""The output of the commands: progress on stderr, tables on stdout, and the options `--quiet` and `--json`."""
 
 import json
 import sys
@@ -42,13 +42,13 @@ WIDTHS = (12, 10, 13, 3, 8, 13, 7, 5)  # in a terminal of 80 columns, which leav
 
 
 class AnywhereGroup(TyperGroup):
-    """A command whose `--json` and `--quiet` may stand behind its subcommand, too.
+    """A command whose options `--json` and `--quiet` may also follow the subcommand.
 
-    The ladder of version 0.1, `evaluate --adaptive`, is `ladder`.
+    The deprecated `evaluate --adaptive` runs `ladder`.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """See click: these two options first, then the rest as it is."""
+        """See click: move these two options to the front, and leave the rest as it is."""
         end = args.index("--") if "--" in args else len(args)
         moved = [argument for argument in args[:end] if argument in EVERYWHERE]
         kept = [argument for argument in args[:end] if argument not in EVERYWHERE]
@@ -60,9 +60,9 @@ class AnywhereGroup(TyperGroup):
 
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Callable[[float, float], None]]:
-    """A bar with the remaining time, on stderr; nothing where that is no terminal.
+    """A bar with the remaining time, on stderr; nothing if that is not a terminal.
 
-    What is printed meanwhile stands above it, where stdout is a terminal, too.
+    Text that is printed meanwhile appears above the bar if stdout is a terminal, too.
     """
     columns = (
         TextColumn(unit),
@@ -72,20 +72,20 @@ def progress_bar(unit: str) -> Iterator[Callable[[float, float], None]]:
         TimeRemainingColumn(),
     )
     hidden = manner.get() == "quiet" or not errors.is_terminal
-    above = console.is_terminal  # else stdout is a file or a pipe, and what is printed belongs there
+    above = console.is_terminal  # else stdout is a file or a pipe, and the text must go there
     with Progress(*columns, console=errors, disable=hidden, redirect_stdout=above) as bar:
         task = bar.add_task(unit, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def note(text: str, *, err: bool = False) -> None:
-    """A line for people: not with `--quiet`; with `--json` on stderr, where it may stand anyway."""
+    """A line for people: not shown with `--quiet`; on stderr with `--json` or `err`."""
     if manner.get() != "quiet":
         typer.echo(text, err=err or manner.get() == "json")
 
 
 def print_accuracies(table: Any) -> None:
-    """Accuracy with its interval, PSNR, SSIM and time; as plain tab-separated text where stdout is no terminal."""
+    """Accuracy with its interval, PSNR, SSIM and time; plain tab-separated text if stdout is not a terminal."""
     if manner.get() != "text":
         print_frame(table)
         return
@@ -100,7 +100,7 @@ def print_accuracies(table: Any) -> None:
 
 
 def accuracies_as_made() -> Callable[[Any], None]:
-    """Prints rows of that table, more at every call, under one header; nothing with `--json` and `--quiet`."""
+    """A function that prints new rows of that table at every call, under one header; not with `--json` or `--quiet`."""
     header_is_due = True
 
     def show(table: Any) -> None:
@@ -109,13 +109,13 @@ def accuracies_as_made() -> Callable[[Any], None]:
         header_is_due = False
         if manner.get() == "text":
             text = "\n".join(map(_aligned if console.is_terminal else "\t".join, rows))
-            typer.echo(text, file=sys.stdout)  # flushed; named, since typer would write past the bar
+            typer.echo(text, file=sys.stdout)  # this flushes; the file is named, or typer would overwrite the bar
 
     return show
 
 
 def _cells(row: Any) -> tuple[str, ...]:
-    """What is shown of a row, in the order of ACCURACIES."""
+    """The text of a row, in the order of ACCURACIES."""
     defended = row.defence != "none"
     quality = (row.psnr_defended, row.ssim_defended) if defended else (row.psnr_attacked, row.ssim_attacked)
     return (
@@ -135,9 +135,9 @@ def _aligned(cells: Sequence[str]) -> str:
 
 
 def print_frame(table: Any, columns: Sequence[str] = (), **formats: Callable[[Any], str]) -> None:
-    """A data frame or these columns of it, three decimals but where a column has its own format.
+    """Print a data frame, or these columns of it, with three decimals unless a column has its own format.
 
-    With `--json` all of it in one line.
+    With `--json` all columns are printed in one line.
     """
     if manner.get() == "json":
         typer.echo(table.to_json(orient="records"))
@@ -148,6 +148,6 @@ def print_frame(table: Any, columns: Sequence[str] = (), **formats: Callable[[An
 
 
 def print_plain(value: Any) -> None:
-    """Plain values, with `--json` alone; what else says the same goes through `note`."""
+    """Print plain values, only with `--json`; the text for people goes through `note`."""
     if manner.get() == "json":
         typer.echo(json.dumps(value, allow_nan=False))

@@ -21,7 +21,7 @@ __all__ = ["DefendedClassifier", "Prediction", "defend"]
 
 
 class Prediction(NamedTuple):
-    """What a defended classifier says of a batch."""
+    """The answer of a defended classifier to a batch."""
 
     logits: Tensor  # (B, K)
     scores: Tensor  # (B,) in [0, 1], larger is more adversarial
@@ -31,23 +31,23 @@ class Prediction(NamedTuple):
 class DefendedClassifier(Wrapper):
     """Purify, then classify. Works under `no_grad` and `inference_mode`; its state dict is the classifier's.
 
-    It evaluates: a call asks the classifier several times, about the image and about its reconstructions, so that in
-    training mode batch normalisation would update its statistics, and dropout would draw, several times a call. A
-    classifier with such a layer in training mode is refused. The fit does not depend on the classifier, so to fine-tune
-    a classifier, purify the training images once and train it alone on them.
+    It is for evaluation. A call runs the classifier several times, on the image and on its reconstructions, so in
+    training mode every call would update the statistics of batch normalisation, and draw from dropout, several times. A
+    classifier with such a layer in training mode is refused. The fit does not depend on the classifier: to fine-tune a
+    classifier, purify the training images once and train the classifier alone on them.
 
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K); normalisation is its own first layer.
-        purifier: what stands in front, put into the classifier's mode; `Purifier()` if None.
-        gradient: meaning of a backward pass, see `Purifier`; the purifier's own if None. It holds for every
-            reconstruction that a decision classifies, so their gradients add up; that of bare logits is exact.
+        purifier: makes the reconstructions, and gets the classifier's mode; `Purifier()` if None.
+        gradient: meaning of a backward pass, see `Purifier`; the purifier's own if None. It applies to every
+            reconstruction that a decision classifies, so their gradients add up; the gradient of bare logits is exact.
         decision: how reconstructions become logits, or its name in `DECISIONS`; None for the default. `defence_for`
-            says what either means with the default fit, and where the purifier has a config of its own.
-        mirror: whether a class stays itself in the mirror. False, for digits or text: the default, and the decisions by
-            name, classify no mirrored view.
+            says what both mean with the default fit, and with a config of your own.
+        mirror: whether an image keeps its class when mirrored. If False, for digits or text, the default decision and
+            the decisions by name classify no mirrored view.
 
     Raises:
-        TypeError: the classifier is no module, the decision no decision.
+        TypeError: the classifier is not a module, or the decision is neither a decision nor a name.
         ValueError: unknown gradient or decision.
     """
 
@@ -66,7 +66,7 @@ class DefendedClassifier(Wrapper):
         known_gradient(self.gradient)
         self.decision = None if decision is None else known_decision(decision)
         self.mirror = mirror
-        # by the shape of images, with what they were chosen for: the sizes that a classifier takes are tried once
+        # shape of images -> (the arguments, their defence), so that the views of a classifier are tried once
         self._defences: dict[tuple[int, ...], tuple[object, Defence]] = {}
 
     def forward(self, images: Tensor) -> Tensor:
@@ -81,15 +81,15 @@ class DefendedClassifier(Wrapper):
         return decision.combine(evidence)
 
     def detect(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> how adversarial each looks, (B,) in [0, 1]; larger is more so.
+        """(B, C, H, W) in [0, 1] -> detection scores (B,) in [0, 1]; larger is more adversarial.
 
-        The score is the decision's. Raises as `forward` does.
+        The score is that of the decision. Raises as `forward` does.
         """
         evidence, decision, _ = self.evidence(images)
         return decision.score(evidence)
 
     def judge(self, images: Tensor) -> Prediction:
-        """The results of `forward` and `detect` from one fit, and what was classified."""
+        """The results of `forward` and `detect` from one fit, and the mean reconstruction."""
         evidence, decision, reconstructions = self.evidence(images)
         logits, scores = decide(decision, evidence)
         return Prediction(logits, scores, reconstructions.classified(decision).detach().mean(0))
@@ -97,14 +97,14 @@ class DefendedClassifier(Wrapper):
     def evidence(self, images: Tensor, *, scored: bool = True) -> tuple[Evidence, Decision, Reconstructions]:
         """What the decision sees, the decision, and the reconstructions.
 
-        `scored` False leaves out what a detection score alone would need. Raises as `forward` does.
+        If `scored` is False, what only a detection score needs is left out. Raises as `forward` does.
         """
         check_images(images, empty=True)
         _check_mode(self.classifier)
         purifier, decision = self.plan(images)
-        if purifier.seed is None:  # drawn here, so that all that a derived class makes of it is of one draw
+        if purifier.seed is None:  # drawn here, so that everything that a derived class does belongs to one draw
             purifier = purifier.variant(seed=secrets.randbits(32))
-        bare = self._classify(images)  # before the fit: what is wrong with the classifier is said at once
+        bare = self._classify(images)  # before the fit, so that a faulty classifier is reported at once
         reconstructions = reconstruct(purifier, images, [decision], gradient=self.gradient, scored=scored)
         evidence = gather_evidence(self._classify, images, bare, reconstructions, decision, scored=scored)
         return evidence, decision, reconstructions
@@ -112,22 +112,22 @@ class DefendedClassifier(Wrapper):
     def plan(self, images: Tensor) -> tuple[Purifier, Decision]:
         """The purifier and the decision for images of this shape, (B, C, H, W)."""
         own, shape = self.purifier, tuple(images.shape[1:])
-        asked = (self.decision, self.mirror, own.config)
+        arguments = (self.decision, self.mirror, own.config)
         known, defence = self._defences.get(shape, (None, None))
-        if defence is None or known != asked:
+        if defence is None or known != arguments:
             defence = defence_for(shape, self.classifier, decision=self.decision, mirror=self.mirror, fit=own.config)
-            self._defences[shape] = asked, defence
+            self._defences[shape] = arguments, defence
         return own.variant(config=defence.fit, tile=own.tile or defence.tile), defence.decision
 
     def variant(self, *, seed: int | None, gradient: str | Gradient) -> Self:
         """The same defence of the same classifier with another seed and meaning of a backward pass."""
         twin = shallow_copy(self)
         twin.gradient, twin.purifier = gradient, self.purifier.variant(seed=seed, gradient=gradient)
-        twin._defences = self._defences  # shared, so that a classifier that refuses a view is warned of once
+        twin._defences = self._defences  # shared, so that there is one warning if the classifier refuses a view
         return twin
 
     def extra_repr(self) -> str:
-        """The arguments that are no modules."""
+        """The arguments that are not modules."""
         return f"gradient={self.gradient!r}, decision={self.decision}, mirror={self.mirror}"
 
     def _classify(self, images: Tensor) -> Tensor:
@@ -148,11 +148,11 @@ def defend(
 ) -> DefendedClassifier:
     """Wrap a classifier so that it purifies what it sees. Arguments as in `Purifier` and `DefendedClassifier`.
 
-    `check` looks for what cannot work (`check_classifier`): True for images of a size that the classifier takes, or
-    their shape (C, H, W). A fault raises ValueError, a doubt warns.
+    `check` runs `check_classifier`: True for images of a size that the classifier accepts, or their shape (C, H, W). A
+    fault raises ValueError, a doubt gives a warning.
     """
     if check is not False:
-        from dipdefense.check.check_classifier import check_classifier  # it knows the defence, which need not know it
+        from dipdefense.check.check_classifier import check_classifier  # it imports the defence
 
         check_classifier(classifier, None if check is True else check).report()
     purifier = Purifier(config, seed=seed)
@@ -160,9 +160,9 @@ def defend(
 
 
 def _check_mode(classifier: nn.Module) -> None:
-    """Refuse layers that a call, which asks the classifier several times, would update or draw from every time.
+    """Refuse layers in training mode, which every run of the classifier would update or draw from.
 
-    Running statistics and dropout layers are seen; a module that draws by functions of its own is not.
+    It finds running statistics and dropout layers, but not a module that draws in its own `forward`.
     """
     for layer in classifier.modules():
         updates = getattr(layer, "running_mean", None) is not None

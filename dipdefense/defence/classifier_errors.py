@@ -1,4 +1,4 @@
-"""What a model raises that is given images of a size, a number or a dtype that it was not built for."""
+"""The errors of a model that gets images of a size, batch size or dtype that it was not built for."""
 
 __all__ = ["REFUSALS", "first_line"]
 

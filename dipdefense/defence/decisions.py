@@ -1,8 +1,8 @@
-"""Decisions: from what the classifier makes of an image and of its reconstructions along a fit, to logits.
+"""Decisions: how the classifier's logits of an image and of its reconstructions become the defended logits.
 
-Along a fit the reconstructions of an adversarial image pass from blurred, to right, to fooled. A decision says which
-of them are classified, turns what the classifier makes of them into logits, and scores how adversarial the input
-looks. It holds plain values only and survives a JSON round trip.
+Along the fit to an adversarial image, the reconstructions are first blurred, then classified correctly, then
+misclassified. A decision says which of them are classified, combines their logits, and scores how adversarial the
+input looks. It holds plain values only and survives a JSON round trip.
 """
 
 import warnings
@@ -33,32 +33,32 @@ LEAST_WIDTH = 1e-6  # below it the logits would overflow
 
 
 class Decision(Protocol):
-    """What a defended classifier asks of a decision."""
+    """What a defended classifier needs of a decision."""
 
     @property
     def restarts(self) -> int:
-        """Fits of every image, from different seeds."""
+        """Number of fits of every image, with different seeds."""
 
     @property
     def views(self) -> tuple[str, ...]:
-        """Keys of `VIEWS`, through each of which every reconstruction is classified."""
+        """Keys of `VIEWS`; every reconstruction is classified in each of these views."""
 
     @property
     def residuals(self) -> tuple[int, ...]:
-        """The iterations at which the score asks for `Evidence.residual`."""
+        """The iterations at which the score needs `Evidence.residual`."""
 
     @property
     def gated(self) -> bool:
-        """Whether the logits depend on the score; where they do not, it is computed only where it is asked for."""
+        """Whether the logits depend on the score. If not, the score is computed only on request."""
 
     def iterations_of(self, fit_iterations: int) -> tuple[int, ...]:
-        """The iterations that are classified, of a fit of that many.
+        """The iterations whose reconstructions are classified, for a fit of `fit_iterations`.
 
-        None for what the fit itself returns; `restarts` and `residuals` are then not asked for.
+        Empty for the image that the fit itself returns; `restarts` and `residuals` are then not used.
         """
 
     def combine(self, evidence: Evidence, scores: Tensor | None = None) -> Tensor:
-        """Logits (B, K). `scores` are those of `score`, where they were computed before."""
+        """Logits (B, K). `scores` are the result of `score` if that was computed before."""
 
     def score(self, evidence: Evidence) -> Tensor:
         """How adversarial the input looks, (B,) in [0, 1]; larger is more so."""
@@ -66,7 +66,7 @@ class Decision(Protocol):
 
 @dataclass(frozen=True)
 class LastReconstruction:
-    """The classifier's own logits of what the fit returns, by whatever rule it stops."""
+    """The classifier's logits of the image that the fit returns, with any stopping rule."""
 
     restarts: ClassVar[int] = 1
     views: ClassVar[tuple[str, ...]] = ("identity",)
@@ -91,14 +91,14 @@ class MeanSoftmax:
     """Logarithm of the mean softmax over iterations, restarts and views.
 
     Args:
-        iterations: those that are classified, rising. None: four of them, evenly over the second half of the fit.
-        restarts: fits of every image, with seeds seed, seed + 1, ...
+        iterations: those that are classified, rising. None: four, spaced evenly over the second half of the fit.
+        restarts: number of fits of every image, with seeds seed, seed + 1, ...
         views: keys of `VIEWS`.
-        detector: gives the detection score; None for the `disagreement` of the bare prediction.
+        detector: gives the detection score; None for the `disagreement` with the bare prediction.
 
     Raises:
-        TypeError: detector is neither.
-        ValueError: no iterations or not rising from 1, restarts below 1, no view, an unknown one or one twice.
+        TypeError: detector is neither a Detector nor None.
+        ValueError: no iterations, or not rising from 1; restarts below 1; no view, an unknown view or a repeated one.
     """
 
     iterations: tuple[int, ...] | None = None
@@ -108,7 +108,7 @@ class MeanSoftmax:
     gated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "iterations", check_iterations(self.iterations))  # JSON knows lists only
+        object.__setattr__(self, "iterations", check_iterations(self.iterations))  # JSON has lists only
         object.__setattr__(self, "views", check_views(self.views))
         given: Any = self.detector
         if isinstance(given, Mapping):
@@ -137,16 +137,16 @@ class MeanSoftmax:
 
 @dataclass(frozen=True)
 class DetectorGated(MeanSoftmax):
-    """Keep the bare prediction unless the fit speaks against it.
+    """Keep the bare prediction unless the detection score is high.
 
     log((1 - w) softmax(bare) + w mean softmax(along)),  w = sigmoid((score - threshold) / width).
 
     Args:
-        threshold: score in [0, 1] at which both weigh the same; arguments before it as in `MeanSoftmax`.
-        width: how fast the weight passes from one to the other, in units of the score.
+        threshold: score in [0, 1] at which w is one half; the arguments before it are those of `MeanSoftmax`.
+        width: of the transition between the two predictions, in units of the score.
 
     Raises:
-        ValueError: threshold outside [0, 1], width below 1e-6, and what `MeanSoftmax` refuses.
+        ValueError: threshold outside [0, 1], width below 1e-6, or an error of `MeanSoftmax`.
     """
 
     threshold: float = 0.5

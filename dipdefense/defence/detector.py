@@ -1,4 +1,4 @@
-"""How adversarial an input looks, by its fit."""
+"""A detection score for adversarial inputs, computed from the fit."""
 
 import math
 from dataclasses import dataclass
@@ -11,30 +11,30 @@ from dipdefense.defence.evidence import Evidence, check_finite, check_iterations
 
 __all__ = ["Detector"]
 
-BLOCK = 4  # pixels a side
-LEAST = 1e-3  # added to a probability before its logarithm, so that a very sure classifier does not outvote the rest
+BLOCK = 4  # side of a block in pixels
+LEAST = 1e-3  # added to a probability before its logarithm, so that an overconfident classifier does not dominate
 
 
 @dataclass(frozen=True)
 class Detector:
-    """Probability that an input is adversarial, by a logistic regression on what its fit shows.
+    """Probability that an input is adversarial, by a logistic regression on features of its fit.
 
         p = sigmoid(bias + doubt c + early log r_t + late log r_T)
 
-    c is -log of the mean probability that the reconstructions give to the bare prediction, r_t the mean squared
-    difference of input and reconstruction at iteration t. The residual of a natural image keeps falling along a fit;
-    a perturbation is noise to the generator, and what it adds to the residual stays. With `quiet`, r_t is that
-    quantile of the means over whole blocks of 4x4 pixels: the quietest part of a photograph, where texture does not
+    c is -log of the mean probability that the reconstructions give to the bare prediction, and r_t is the mean squared
+    difference of input and reconstruction at iteration t. The residual of a natural image keeps falling along a fit. A
+    perturbation is like noise to the generator, so its part of the residual stays. With `quiet`, r_t is that quantile
+    of the means over blocks of 4x4 pixels, so it measures the smoothest part of a photograph, where texture does not
     hide a perturbation.
 
-    The settings hold for one fit (network, iterations, images) and are learnt on images that no figure comes from; a
-    clean image with noise as strong as a perturbation looks just as suspicious. Where the purification counts as the
-    identity, the residual has no gradient.
+    The settings hold for one fit (network, iterations, images). They are learnt on images that are used for no reported
+    figure. A clean image with noise as strong as a perturbation gets as high a score. If the purification counts as the
+    identity in a backward pass, the residual has no gradient.
 
     Source: our own.
 
     Raises:
-        ValueError: not two rising iterations, a number that is not finite, a quantile outside (0, 1].
+        ValueError: not two rising iterations, a coefficient that is not finite, a quantile outside (0, 1].
     """
 
     iterations: tuple[int, int]  # t and T
@@ -45,7 +45,7 @@ class Detector:
     quiet: float | None = None  # None for the mean over all pixels
 
     def __post_init__(self) -> None:
-        checked = check_iterations(self.iterations)  # JSON knows lists only
+        checked = check_iterations(self.iterations)  # JSON has lists only
         if checked is None or len(checked) != 2:
             raise ValueError(f"iterations must be two, rising, got {self.iterations!r}")
         object.__setattr__(self, "iterations", checked)

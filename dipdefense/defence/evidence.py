@@ -1,4 +1,4 @@
-"""What a decision sees of a batch: the classifier's logits of the input and along its fit, and what the fit leaves."""
+"""The evidence of a decision: the classifier's logits of the input and of its reconstructions, and the residuals."""
 
 import copy
 import math
@@ -30,38 +30,43 @@ __all__ = [
 
 Classify = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> logits (B, K)
 
-STEP = 16  # pixels: sides that classifiers halve four times without a remainder
+STEP = 16  # pixels; a multiple of it can be halved four times without a remainder
 
 
 def shrink(images: Tensor) -> Tensor:
-    """(B, C, H, W) -> each side above 32 pixels at four fifths, rounded to a multiple of 16."""
+    """Resize images (B, C, H, W): each side above 32 pixels to four fifths, rounded to a multiple of 16."""
     size = [side if side <= 2 * STEP else round(0.8 * side / STEP) * STEP for side in images.shape[2:]]
     if size == list(images.shape[2:]):
         return images
     small = F.interpolate(images, size, mode="bilinear", antialias=True)
-    return small + (small.clamp(0, 1) - small).detach()  # rounding leaves [0, 1], where a clamp would cut the gradient
+    return (
+        small + (small.clamp(0, 1) - small).detach()
+    )  # rounding can leave [0, 1], and a clamp alone would cut the gradient
 
 
-# An attack on the bare classifier is made for the image as it is, so a mirrored or smaller reconstruction keeps less
-# of it. The mirror is for classes that do not mind it, not for digits or text; the smaller image for classifiers of
-# images of any size.
+# An attack on the bare classifier is made for the image as it is, so it has less effect on a mirrored or smaller
+# reconstruction. Mirrored views suit classes that a mirror does not change, so not digits or text. Smaller views need a
+# classifier that accepts images of any size.
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda images: images,
     "mirror": lambda images: images.flip(3),
     "small": shrink,
     "small_mirror": lambda images: shrink(images.flip(3)),
 }
-UNMIRRORED = {"mirror": "identity", "small_mirror": "small"}  # in place of a view, where classes change in the mirror
-FULL_SIZE = {"small": "identity", "small_mirror": "mirror"}  # in place of a view that the classifier does not take
+UNMIRRORED = {"mirror": "identity", "small_mirror": "small"}  # view -> its substitute if a mirror changes the classes
+FULL_SIZE = {
+    "small": "identity",
+    "small_mirror": "mirror",
+}  # view -> its substitute if the classifier does not accept it
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One row an image."""
+    """The classifier's logits and the residuals, one row for each image."""
 
     bare: Tensor  # (B, K) logits of the input itself
     along: Tensor  # (S, B, K) logits of its reconstructions, over restarts, iterations and views
-    residual: Mapping[int, Tensor]  # iteration -> (B, H, W) squared difference of reconstruction and input, mean of C
+    residual: Mapping[int, Tensor]  # iteration -> (B, H, W), squared reconstruction - input, mean over channels
 
 
 def classify_view(classify: Classify, images: Tensor, view: str) -> Tensor:
@@ -90,10 +95,10 @@ def _must_take(seen: Tensor, view: str) -> str:
 
 @torch.no_grad()
 def refusal_of_view(classifier: nn.Module, shape: tuple[int, ...], view: str) -> str | None:
-    """Why a classifier that takes images of a shape, (C, H, W), does not take a view of them, of another size.
+    """Why a classifier accepts images of a shape (C, H, W), but not a view of them.
 
-    None where it takes the view, and where it refuses the images themselves: then the view is not at fault. The
-    classifier is called with one image of noise, in eval mode, and stays as it was.
+    None if it accepts the view, or refuses the images themselves, since then the view is not at fault. The classifier
+    is called with one image of noise, in eval mode, and is left as it was.
     """
     image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     if VIEWS[view](image).shape == image.shape:
@@ -134,7 +139,7 @@ def log_mean_softmax(logits: Tensor) -> Tensor:
 
 
 def disagreement(bare: Tensor, along: Tensor) -> Tensor:
-    """How much the reconstructions contradict the bare prediction: 1 minus the mean probability they give it.
+    """How much the reconstructions contradict the bare prediction: 1 minus the mean probability that they give it.
 
     Args:
         bare: logits of the input, (B, K).
@@ -144,18 +149,18 @@ def disagreement(bare: Tensor, along: Tensor) -> Tensor:
         (B,) in [0, 1]; larger is more adversarial.
     """
     predicted = bare.argmax(1, keepdim=True)
-    return (1 - log_mean_softmax(along).exp().gather(1, predicted)[:, 0]).clamp(0, 1)  # rounding leaves it by an ulp
+    return (1 - log_mean_softmax(along).exp().gather(1, predicted)[:, 0]).clamp(0, 1)  # rounding can leave [0, 1]
 
 
 def spread(named: tuple[int, ...] | None, iterations: int) -> tuple[int, ...]:
-    """The named iterations, or four evenly over the second half of a fit."""
+    """The named iterations, or four that are spaced evenly over the second half of a fit."""
     if named is not None:
         return named
     return tuple(sorted({math.ceil(iterations * sixth / 6) for sixth in (3, 4, 5, 6)}))
 
 
 def check_iterations(iterations: object) -> tuple[int, ...] | None:
-    """Refuse what is neither None nor iterations, rising."""
+    """Raise unless the value is None or rising iterations, which are returned as a tuple."""
     if iterations is None:
         return None
     listed = list(iterations) if isinstance(iterations, tuple | list) else []
@@ -165,15 +170,15 @@ def check_iterations(iterations: object) -> tuple[int, ...] | None:
 
 
 def check_views(views: object) -> tuple[str, ...]:
-    """Refuse what is not one or more keys of `VIEWS`."""
+    """Raise unless the value is one or more keys of `VIEWS`, which are returned as a tuple."""
     if not isinstance(views, tuple | list) or not views or not all(isinstance(v, str) and v in VIEWS for v in views):
         raise ValueError(f"views must be one or more of {', '.join(VIEWS)}, got {views!r}")
     if len(set(views)) < len(views):
-        raise ValueError(f"views must each stand once, got {views!r}")
+        raise ValueError(f"views must not repeat, got {views!r}")
     return tuple(views)
 
 
 def check_finite(name: str, value: float) -> None:
-    """Refuse what is no finite number."""
+    """Raise unless the value is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")

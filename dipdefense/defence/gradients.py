@@ -1,4 +1,4 @@
-"""What a backward pass through a purification means."""
+"""The meanings that a backward pass through a purification can have."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ __all__ = ["GRADIENTS", "Fitted", "Gradient", "Unrolled", "known_gradient", "pur
 
 
 class Fitted(NamedTuple):
-    """A fit that was made: all that its gradient depends on."""
+    """A finished fit: everything that its gradient depends on."""
 
     images: Tensor  # (B, C, H, W) that were fitted
     config: FitConfig
-    seed: int  # that was used, also where it was drawn
-    iterations: Tensor  # (T, B) number of the iterate in each frame
+    seed: int  # the seed that was used, given or drawn
+    iterations: Tensor  # (T, B), the iteration of each frame
 
 
 # (a fit, cotangents of its frames (T, B, C, H, W)) -> derivative with respect to its images, (B, C, H, W)
@@ -32,7 +32,7 @@ def straight_through(fitted: Fitted, cotangents: Tensor) -> Tensor:
 
 
 def no_gradient(fitted: Fitted, cotangents: Tensor) -> Tensor:
-    """Refuse, rather than let an attack see nothing."""
+    """Raise, since an attack without a gradient would fail for the wrong reason."""
     raise RuntimeError(
         'this purification has no gradient (gradient="none"): an attack on it would see nothing and the defence '
         'would look strong; use gradient="straight_through" or "unrolled"'
@@ -43,13 +43,13 @@ def no_gradient(fitted: Fitted, cotangents: Tensor) -> Tensor:
 class Unrolled:
     """The derivative of the fit itself, through its steps; see `dipdefense.fitting.unroll`.
 
-    It is exact at a point. The fit is smooth only piecewise, so over the size of an attack's step it may say little:
-    docs/robustness.md measures how little.
+    It is exact at a point. The fit is only piecewise smooth, so the gradient may say little about a change as large as
+    an attack's step; docs/robustness.md has measurements.
 
     Args:
-        last: only through the last so many steps before each frame; None: all of them.
-        adam_eps: added to the root of Adam's second moment; larger than in the fit it gives the gradient of a
-            smoother one.
+        last: number of steps before each frame that the gradient passes through; None: all of them.
+        adam_eps: added to the root of Adam's second moment. A larger value than in the fit gives the gradient of a
+            smoother fit.
     """
 
     last: int | None = None
@@ -58,10 +58,10 @@ class Unrolled:
     def __call__(self, fitted: Fitted, cotangents: Tensor) -> Tensor:
         """See `Gradient`."""
         asked: dict[int, Tensor] = {}
-        for numbers, cotangent in zip(fitted.iterations, cotangents, strict=True):
-            for iteration in numbers.unique().tolist():
-                mine = torch.where((numbers == iteration)[:, None, None, None], cotangent, 0)
-                if mine.any():  # a frame that nothing was made of costs nothing
+        for chosen, cotangent in zip(fitted.iterations, cotangents, strict=True):
+            for iteration in chosen.unique().tolist():
+                mine = torch.where((chosen == iteration)[:, None, None, None], cotangent, 0)
+                if mine.any():  # frames without a cotangent are skipped
                     asked[iteration] = asked.get(iteration, 0) + mine
         total = torch.zeros_like(fitted.images)
         for frames in [asked] if self.last is None else [{i: cotangent} for i, cotangent in asked.items()]:
@@ -80,7 +80,7 @@ GRADIENTS: dict[str, Gradient] = {
 
 
 def known_gradient(gradient: str | Gradient) -> Gradient:
-    """The gradient of a name in `GRADIENTS`, or the callable that it is."""
+    """The gradient of that name in `GRADIENTS`, or the callable itself."""
     if callable(gradient):
         return gradient
     if not isinstance(gradient, str) or gradient not in GRADIENTS:

@@ -1,4 +1,4 @@
-"""What is expected of the output of a classifier."""
+"""The check of a classifier's output."""
 
 from torch import Tensor
 

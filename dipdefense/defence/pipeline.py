@@ -1,4 +1,4 @@
-"""A defended answer, in the order in which an image meets it: reconstruct, gather evidence, decide."""
+"""The steps of a defended answer, in their order: reconstruct, gather evidence, decide."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,22 +20,22 @@ class Reconstructions:
     """The reconstructions of a batch along one or more fits of every image."""
 
     frames: Tensor  # (R, T, B, C, H, W), over restarts and iterations
-    iterations: tuple[int, ...]  # of the T frames; empty where T = 1 and the stopping rule chose the iterate
+    iterations: tuple[int, ...]  # of the T frames; empty if the stopping rule chose the single iterate
     fit_iterations: int  # of the whole fit
     identity: bool  # whether the purification counts as the identity in a backward pass
 
     def classified(self, decision: Decision) -> Tensor:
-        """Those that a decision classifies, (S, B, C, H, W), over restarts and iterations."""
+        """The reconstructions that a decision classifies, (S, B, C, H, W), over restarts and iterations."""
         iterations = decision.iterations_of(self.fit_iterations)
         return self._at(decision.restarts, iterations).flatten(0, 1) if self.iterations else self.frames[0]
 
     def residual(self, images: Tensor, decision: Decision) -> dict[int, Tensor]:
-        """See `Evidence.residual`: at the iterations, and over the restarts, that a decision names."""
+        """`Evidence.residual` at a decision's iterations, as the mean over its restarts."""
         if not self.iterations or not decision.residuals:
             return {}
         residual = (self._at(decision.restarts, decision.residuals) - images).square().mean((0, 3))  # (T, B, H, W)
         if self.identity:
-            residual = residual.detach()  # it does not change with the images, and the sign of a rounding is a step
+            residual = residual.detach()  # constant under the identity, where only rounding would be left
         return dict(zip(decision.residuals, residual, strict=True))
 
     def _at(self, restarts: int, iterations: Sequence[int]) -> Tensor:
@@ -50,14 +50,14 @@ def reconstruct(
     gradient: str | Gradient,
     scored: bool = True,
 ) -> Reconstructions:
-    """Fit images (B, C, H, W) in [0, 1], and keep what the decisions ask for.
+    """Fit images (B, C, H, W) in [0, 1], and keep the reconstructions that the decisions need.
 
     Args:
-        purifier: of the fits.
+        purifier: makes the fits.
         images: checked by the caller.
-        decisions: one or more that share the fits; all of them name iterations, or it is one that names none.
+        decisions: one or more that share the fits. Either all of them name iterations, or there is only one.
         gradient: meaning of a backward pass, see `Purifier`.
-        scored: whether detection scores are wanted, also of decisions whose logits do not depend on them.
+        scored: whether detection scores are needed for decisions whose logits do not depend on them.
     """
     config = purifier.config_for(images)
     asked: set[int] = set()
@@ -82,14 +82,14 @@ def gather_evidence(
     *,
     scored: bool = True,
 ) -> Evidence:
-    """Classify the reconstructions that a decision names, through each of its views.
+    """Classify the reconstructions that a decision names, in each of its views.
 
     Args:
         classify: images (B, C, H, W) in [0, 1] -> logits (B, K).
-        images: what was reconstructed, (B, C, H, W).
-        bare: their own logits, (B, K).
-        reconstructions: of a `reconstruct` that knew the decision.
-        decision: whose evidence it is.
+        images: the inputs, (B, C, H, W).
+        bare: logits of the inputs, (B, K).
+        reconstructions: from a call of `reconstruct` with this decision.
+        decision: the one that will use the evidence.
         scored: as in `reconstruct`.
 
     Raises:
@@ -102,13 +102,13 @@ def gather_evidence(
 
 
 class Answer(NamedTuple):
-    """What a decision makes of its evidence."""
+    """The result of a decision."""
 
     logits: Tensor  # (B, K)
     scores: Tensor  # (B,) in [0, 1], larger is more adversarial
 
 
 def decide(decision: Decision, evidence: Evidence) -> Answer:
-    """Logits and scores, the score computed once; `Decision.combine` gives the logits alone."""
+    """Logits and scores; the score is computed once. `Decision.combine` gives the logits alone."""
     scores = decision.score(evidence)
     return Answer(decision.combine(evidence, scores), scores)

@@ -19,16 +19,17 @@ from dipdefense.fitting.config import FitConfig
 
 __all__ = ["Defence", "default_config", "default_defence", "defence_for"]
 
-# Without skip connections: strokes come at once, and a perturbation as strong as theirs soon after.
+# Without skip connections the fit reproduces the strokes of a digit in the first iterations, and a perturbation as
+# strong as a stroke soon after.
 GREY = FitConfig(architecture_options={"channels": [16, 32, 64], "skip_channels": 0}, iterations=60)
-# Nearest upsampling arrives in half the iterations of bilinear, and lets less of the perturbation through on the way.
-# The average over about two iterates takes out the noise of the jitter.
+# Nearest upsampling needs half the iterations of bilinear, and lets less of the perturbation through until then. The
+# average over about two iterates removes the noise of the jitter.
 COLOUR = FitConfig(
     architecture_options={"channels": [16, 32, 64], "skip_channels": 4, "upsampling": "nearest"},
     iterations=110,
     ema=0.5,
 )
-# For a trajectory rather than one reconstruction: half the channels let the perturbation through later.
+# For several reconstructions along a fit. With half the channels the perturbation passes later.
 TRAJECTORY = FitConfig(
     architecture_options={"channels": [8, 16, 32], "skip_channels": 4, "upsampling": "nearest"},
     iterations=300,
@@ -40,8 +41,8 @@ GATED = DetectorGated(
     detector=Detector(iterations=(140, 300), bias=34.1, doubt=0.59, early=-9.6, late=13.01),
     threshold=0.1,
 )
-SMALL = 32  # pixels a side; GATED was learnt on such images, and larger ones are cut into such tiles
-# A perturbation is made for one size: shown smaller, a reconstruction keeps even less of it than shown mirrored.
+SMALL = 32  # side in pixels; GATED was learnt on such images, and larger images are cut into tiles of this side
+# A perturbation is made for one size, so it has even less effect in a smaller view than in a mirrored one.
 LARGE = DetectorGated(
     iterations=(100, 120, 140),
     views=("small_mirror",),
@@ -49,16 +50,16 @@ LARGE = DetectorGated(
     threshold=0.4,
 )
 LARGE_FIT = replace(TRAJECTORY, iterations=160)
-TILE = 64  # pixels a side, where one reconstruction is classified; these small networks are slow on larger images
+TILE = 64  # side in pixels if one reconstruction is classified; these small networks are slow on larger images
 
 
 @dataclass(frozen=True)
 class Defence:
-    """What stands in front of a classifier, for images of one shape."""
+    """The settings of a defence for images of one shape."""
 
     fit: FitConfig
     decision: Decision
-    tile: int | None  # side in pixels of the tiles that larger images are cut into; None: they stay whole
+    tile: int | None  # side in pixels of the tiles that larger images are cut into; None: no tiles
 
 
 def defence_for(
@@ -69,24 +70,24 @@ def defence_for(
     mirror: bool = True,
     fit: FitConfig | None = None,
 ) -> Defence:
-    """The defence of images of shape (C, H, W): what `defend`, `Purifier`, the commands and the benchmarks use.
+    """The defence for images of shape (C, H, W), used by `defend`, `Purifier`, the commands and the benchmarks.
 
     Args:
-        shape: of the images; their sides count, and whether they are grey.
-        classifier: what is defended. One that does not take images of the size of a view, such as a vision transformer,
-            gets the view of full size in its place, and a warning. None: any size is taken.
-        decision: a name in `DECISIONS`, which stands for what was tuned for this shape, with its detector and its fit;
-            or a decision of your own, which gets the default fit. None: the default.
-        mirror: whether a class stays itself in the mirror. False, for digits or text: no mirrored views.
-        fit: settings of your own, for which nothing was tuned: the decision is then `LastReconstruction`, or the named
-            one as it is without arguments, and images stay whole. "detector_gated" is refused, since its detector holds
-            for the default fit alone.
+        shape: of the images; it depends on their sides, and on whether they are grey.
+        classifier: the one that is defended. If it does not accept images of the size of a view, as a vision
+            transformer does not, the view of full size replaces that view, with a warning. None: accepts any size.
+        decision: a name in `DECISIONS` gives the decision that was tuned for this shape, with its detector and fit. A
+            decision of your own gets the default fit. None: the default.
+        mirror: whether an image keeps its class when mirrored. If False, for digits or text, no view is mirrored.
+        fit: settings of your own, for which no decision was tuned. The decision is then `LastReconstruction`, or the
+            named one without arguments, and images are not cut into tiles. "detector_gated" is refused, since its
+            detector holds for the default fit alone.
 
     Raises:
-        TypeError: the decision is none.
+        TypeError: the decision is neither a decision nor a name.
         ValueError: a shape that is not three positive integers; an unknown name, or one for which nothing was tuned at
-            this shape; views of a decision of your own that are mirrored where `mirror` is False, or that the
-            classifier does not take.
+            this shape; a decision of your own with mirrored views although `mirror` is False, or with views that the
+            classifier does not accept.
     """
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"shape must be (C, H, W), three positive integers, got {tuple(shape)}")
@@ -126,7 +127,7 @@ def _tuned_by_name(shape: tuple[int, ...], name: str | None) -> Defence:
     if name not in tuned:
         raise ValueError(
             f"decision must be {' or '.join(tuned)} for images of shape {tuple(shape)}, for which no other was tuned, "
-            f"got {name!r}: leave it out, or give a decision and a fit with settings of your own"
+            f"got {name!r}: leave it out, or give a decision and a fit with your own settings"
         )
     return tuned[name]
 

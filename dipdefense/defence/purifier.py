@@ -22,24 +22,27 @@ __all__ = ["Purifier"]
 class Purifier(nn.Module):
     """Reconstruct images by an early-stopped deep image prior; also a torchvision transform.
 
-    The reconstruction is what the fit returns, by its stopping rule. Of the default fit (`defence_for`) it is the mean
-    of the iterates that the default decision classifies, which is the reconstruction of `DefendedClassifier.judge`.
+    The reconstruction is the image that the fit returns, as its stopping rule chooses it. With the default fit
+    (`defence_for`) it is the mean of the iterates that the default decision classifies, which is also the
+    reconstruction of `DefendedClassifier.judge`.
 
-    It has no parameters and no state: the networks of a fit live as long as the fit. A class derived from it may draw
-    its settings from the seed (`config_for`) or do more than fit (`frames`): attacks and evaluations meet that class.
+    The module has no parameters and no state, since the networks of a fit exist only during the fit. A derived class
+    may draw its settings from the seed (`config_for`) or change the fits (`frames`); attacks and evaluations then use
+    that class.
 
     Args:
-        config: settings of the fit; None for those that `defence_for` names for the image's shape.
+        config: settings of the fit; None for those of `defence_for` for the image's shape.
         seed: of the fit; None for fresh entropy at every call, which makes the defence stochastic.
         gradient: meaning of a backward pass. `straight_through`: the purification counts as the identity (BPDA,
             Athalye et al. 2018). `unrolled`: the exact gradient, through all steps of the fit. `none`: a backward
-            pass raises. Or a callable, see `dipdefense.defence.gradients.Gradient`; picklable if the purifier is.
-        tile: side in pixels of the tiles that larger images are cut into, each fitted as an image of its own;
-            they overlap by a quarter. None: that of `defence_for` with the default fit, uncut with a fit of your own.
+            pass raises. Or a callable, see `dipdefense.defence.gradients.Gradient`; a purifier can be pickled only if
+            the callable can be.
+        tile: side in pixels of the tiles that larger images are cut into; each tile is fitted as a separate image, and
+            tiles overlap by a quarter. None: that of `defence_for` with the default fit, no tiles with your own config.
 
     Raises:
-        TypeError: config is no FitConfig.
-        ValueError: unknown gradient, a seed that is negative or no integer, a tile that is no positive integer.
+        TypeError: config is not a FitConfig.
+        ValueError: unknown gradient, a seed that is not a non-negative integer, a tile that is not a positive integer.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class Purifier(nn.Module):
         known_gradient(self.gradient)
 
     def fit(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> FitResult:
-        """The whole result of the fit to images (B, C, H, W) in [0, 1], uncut; no gradient passes.
+        """The whole result of the fit to images (B, C, H, W) in [0, 1], without tiles and without gradient.
 
         Its `reconstruction` is the iterate that the stopping rule chooses. With the default settings that is not what
         the purifier returns, which is a mean over several iterates.
@@ -81,7 +84,7 @@ class Purifier(nn.Module):
         return self.config or defence_for(tuple(images.shape[1:])).fit
 
     def tile_for(self, images: Tensor) -> int | None:
-        """The side of the tiles that images of this shape, (B, C, H, W), are cut into; None if they stay whole."""
+        """The side of the tiles that images of this shape, (B, C, H, W), are cut into; None if they are not cut."""
         tile = self.tile
         if tile is None and self.config is None:
             tile = defence_for(tuple(images.shape[1:])).tile
@@ -100,9 +103,9 @@ class Purifier(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> same, without gradient; tile by tile where images are larger than a tile.
+        """Purify images (B, C, H, W) in [0, 1], without gradient; in tiles if they are larger than a tile.
 
-        Values that the gain of the cosine loss lifts above 1 are clipped.
+        Values above 1, which the gain of the cosine loss can give, are clipped.
         """
         check_images(images, empty=True)
         return self._purify(images, gradient="none", callback=callback)
@@ -110,21 +113,21 @@ class Purifier(nn.Module):
     def _purify(
         self, images: Tensor, *, gradient: str | Gradient, callback: Callable[[Progress], None] | None = None
     ) -> Tensor:
-        """The mean of the iterates that the default decision classifies, where the fit is the default one."""
+        """The reconstructions; with the default fit, the mean of the iterates that the default decision classifies."""
         config, iterations = self.config_for(images), None
         if self.config is None:
             default = defence_for(tuple(images.shape[1:]))
-            if config == default.fit:  # a derived class may have another
+            if config == default.fit:  # a derived class may have another fit
                 iterations = default.decision.iterations_of(config.iterations) or None
         return self.frames(images, iterations, config=config, gradient=gradient, callback=callback).mean(0)
 
     @torch.no_grad()
     def trajectory(self, images: Tensor, iterations: Sequence[int], *, restart: int = 0) -> Tensor:
-        """What a fit would return, ended at each of these iterations of one fit; no gradient.
+        """The results of one fit if it ended at each of these iterations; without gradient.
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            iterations: at which to look, each from 1 to the fit's `iterations`; the fit ends at the largest.
+            iterations: each from 1 to the fit's `iterations`; the fit ends at the largest.
             restart: added to the seed.
 
         Returns:
@@ -147,10 +150,10 @@ class Purifier(nn.Module):
         restart: int = 0,
         callback: Callable[[Progress], None] | None = None,
     ) -> Tensor:
-        """What `trajectory` returns of a fit with this `config`, with the given meaning of a backward pass.
+        """The result of `trajectory` for this `config`, with the given meaning of a backward pass.
 
-        `iterations` None is the iterate that the stopping rule chooses, (1, B, C, H, W). The images were checked by the
-        caller. Raises as `trajectory` does.
+        `iterations` None gives the iterate that the stopping rule chooses, (1, B, C, H, W). The caller has checked the
+        images. Raises as `trajectory` does.
         """
         if iterations is not None:
             _check_iterations(iterations, config)
@@ -162,10 +165,10 @@ class Purifier(nn.Module):
         pieces = images if tile is None else cut(images, tile, tile // 4)
         if iterations is None:
             result = fit(pieces, config, seed=seed, callback=callback)
-            frames, numbers, seed = result.reconstruction[None], result.chosen[None], result.seed
+            frames, chosen, seed = result.reconstruction[None], result.chosen[None], result.seed
         else:
-            frames, numbers, seed = _watch(pieces, config, seed, iterations, callback)
-        fitted = Fitted(pieces.detach().clone(), config, seed, numbers)  # the caller may write to the images
+            frames, chosen, seed = _watch(pieces, config, seed, iterations, callback)
+        fitted = Fitted(pieces.detach().clone(), config, seed, chosen)  # the caller may write to the images
         passed = purification(pieces, frames.clamp(max=1), fitted, gradient)
         if tile is None:
             return passed
@@ -199,8 +202,8 @@ def _watch(
     iterations: Sequence[int],
     callback: Callable[[Progress], None] | None,
 ) -> tuple[Tensor, Tensor, int]:
-    """The averages at these iterations of one fit, (T, B, C, H, W), their numbers (T, B), and the seed."""
-    with torch.inference_mode(False):  # the fit, which writes to it, is outside that mode
+    """The averages at these iterations of one fit, (T, B, C, H, W), their iterations (T, B), and the seed."""
+    with torch.inference_mode(False):  # the fit writes to these frames outside that mode
         frames = images.new_zeros(len(iterations), *images.shape)
 
     def keep(state: Progress) -> None:
@@ -211,11 +214,11 @@ def _watch(
             callback(state)
 
     result = fit(images, config, seed=seed, callback=keep)
-    numbers = torch.tensor(iterations, device=images.device)[:, None].expand(-1, len(images)).clone()
-    for frame, number, iteration in zip(frames, numbers, iterations, strict=True):
+    chosen = torch.tensor(iterations, device=images.device)[:, None].expand(-1, len(images)).clone()
+    for frame, number, iteration in zip(frames, chosen, iterations, strict=True):
         ended = result.iterations < iteration  # an image that was given up keeps its last average
         frame[ended], number[ended] = result.reconstruction[ended], result.chosen[ended]
-    return frames, numbers, result.seed
+    return frames, chosen, result.seed
 
 
 def _check_iterations(iterations: Sequence[int], config: FitConfig) -> None:

@@ -1,4 +1,4 @@
-"""Large images as overlapping tiles: each is fitted as an image of its own, so memory no longer grows with the size."""
+"""Large images as overlapping tiles. Each tile is fitted as a separate image, so memory does not grow with the size."""
 
 import math
 
@@ -19,7 +19,8 @@ def cut(images: Tensor, side: int, overlap: int) -> Tensor:
         overlap: of neighbours, in pixels, below `side`.
 
     Returns:
-        (T * B, C, h, w), all images' first tile, then all images' second: rows from the top, each from the left.
+        (T * B, C, h, w), the first tile of all images, then the second of all images; rows from the top, each from the
+        left.
 
     Raises:
         ValueError: a side below 1, an overlap outside [0, side).
@@ -35,14 +36,14 @@ def join(tiles: Tensor, size: tuple[int, int], side: int, overlap: int) -> Tenso
     Args:
         tiles: (T * B, C, h, w) as `cut` orders them.
         size: (H, W) of the images.
-        side: as it was cut.
-        overlap: as it was cut.
+        side: as given to `cut`.
+        overlap: as given to `cut`.
 
     Returns:
         (B, C, H, W).
 
     Raises:
-        ValueError: tiles of another number or size than such a cut gives.
+        ValueError: not the number or size of tiles that such a cut gives.
     """
     _check(side, overlap)
     boxes = _boxes(size, side, overlap)

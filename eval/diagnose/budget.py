@@ -10,7 +10,7 @@ from eval.diagnose.trace import asked, margin, trace
 
 __all__ = ["monotone", "unbounded"]
 
-GREY = 0.5  # from any image, this radius in Linf reaches the uniform grey image: nothing is left to recognise
+GREY = 0.5  # Linf radius within which every image can be made uniform grey, so that nothing is left to recognise
 
 
 def monotone(
@@ -18,7 +18,7 @@ def monotone(
 ) -> Finding:
     """Fail where accuracy rises from one radius of 0, eps / 2, eps, 2 eps to the next.
 
-    Paired (McNemar): of the images that one of the two radii breaks, surely more than half stand at the larger one.
+    Paired (McNemar): of the images broken at only one of two radii, surely more than half are broken at the smaller.
 
     Source: Carlini et al. (2019).
     """
@@ -39,7 +39,9 @@ def monotone(
         passed=not risen,
         figures=figures | {"n": len(images)},
         means="accuracy rises with the radius" if risen else "a larger ball costs more accuracy",
-        remedy="the attack fails on larger balls, which hold the smaller: mend its step size or steps" if risen else "",
+        remedy="the attack fails on larger balls, which contain the smaller: correct its step size or steps"
+        if risen
+        else "",
     )
 
 
@@ -58,6 +60,8 @@ def unbounded(
         check="unbounded",
         passed=passed,
         figures={"accuracy at 0.5": standing / len(images), "1/K": 1 / K, "n": len(images)},
-        means="nothing stands where nothing can" if passed else "images stand that could have been made uniform grey",
-        remedy="" if passed else "the attack fails, so its accuracy at any radius is no robustness: mend its gradient",
+        means="accuracy falls to chance where every image can be made uniform grey"
+        if passed
+        else "images are still classified correctly that could have been made uniform grey",
+        remedy="" if passed else "the attack fails, so accuracy under it shows no robustness: correct its gradient",
     )

@@ -1,4 +1,4 @@
-"""What a check found, and when a count is beyond sampling noise."""
+"""The finding of a check, and the test of a count against sampling noise."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from eval.intervals import wilson
 __all__ = ["CONFIDENCE", "TOLERANCE", "Figure", "Finding", "surely_above"]
 
 CONFIDENCE = 0.99  # of every interval, so that all the checks of a sound model together rarely fail by chance
-TOLERANCE = 0.02  # share of images that even a good attack of tens of steps leaves to another one
+TOLERANCE = 0.02  # share of images that a good attack of tens of steps may miss and another attack break
 
 Figure = bool | int | float | str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One check's verdict: `passed` is None where it could not be asked; `remedy` is empty where it passed."""
+    """The result of one check. `passed` is None if it could not be run; `remedy` is empty if it passed."""
 
     check: str
     passed: bool | None
@@ -25,5 +25,5 @@ class Finding:
 
 
 def surely_above(count: int, n: int, bound: float) -> bool:
-    """Whether `count` of `n` shows a rate above `bound`: the Wilson interval lies above it. None of none does not."""
+    """Whether the Wilson interval of `count` in `n` lies above `bound`; False if `n` is 0."""
     return n > 0 and wilson(count, n, CONFIDENCE)[0] > bound

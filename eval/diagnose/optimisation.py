@@ -1,4 +1,4 @@
-"""Checks on the white-box attack itself: has it gradients, and has it arrived?"""
+"""Checks on the white-box attack itself: does it have gradients, and has it converged?"""
 
 from collections.abc import Callable
 
@@ -16,9 +16,9 @@ Craft = Callable[..., Trace]  # trace, or one that remembers its answers
 def gradients(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps: int, seed: int = 0, craft: Craft = trace
 ) -> Finding:
-    """Fail where a backward pass raises, or more than 2 % of images meet a zero or NaN gradient before they fall.
+    """Fail if a backward pass raises, or over 2 % of images have a zero or NaN gradient before they are broken.
 
-    A fallen image is not asked: attacks stop there. The 2 % leave room for a dead unit or an underflow.
+    Gradients after that do not matter, since attacks end there. The 2 % allow for a dead unit or an underflow.
 
     Source: Athalye et al. (2018), section 3; Pintor et al. (2022), unavailable gradients.
     """
@@ -26,7 +26,7 @@ def gradients(
     try:
         attack = craft(model, images, labels, eps=eps, steps=2 * steps, seed=seed)
     except NoGradientError as error:
-        means = "a backward pass raises: gradient attacks see nothing, and prove nothing"
+        means = "a backward pass raises: gradient attacks are impossible, and their failure proves nothing"
         return Finding(check="gradients", passed=False, figures={"error": str(error)}, means=means, remedy=remedy)
     blind = int((~attack.usable & (attack.margins > 0)).any(0).sum())
     passed = not surely_above(blind, len(images), TOLERANCE)
@@ -43,7 +43,7 @@ def gradients(
 def converged(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps: int, seed: int = 0, craft: Craft = trace
 ) -> Finding:
-    """Fail where doubling the steps breaks more than a further 2 % of images.
+    """Fail if doubling the steps breaks more than a further 2 % of images.
 
     Source: Carlini et al. (2019); the tolerance is ours.
     """
@@ -59,21 +59,21 @@ def converged(
             f"after {2 * steps}": float(late.float().mean()),
             "n": len(images),
         },
-        means="more steps change nothing" if passed else "the attack has not arrived: accuracy still falls",
-        remedy="" if passed else "double the steps until accuracy stays, and add restarts",
+        means="more steps change nothing" if passed else "the attack has not converged: accuracy still falls",
+        remedy="" if passed else "double the steps until accuracy no longer falls, and add restarts",
     )
 
 
 def settled(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps: int, seed: int = 0, craft: Craft = trace
 ) -> Finding:
-    """Fail where more than 2 % of images stand, but would fall if their loss went on as in the last quarter.
+    """Fail if over 2 % of images are not broken, but would be if their loss went on as in the last quarter.
 
-    The loss is the margin. The attack has twice the steps; it is extrapolated by as many again. Where an image has
-    fallen, or its margin is far away for the rate at which it moves, moving on changes nothing.
+    The loss is the margin. The attack has twice the steps, and the loss is extrapolated by as many again. A loss that
+    still moves does not matter if the image is broken already, or its margin is too large to be crossed at that rate.
 
     Source: Pintor et al. (2022), incomplete optimization.
-    Differs: theirs fails where the rescaled loss falls by more than 1 % in the last ten steps, whatever it may reach.
+    Differs: theirs fails if the rescaled loss falls by more than 1 % in the last ten steps, whatever it would reach.
     """
     attack = craft(model, images, labels, eps=eps, steps=2 * steps, seed=seed)
     quarter = max(1, steps // 2)
@@ -84,7 +84,7 @@ def settled(
     return Finding(
         check="settled",
         passed=passed,
-        figures={"stand": int((end > 0).sum()), "of these about to fall": moving, "n": len(images)},
+        figures={"not broken": int((end > 0).sum()), "of these about to be broken": moving, "n": len(images)},
         means="the loss no longer moves towards more errors" if passed else "the loss still moves when the steps end",
         remedy="" if passed else "more steps, another step size, or APGD, which adapts it",
     )
@@ -95,7 +95,7 @@ def one_step(
 ) -> Finding:
     """Fail unless the iterative attack leaves most images a smaller margin than FGSM does.
 
-    "Most" is surely above one half. Margins rather than errors: a robust model has few errors to compare.
+    "Most" is surely above one half. Margins are compared, since a robust model has few errors to compare.
 
     Source: Athalye et al. (2018), section 3.1; Carlini et al. (2019).
     """
@@ -112,6 +112,8 @@ def one_step(
             "accuracy PGD": float((attack > 0).float().mean()),
             "n": len(images),
         },
-        means="many steps beat one" if passed else "one step does as well as many: the gradient misleads after it",
+        means="many steps beat one"
+        if passed
+        else "one step does as well as many: the gradient misleads the later steps",
         remedy="" if passed else "look for gradients that are masked, noisy or right only at the image itself",
     )

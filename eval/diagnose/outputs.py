@@ -11,13 +11,14 @@ from eval.diagnose.trace import asked, require_gradient
 
 __all__ = ["alone", "autoattack", "probabilities", "stable"]
 
-ROUNDING = 1e-4  # of logits relative to their norm: AutoAttack's bound for a model that draws nothing
+ROUNDING = 1e-4  # of logits, relative to their norm; AutoAttack's bound for a deterministic model
 
 
 def stable(model: nn.Module, images: Tensor, labels: Tensor, *, repeats: int = 4, seed: int = 0) -> Finding:
-    """Fail where the logits of the same images differ between queries by more than rounding.
+    """Fail if the logits of the same images differ between queries by more than rounding.
 
-    No sampling noise: a model that draws nothing answers alike, and one that draws must be attacked in expectation.
+    There is no sampling noise: a deterministic model repeats its answer, and a random one must be attacked in
+    expectation.
 
     Source: AutoAttack's check for randomised defences (Croce and Hein, 2020); Pintor et al. (2022), unstable
         predictions.
@@ -42,10 +43,10 @@ def stable(model: nn.Module, images: Tensor, labels: Tensor, *, repeats: int = 4
 
 
 def alone(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) -> Finding:
-    """Fail where more than 2 % of images are predicted otherwise alone than in their batch.
+    """Fail if over 2 % of images get another prediction alone than in their batch.
 
-    An attack that drops the images it has won asks about a smaller batch than the one that is scored. A fit amplifies
-    the rounding that differs with the batch, so its logits move, which is only reported.
+    An attack that drops the images it has broken queries a smaller batch than the one that is scored. Rounding differs
+    with the batch, and a fit amplifies it, so the logits of a defence change; this is only reported.
 
     Source: our own.
     """
@@ -62,17 +63,18 @@ def alone(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) ->
             "predictions that change": changed,
             "n": len(images),
         },
-        means="an image is predicted alike alone and in its batch"
+        means="an image gets the same prediction alone and in its batch"
         if passed
-        else "the answer to an image depends on the images beside it",
+        else "the answer for an image depends on the other images of its batch",
         remedy="" if passed else "let no statistic cross images (model.eval()), and score attacks in one fixed batch",
     )
 
 
 def probabilities(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) -> Finding:
-    """Fail where every row of outputs lies in [0, 1] and sums to one: a softmax, whose gradient saturates.
+    """Fail if every row of outputs lies in [0, 1] and sums to one: a softmax, whose gradient saturates.
 
-    Logarithms of probabilities are named but pass: they are logits, shifted, and no attack's loss sees a shift.
+    Logarithms of probabilities are reported but pass, since they are shifted logits, and no attack's loss depends on
+    the shift.
 
     Source: AutoAttack's check of the outputs' range (Croce and Hein, 2020); Carlini and Wagner (2017).
     """
@@ -96,14 +98,14 @@ def probabilities(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int
 
 
 def autoattack(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) -> Finding:
-    """Fail where AutoAttack itself warns that it may not be reliable on this model.
+    """Fail if AutoAttack itself warns that it may not be reliable on this model.
 
-    It sees the images that are classified correctly, as in an attack: the gradient of its loss (DLR) is zero by
-    definition where the true class comes third.
+    As in an attack, it gets only images that are classified correctly, since the gradient of its loss (DLR) is zero by
+    definition if the true class comes third.
 
     Source: Croce and Hein (2020), and flags_doc.md of its code.
     """
-    require_gradient(model, images[:1], labels[:1], seed=seed)  # a backward pass of it may raise
+    require_gradient(model, images[:1], labels[:1], seed=seed)  # AutoAttack's own backward pass may raise
     correct = asked(model, images, seed).argmax(1) == labels
     flags = autoattack_flags(model, images[correct], labels[correct], seed=seed)
     return Finding(

@@ -1,4 +1,4 @@
-"""Checks of the white-box attack against those that know less: noise, queries, another model."""
+"""Checks of the white-box attack against attacks that know less: noise, queries, another model."""
 
 from torch import Tensor, nn
 
@@ -9,15 +9,16 @@ from eval.diagnose.trace import margin, trace
 
 __all__ = ["black_box", "noise", "transfer"]
 
-REMEDY = "the gradient is masked: attack the model by a differentiable surrogate (BPDA), EOT, or the rival itself"
+REMEDY = "the gradient is masked: attack with a differentiable surrogate (BPDA), EOT, or the attack that knows less"
 
 
 def noise(
     model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps: int, seed: int = 0, craft: Craft = trace
 ) -> Finding:
-    """Fail unless the attack leaves most images a smaller margin than a random corner of the ball, and none to it.
+    """Fail unless the attack beats a random corner of the ball: a smaller margin on most images, and none missed.
 
-    "Most" is surely above one half, "none" at most 2 %. Margins, since errors are too few on a robust model.
+    "Most" is surely above one half. "None missed" means that at most 2 % are broken by the noise only. Margins are
+    compared, since a robust model has too few errors.
 
     Source: Athalye et al. (2018), section 3.1; Carlini et al. (2019).
     """
@@ -51,9 +52,10 @@ def black_box(
     seed: int = 0,
     craft: Craft = trace,
 ) -> Finding:
-    """Fail where Square, which sees logits only, breaks more than 2 % of images that the white-box attack does not.
+    """Fail if Square, which sees logits only, breaks over 2 % of images that the white-box attack does not.
 
-    Per example, not in the mean: one that only the weaker attack breaks shows that the stronger one went wrong.
+    Images are compared one by one, not in the mean, since an image that only the weaker attack breaks shows a failure
+    of the stronger one.
 
     Source: Athalye et al. (2018), section 3.1; Carlini et al. (2019); Andriushchenko et al. (2020).
     """
@@ -74,12 +76,12 @@ def transfer(
     seed: int = 0,
     craft: Craft = trace,
 ) -> Finding:
-    """Fail where examples made on `surrogate` break more than 2 % of images that those made on the model do not.
+    """Fail if examples made on `surrogate` break over 2 % of images that examples made on the model do not.
 
     Source: Athalye et al. (2018), section 3.1; Pintor et al. (2022), transferability.
     """
     if surrogate is None:
-        means = "not asked: there is no surrogate"
+        means = "not run: there is no surrogate"
         return Finding(check="transfer", passed=None, figures={}, means=means, remedy="name another classifier")
     attack = craft(model, images, labels, eps=eps, steps=2 * steps, seed=seed).least()
     rival = craft(surrogate, images, labels, eps=eps, steps=2 * steps, seed=seed).adversarial
@@ -93,10 +95,10 @@ def _compared(rival: Tensor, attack: Tensor, *, check: str, name: str) -> Findin
     return Finding(
         check=check,
         passed=passed,
-        figures=figures | {"broken by the rival only": missed, "n": len(attack)},
-        means="who knows more breaks more"
+        figures=figures | {"broken by the weaker attack only": missed, "n": len(attack)},
+        means="the attack that knows more breaks more images"
         if passed
-        else "an attack that knows less breaks what the white-box does not",
+        else "an attack that knows less breaks images that the white-box attack does not",
         remedy="" if passed else REMEDY,
     )
 

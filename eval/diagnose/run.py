@@ -1,4 +1,4 @@
-"""All the checks on one model, with what they cost."""
+"""All checks on one model, with their cost."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from eval.diagnose.trace import NoGradientError, asked, trace
 
 __all__ = ["CHECKS", "diagnose", "passes"]
 
-# Each is check(model, images, labels, **those of the numbers that are in its signature) -> Finding.
+# Each is check(model, images, labels, **settings that are in its signature) -> Finding.
 CHECKS: dict[str, Callable[..., Finding]] = {
     "probabilities": probabilities,
     "stable": stable,
@@ -37,7 +37,7 @@ CHECKS: dict[str, Callable[..., Finding]] = {
     "black_box": black_box,
     "autoattack_flags": autoattack,
 }
-LEAST = 8  # images; of fewer, not even all are surely most
+LEAST = 8  # images; with fewer, even all of them would not be surely above one half
 
 
 def diagnose(
@@ -55,44 +55,45 @@ def diagnose(
     progress: Callable[[int, int], None] | None = None,
     found: Callable[[Finding], None] | None = None,
 ) -> pd.DataFrame:
-    """Ask every check whether the white-box attack on `model` can be believed.
+    """Check whether the white-box attack on `model` can be believed.
 
     Args:
-        model: images -> logits (B, K), bare or defended, on the device of the images; asked in evaluation mode. All
-            images go through it together.
-        images: (B, C, H, W), floating, in [0, 1]; at least 8. With n images a share of 2 % is told from more at 2 of
-            16, 3 of 32, 5 of 64.
+        model: images -> logits (B, K), bare or defended, on the device of the images; called in evaluation mode with
+            all images together.
+        images: (B, C, H, W), floating, in [0, 1]; at least 8. A share is surely above 2 % from 2 of 16, 3 of 32 or 5
+            of 64 images on.
         labels: (B,) int64.
         eps: Linf radius, in the unit of the images.
-        steps: of the attack; the checks also look at twice as many.
-        queries: of the black-box attack, an image.
+        steps: of the attack; some checks take twice as many.
+        queries: of the black-box attack, for each image.
         repeats: queries with the same images.
-        surrogate: another classifier, for transfer; without it that check is not asked.
+        surrogate: another classifier, for transfer; without it that check is not run.
         checks: names in `CHECKS`, all by default.
         seed: of attacks, and of a random model's draws.
         progress: called with (checks made, checks in all) after each.
-        found: called with each finding as it is made, as behind a defence one may take minutes.
+        found: called with each finding as it is made, since a check of a defence may take minutes.
 
     Returns:
-        One row a check: check, passed (None where not asked), figures, means, remedy; and what it cost: `queries`,
-        images that went forward through the model, and seconds. The attack is made once, for the first that needs it.
+        One row for each check: check, passed (None if it was not run), figures, means, remedy; and its cost: `queries`,
+        the number of images that went forward through the model, and seconds. The attack is made once, and its cost
+        counts for the first check that needs it.
 
     Raises:
-        TypeError, ValueError: an argument breaks the rule stated above, labels the model does not have.
+        TypeError, ValueError: an argument breaks a rule stated above, or a label is not a class of the model.
     """
     names = list(CHECKS) if checks is None else list(checks)
     _validate(model, images, labels, names, eps=eps, steps=steps, queries=queries, repeats=repeats, seed=seed)
     counted = _Counted(model)
-    numbers: dict[str, Any] = {"eps": eps, "steps": steps, "queries": queries, "repeats": repeats, "seed": seed}
-    numbers |= {"surrogate": surrogate, "craft": cache(trace)}
+    settings: dict[str, Any] = {"eps": eps, "steps": steps, "queries": queries, "repeats": repeats, "seed": seed}
+    settings |= {"surrogate": surrogate, "craft": cache(trace)}
     rows = []
     for name in names:
         start, before = clock(images.device), counted.queries
         known = inspect.signature(CHECKS[name]).parameters
         try:
-            finding = CHECKS[name](counted, images, labels, **{k: v for k, v in numbers.items() if k in known})
+            finding = CHECKS[name](counted, images, labels, **{k: v for k, v in settings.items() if k in known})
         except NoGradientError as error:
-            means = "cannot be asked: a backward pass raises, and a robustness that no gradient attack tried is none"
+            means = "cannot be run: a backward pass raises, and without a gradient attack no robustness is shown"
             remedy = "see gradients"
             finding = Finding(check=name, passed=False, figures={"error": str(error)}, means=means, remedy=remedy)
         cost = {"queries": counted.queries - before, "seconds": clock(images.device) - start}
@@ -105,13 +106,13 @@ def diagnose(
 
 
 def passes(steps: int, queries: int, repeats: int = 4) -> int:
-    """About how many times all images go forward in a full `diagnose`; fewer where Square ends sooner."""
+    """About how many times all images go forward in a full `diagnose`; fewer if Square ends early."""
     attacks = (2 * steps + 1) + 3 * (steps + 1)  # the white-box attack, and those at three further radii
     return attacks + queries + repeats + 18  # clean images, alone and together, rivals' results, AutoAttack's checks
 
 
 class _Counted(nn.Module):
-    """A model that counts the images it is asked about."""
+    """A model that counts the images it classifies."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

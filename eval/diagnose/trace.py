@@ -1,4 +1,4 @@
-"""The white-box attack that the checks look at, watched at every step."""
+"""The white-box attack of the checks, recorded at every step."""
 
 from typing import NamedTuple
 
@@ -19,19 +19,19 @@ class NoGradientError(RuntimeError):
 
 
 class Trace(NamedTuple):
-    """What an attack went through; row t is the iterate after t steps, row 0 its random start."""
+    """The iterates of an attack; row t is the iterate after t steps, row 0 the random start."""
 
     margins: Tensor  # (T + 1, B)
     usable: Tensor  # (T + 1, B) bool: the gradient was finite and not zero
     adversarial: Tensor  # (B, C, H, W), the iterate of the least margin
 
     def least(self, steps: int | None = None) -> Tensor:
-        """The least margin within so many steps, all by default, (B,); not above 0 where the attack succeeded."""
+        """The least margin within this many steps, all by default, (B,); at most 0 where the attack succeeded."""
         return self.margins[: None if steps is None else steps + 1].amin(0)
 
 
 def trace(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps: int, seed: int = 0) -> Trace:
-    """PGD (Linf, random start, step size eps / 4) with the best iterate kept; fewer steps are a prefix of more.
+    """PGD (Linf, random start, step size eps / 4) that keeps the best iterate; fewer steps give a prefix of more.
 
     Raises:
         NoGradientError: a backward pass through the model raises.
@@ -44,12 +44,12 @@ def trace(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps
 
 
 def margin(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
-    """Logit of the true class less the largest other, (B,); not above 0 where the image is misclassified."""
+    """Logit of the true class minus the largest other, (B,); at most 0 where the image is misclassified."""
     return _margin(asked(model, images, seed), labels)
 
 
 def asked(model: nn.Module, images: Tensor, seed: int) -> Tensor:
-    """Logits without gradient; what a random model draws from the global generators is that of the seed."""
+    """Logits without gradient; the seed sets the global generators that a random model draws from."""
     with as_found(model, images.device, seed), torch.no_grad():
         logits: Tensor = model(images)
     return logits
@@ -73,7 +73,7 @@ def require_gradient(model: nn.Module, images: Tensor, labels: Tensor, *, seed: 
 
 
 class _Watched(nn.Module):
-    """A model that notes the margins and gradients of whoever attacks it."""
+    """A model that records the margins and gradients of the attack on it."""
 
     def __init__(self, model: nn.Module, labels: Tensor) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class _Watched(nn.Module):
     def _note(self, gradient: Tensor) -> Tensor:
         flat = gradient.flatten(1)
         self.usable.append(flat.isfinite().all(1) & (flat != 0).any(1))
-        return gradient.nan_to_num(0, 0, 0)  # noted above; an attack that meets NaN would leave [0, 1]
+        return gradient.nan_to_num(0, 0, 0)  # recorded above; with NaN an attack would leave [0, 1]
 
 
 def _margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Accuracy and PSNR along a fit, by which the number of iterations of a default is chosen."""
+"""Accuracy and PSNR along a fit, which served to choose the number of iterations of a default."""
 
 from collections.abc import Callable
 
@@ -25,27 +25,27 @@ def accuracy_along_fit(
     device: str | torch.device = "cpu",
     progress: Callable[[float, float], None] | None = None,
 ) -> pd.DataFrame:
-    """Classify what a fit would return at every k-th iteration, for clean and attacked images.
+    """Classify the result of a fit at every k-th iteration, for clean and attacked images.
 
-    It reads labels to score, so use it on images on which choices may be made, and no others.
+    It uses labels, so run it only on images that are meant for choosing settings.
 
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), in eval mode, on `device`.
         dataset: labelled images; the first `config.n` of a seeded permutation are used.
         config: the attacks, crafted on the bare classifier.
-        fit_config: numbers of the fit; its stopping rule must be `fixed`, so that all images run to the end.
+        fit_config: settings of the fit; its stopping rule must be `fixed`, so that all images run to the end.
         every: iterations between two rows.
         device: where the classifier is and the images go.
         progress: called with (fits done, fits in all); one under way counts in part.
 
     Returns:
-        One row per attack and iteration: `attack, iteration, n, accuracy, ci_low, ci_high, psnr, seconds, ssim`, the
-        interval that of Wilson at 95 %, PSNR in dB and SSIM against the clean image, seconds per image of a fit up
-        to there with the scoring in between.
+        One row per attack and iteration: `attack, iteration, n, accuracy, ci_low, ci_high, psnr, seconds, ssim`. The
+        interval is the 95 % Wilson interval; PSNR in dB and SSIM are against the clean image; seconds are per image, of
+        the fit up to that iteration including the scoring.
 
     Raises:
-        ValueError: another stopping rule, attacks on the defended model, `every` outside the fit, and what
-            `evaluate_robustness` refuses of classifier, data set and numbers.
+        ValueError: another stopping rule, attacks on the defended model, `every` outside the fit, or a classifier, data
+            set or settings that `evaluate_robustness` refuses.
     """
     if fit_config.stopping != "fixed":
         raise ValueError(f"fit_config must stop by the rule fixed, got {fit_config.stopping!r}")

@@ -1,7 +1,7 @@
-"""How far the gradients that attacks take through a fit can be trusted, and what the exact one costs.
+"""Finite-difference checks of the gradients that attacks use through a fit, and the cost of the exact one.
 
-A gradient g of a loss L is asked in its own steepest direction d = sign(g): does a step of h along d raise the loss,
-and by how much of what g promises? An exact gradient keeps its promise for small enough h. An attack needs h of some
+For a gradient g of a loss L and the direction d = sign(g): does a step h along d raise the loss, and by what share of
+the change that g predicts? For an exact gradient the share is 1 if h is small enough. An attack's steps are about
 1/255.
 """
 
@@ -40,13 +40,13 @@ def compare_gradients(
 ) -> pd.DataFrame:
     """Central differences of a loss of the defence along each gradient's own direction.
 
-    As an attack's steps, these end at 0 and 1: where a pixel is dark or bright the difference is to one side.
+    As in an attack, steps end at 0 and 1, so the difference is one-sided where a pixel is dark or bright.
 
     Args:
         defended: its purifier has a seed.
-        images: (B, C, H, W) in [0, 1]; float64, or the smallest steps are rounding.
+        images: (B, C, H, W) in [0, 1]; float64, or rounding dominates at the smallest steps.
         labels: (B,) true classes.
-        gradients: by name; `random`, a direction of random signs, stands beside them.
+        gradients: by name; the direction `random`, of random signs, is added to them.
         scales: steps h.
         loss: a key of `attacks.adaptive.LOSSES`.
         progress: called with (gradients done, all).
@@ -57,10 +57,10 @@ def compare_gradients(
         gradient holds; `seconds`, of the gradient, an image.
 
     Raises:
-        ValueError: the defence draws its seed.
+        ValueError: the defence has no fixed seed.
     """
     if defended.purifier.seed is None:
-        raise ValueError("defended must have a seed, or its differences are those of two draws: Purifier(seed=0)")
+        raise ValueError("defended must have a seed, or differences come from two draws: Purifier(seed=0)")
     index, rows = torch.arange(len(images), device=images.device), []
 
     def rate(gradient: Gradient) -> Objective:
@@ -97,10 +97,10 @@ def compare_gradients(
 
 
 def cost_of_unrolling(config: FitConfig, shape: tuple[int, ...], steps: Sequence[int]) -> pd.DataFrame:
-    """Seconds and peak memory an image of the exact gradient of a fit, by the number of steps.
+    """Seconds and peak memory per image of the exact gradient of a fit, by the number of steps.
 
-    Each is measured in a fresh process on the CPU, with 8 images of noise of `shape` (C, H, W), less what one step
-    takes.
+    Each is measured in a fresh process on the CPU, with 8 images of noise of `shape` (C, H, W). The cost of one step is
+    subtracted.
 
     Returns:
         Columns `steps`, `seconds`, `mib`.

@@ -1,4 +1,4 @@
-"""Noise impedance: a generator fits a photograph sooner than noise."""
+"""Noise impedance: a generator fits a photograph faster than noise."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +19,10 @@ TARGETS = ("image", "image + noise", "shuffled pixels", "noise")
 
 
 def impedance_targets(image: Tensor, sigma: float, seed: int) -> Tensor:
-    """The image, with Gaussian noise, with its pixels permuted, and uniform noise: (C, H, W) -> (4, C, H, W).
+    """The image, the image with Gaussian noise, with its pixels permuted, and uniform noise, (4, C, H, W).
 
-    All in [0, 1], the range of the generator: the noisy one is clipped. All channels of a pixel move together.
+    All are in [0, 1], the range of the generator, so the noisy image is clipped. The channels of a pixel are permuted
+    together.
     """
     generator = generator_of(seed, "impedance")
     C, H, W = image.shape
@@ -46,7 +47,7 @@ def noise_impedance(
 
     Args:
         image: (C, H, W) in [0, 1].
-        config: numbers of the fits; its rule must be `fixed`, so that all run to the end.
+        config: settings of the fits; its rule must be `fixed`, so that all run to the end.
         sigma: of the noise that is added, in [0, 1] units.
         seed: of noise, permutation and fits.
         device: where the fits are computed.
@@ -56,7 +57,7 @@ def noise_impedance(
         One row per target and iteration: `target, iteration, loss`.
 
     Raises:
-        ValueError: an image that is none, another rule, a sigma that is not positive.
+        ValueError: not an image, another rule, a sigma that is not positive.
     """
     check_images(image, "image", ndim=3, channels=(1, 3))
     if config.stopping != "fixed":
@@ -80,7 +81,7 @@ def noise_impedance(
 def arrivals(curves: pd.DataFrame) -> pd.DataFrame:
     """One row per target: `target`, `first` and `last` loss in decibels (-10 log10), `tenth`.
 
-    `tenth` is the iteration where the loss first was a tenth of the first, 0 where the fit did not get there.
+    `tenth` is the iteration at which the loss first fell to a tenth of the first one, 0 if it never did.
     """
     rows = []
     for target, curve in curves.groupby("target", sort=False):

@@ -1,4 +1,4 @@
-"""A callback that measures every iterate of a fit, and shows it to stopping rules which do not steer that fit."""
+"""A callback that measures every iterate of a fit, and runs stopping rules on it that do not end the fit."""
 
 import threading
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ __all__ = ["Watch", "build", "plain_name"]
 
 
 class Watch:
-    """The PSNR of what a fit would return at each iteration, and what each rule would have chosen of it.
+    """The PSNR of the result of a fit at each iteration, and the iteration that each rule would have chosen.
 
     Args:
         clean: reference, (N, C, H, W) in [0, 1].
-        noisy: what is fitted, same shape; the fit has no operator, and its own rule is `fixed`.
-        rules: keys of `STOPPING_RULES`, with `:LABEL` where a key stands twice, and their options.
+        noisy: the fitted images, same shape; the fit has no operator, and its own rule is `fixed`.
+        rules: keys of `STOPPING_RULES`, with `:LABEL` if a key is used twice, and their options.
         iterations: of the fit.
     """
 
@@ -36,7 +36,7 @@ class Watch:
 
     @torch.no_grad()
     def __call__(self, state: Progress) -> None:
-        """See `fit`: called once at a time, by any of the workers."""
+        """See `fit`: the workers call this one at a time."""
         start = clock(self.clean.device)
         index, number = state.index, state.iteration
         panel = self._panel(state)
@@ -52,12 +52,12 @@ class Watch:
         self.inside += clock(self.clean.device) - start
 
     def _panel(self, state: Progress) -> dict[str, StoppingRule]:
-        """The rules of this worker's chunk, new at its first iteration, without the images that left."""
+        """The rules of this worker's chunk, new at its first iteration, without the images that have ended."""
         worker, index = threading.get_ident(), state.index
         if state.iteration == 1:
             rules = {name: build(name, options) for name, options in self.rules.items()}
             for name, rule in rules.items():
-                rule.prepare(self.noisy[index], torch.Generator().manual_seed(0))  # only its time is of interest
+                rule.prepare(self.noisy[index], torch.Generator().manual_seed(0))  # only its time matters here
                 self.chosen[name][index] = self.end[name][index] = 0  # a chunk that ran out of memory begins again
             self.panels[worker] = index, rules
         before, rules = self.panels[worker]
@@ -68,21 +68,21 @@ class Watch:
         return rules
 
     def verdict(self, rule: str, rows: Tensor) -> list[tuple[int, float, int | None]]:
-        """(chosen iterate, its PSNR, iterations from there until the rule was done or None) of the images at `rows`."""
+        """For the images at `rows`: chosen iterate, its PSNR, and iterations from there to the rule's end, or None."""
         chosen, end = self.chosen[rule].cpu()[rows], self.end[rule].cpu()[rows]
         past = [int(e - c) if e else None for c, e in zip(chosen, end, strict=True)]
         return list(zip(chosen.tolist(), self.psnr[rows, chosen - 1].tolist(), past, strict=True))
 
     def overhead(self, rule: str, seconds: float) -> float:
-        """Seconds in the rule for each second of a fit that took so many in all; workers waited for each other here."""
+        """Seconds in the rule per second of a fit of `seconds` in all; workers waited for each other here."""
         return self.seconds[rule] / max(len(self.panels) * (seconds - self.inside), 1e-9)
 
 
 def plain_name(rule: str) -> str:
-    """`wmv` of `wmv:short`: what follows a colon tells two settings of one rule apart."""
+    """`wmv` for `wmv:short`; the label after the colon distinguishes two settings of one rule."""
     return rule.partition(":")[0]
 
 
 def build(rule: str, options: Mapping[str, Any]) -> StoppingRule:
-    """The rule of a name, at its beginning."""
+    """A new rule of this name."""
     return STOPPING_RULES[plain_name(rule)](**options)

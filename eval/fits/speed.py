@@ -1,4 +1,4 @@
-"""How fast the batched engine is: beside plain loops over single networks, and beside the machine's matrix product."""
+"""The speed of the batched engine, beside plain loops over single networks and the machine's matrix product."""
 
 import dataclasses
 import logging
@@ -30,7 +30,7 @@ __all__ = ["POINTS", "Point", "benchmark_speed", "plain_loop", "seconds_per_step
 logger = logging.getLogger(__name__)
 Name = TypeVar("Name")
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}  # of matrices whose product keeps the device busy
-VARIANTS = 64  # of one network that torch compiles, before it falls back to eager
+VARIANTS = 64  # variants of one network that torch compiles before it falls back to eager mode
 MEMORY_ITERATIONS = 3  # the memory of a fit does not grow after the first
 
 
@@ -49,7 +49,7 @@ WIDE = {"channels": [16, 32, 64, 128, 128], "skip_channels": 4}
 
 
 def _points(small: Sequence[int], large: Sequence[int]) -> tuple[Point, ...]:
-    """The defaults of small images, and five scales over large ones, at these batch sizes."""
+    """The defaults of small images, and networks of five scales for large ones, at these batch sizes."""
     nearest, bilinear = (
         FitConfig(architecture_options=WIDE | {"upsampling": mode}) for mode in ("nearest", "bilinear")
     )
@@ -87,9 +87,9 @@ def benchmark_speed(
     """Time the engine and two plain loops in turn, on random images, `repeats` times.
 
     The loops fit one network after the other in float32 (see `plain_loop`), so that their rate does not depend on
-    the number of images. Without points, `POINTS` has those of the device. On the CPU the memory is measured in
-    processes of their own: a script must call this below `if __name__ == "__main__"`. On CUDA the engine is timed
-    compiled, too (on the CPU that is known to be slower).
+    the number of images. The default points are those of the device in `POINTS`. On the CPU the memory is measured in
+    separate processes, so a script must call this below `if __name__ == "__main__"`. On CUDA the compiled engine is
+    timed, too (on the CPU it is known to be slower).
 
     Returns:
         One row per point, engine and batch: `point, size, precision, compiled, batch, iterations`; `loop,
@@ -118,7 +118,7 @@ def benchmark_speed(
 def _rows(
     point: Point, device: torch.device, matmul: Mapping[str, float], repeats: int, compiled: bool
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a point; `matmul` holds the FLOP/s of a matrix product in each precision."""
+    """The rows of a point; `matmul` holds the FLOP/s of a matrix product for each precision."""
     torch.compiler.reset()
     images = _images(point.shape, max(point.batches)).to(device)
     loop = plain_loop(images[0], point.config)
@@ -168,18 +168,18 @@ def _images(shape: tuple[int, ...], batch: int) -> Tensor:
 
 
 def _engine(images: Tensor, config: FitConfig, iterations: int) -> Tensor:
-    """The last iterates of the engine, (B, C, H, W): no image leaves early, all fit into the memory at once."""
+    """The last iterates of the engine, (B, C, H, W); no image ends early, and all are in memory at once."""
     plain: dict[str, Any] = {"ema": 0.0, "stopping": "fixed", "stopping_options": {}, "memory_gb": 64.0}
     return fit(images, dataclasses.replace(config, iterations=iterations, **plain)).reconstruction
 
 
 def plain_loop(image: Tensor, config: FitConfig, *, compiled: bool = False) -> Callable[[int], Tensor]:
-    """The rival, as good as a plain one gets: one network, torch's own Adam, fused, all threads, without TF32.
+    """The plain loop at its best: one network, torch's own fused Adam, all threads, without TF32.
 
-    Weights, z and jitter are those of `fit` with seed 0, so that its last output is the engine's last iterate.
+    Weights, z and jitter are those of `fit` with seed 0, so the last output is the engine's last iterate.
 
     Args:
-        image: what is fitted, (C, H, W), sides multiples of the network's stride; gives device and dtype.
+        image: the fitted image, (C, H, W), sides multiples of the network's stride; gives device and dtype.
         config: its architecture, input, lr and jitter; the loss is the mean squared error.
         compiled: run the network through torch.compile, on CUDA as captured graphs, instead of eagerly.
 
@@ -214,7 +214,7 @@ def plain_loop(image: Tensor, config: FitConfig, *, compiled: bool = False) -> C
 
 
 def _compiled_loop(image: Tensor, point: Point) -> Callable[[int], Tensor] | None:
-    """The compiled plain loop, warm; None, and a warning, where torch finds no compiler."""
+    """The compiled plain loop after its warm-up; None with a warning if torch finds no compiler."""
     loop = plain_loop(image, point.config, compiled=True)
     try:
         loop(point.iterations)
@@ -227,12 +227,12 @@ def _compiled_loop(image: Tensor, point: Point) -> Callable[[int], Tensor] | Non
 def seconds_per_step(
     calls: Mapping[Name, Callable[[int], object]], n: int, repeats: int, device: torch.device
 ) -> dict[Name, float]:
-    """Seconds of one step of calls that make n steps, their fixed costs taken out: the time of 2n less that of n.
+    """Seconds of one step, without the fixed cost of a call: the time of 2n steps minus that of n steps, over n.
 
-    Each length counts at its fastest of `repeats`, and the calls take turns, so that a disturbance slows them alike.
+    Of each length the fastest of `repeats` calls counts. The calls take turns, so that a disturbance slows all alike.
 
     Raises:
-        RuntimeError: twice the steps took no longer; the machine is too restless, or n too small.
+        RuntimeError: twice the steps took no longer, so other work disturbed the machine, or n is too small.
     """
     fastest = {(name, count): math.inf for name in calls for count in (n, 2 * n)}
     for _ in range(repeats):
@@ -250,7 +250,7 @@ def seconds_per_step(
 
 def _flop(point: Point, *, stacked: bool) -> float:
     """Floating-point operations of the convolutions in one step of one network, alone or as a stack of one."""
-    with torch.device("meta"):  # counts, and computes nothing
+    with torch.device("meta"):  # counts without computing
         net = build_network(point.config, point.shape[0])
         z = torch.empty(1, point.config.input_channels, *point.shape[1:])
     theta = {name: parameter[None] if stacked else parameter for name, parameter in net.named_parameters()}
@@ -277,7 +277,7 @@ def _matmul_flops(device: torch.device, precision: str) -> float:
 
 
 def _peak_bytes(images: Tensor, config: FitConfig) -> float:
-    """Memory that a fit adds at its peak; on the CPU in a fresh process, whose peak is its own."""
+    """Memory that a fit adds at its peak; on the CPU in a fresh process, since a process has only one peak."""
     if images.is_cuda:
         torch.cuda.reset_peak_memory_stats(images.device)
         before = torch.cuda.memory_allocated(images.device)
@@ -289,7 +289,7 @@ def _peak_bytes(images: Tensor, config: FitConfig) -> float:
 
 
 def _resident_growth(shape: tuple[int, ...], config: FitConfig, threads: int) -> float:
-    """By how many bytes a fit of noise of `shape` (B, C, H, W) raises the peak of this process."""
+    """The bytes by which a fit of noise of `shape` (B, C, H, W) raises the peak memory of this process."""
     torch.set_num_threads(threads)
     images = _images(shape[1:], shape[0])
     before = peak_resident()

@@ -1,7 +1,7 @@
-"""Where stopping rules stop, beside the best iterate of the same fit, on images under known noise.
+"""Compare stopping rules with the best iterate of the same fit, on images under known noise.
 
-A run writes `config.json`, by which it is known again, one record per image, noise, level and rule to `records.jsonl`
-as it is made, and `summary.csv` at its end. Killed, it goes on where it was. Rules, noises, levels and images may be
+A run writes its description to `config.json`, one record per image, noise, level and rule to `records.jsonl` as it is
+made, and `summary.csv` at its end. A killed run is continued by the same call. Rules, noises, levels and images may be
 added.
 """
 
@@ -28,7 +28,7 @@ from eval.records import Record, Run, digest, made_with, write_whole
 __all__ = ["benchmark_stopping", "summarise_stopping"]
 
 Rules = Mapping[str, Mapping[str, Any]]  # a key of STOPPING_RULES, perhaps with :LABEL -> its options
-PAST_ORACLE = 3  # a fit is long enough if it ran so many times past its best iterate
+PAST_ORACLE = 3  # a fit is long enough if it ran to this multiple of its best iterate
 
 
 def benchmark_stopping(
@@ -45,19 +45,19 @@ def benchmark_stopping(
     out: str | Path,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
-    """Fit noisy images once, show every rule the same iterates, and compare what it chose with the best iterate.
+    """Fit noisy images once, run every rule on the same iterates, and compare its choice with the best iterate.
 
-    A rule that changes what is fitted gets a fit of its own, and is compared with the best iterate of the plain one.
-    A rule with an option `sigma` that is not given is told the root mean square of the noise of all `images`, which
-    outside a benchmark is not known.
+    A rule that changes the fitted pixels gets a separate fit, and is compared with the best iterate of the plain one. A
+    rule whose option `sigma` is not given gets the root mean square of the noise of all `images`, which is not known
+    outside a benchmark.
 
     Args:
         images: (name, (3, H, W) in [0, 1]) of one shape; no name twice.
         rules: the rules, with their options; `wmv:LABEL` is one more setting of `wmv`.
-        config: numbers of the fits; its own rule must be `fixed`.
+        config: settings of the fits; its own rule must be `fixed`.
         noises: keys of `NOISES`.
         levels: keys of `LEVELS[noise]`.
-        longest: fits whose best iterate lies beyond a third of them are repeated with twice the iterations, up to so
+        longest: a fit whose best iterate lies beyond a third of it is repeated with twice the iterations, at most this
             many; never if None.
         batch_size: images fitted together; records are written after each such batch.
         seed: of noise and fits.
@@ -69,8 +69,8 @@ def benchmark_stopping(
         The table of `summarise_stopping`, also in `out`.
 
     Raises:
-        ValueError: an unknown name, bad options of a rule, a rule that needs more iterations, images that are not of
-            one shape or bear one name, a folder that holds another run.
+        ValueError: an unknown name, bad options of a rule, a rule that needs more iterations, images of several shapes
+            or with equal names, a folder that holds another run.
         OSError: the folder cannot be written.
     """
     longest = config.iterations if longest is None else longest
@@ -102,11 +102,11 @@ def benchmark_stopping(
 def summarise_stopping(records: Sequence[Record]) -> pd.DataFrame:
     """One row per rule, over all noises and levels, then one per rule, noise and level.
 
-    Columns: `rule, noise, level, n` (fits); `gap` in dB (PSNR of the best iterate less that of the chosen one) with
-    `ci_low, ci_high`, a 95 % bootstrap interval over images, each with its mean over noises and levels; `gap_max`;
-    `past_mean, past_max` (iterations between the chosen one and the end, of the fits that the rule ended);
+    Columns: `rule, noise, level, n` (fits); `gap` in dB (PSNR of the best iterate minus that of the chosen one) with
+    `ci_low, ci_high`, a 95 % bootstrap interval over images, where an image counts with its mean over noises and
+    levels; `gap_max`; `past_mean, past_max` (iterations from the chosen one to the end, for fits that the rule ended);
     `unfinished` (fits that it did not end); `too_short` (fits that did not run to three times the best iterate);
-    `overhead` (seconds in the rule for each second of the fit).
+    `overhead` (seconds in the rule per second of the fit).
     """
     frame = pd.DataFrame(list(records))
     frame["past"] = frame["past"].astype(float)  # empty where the rule never ended the fit
@@ -153,8 +153,8 @@ def _score(
         last = torch.nonzero(long_enough | torch.tensor(iterations >= longest)).flatten()  # rows of this fit
         for rule, options in rules.items():
             if rule in own:
-                numbers = dataclasses.replace(plain, stopping=plain_name(rule), stopping_options=dict(options))
-                verdict = _verdict_of_a_fit(clean[left[last]], noisy[left[last]], numbers, seed)
+                settings = dataclasses.replace(plain, stopping=plain_name(rule), stopping_options=dict(options))
+                verdict = _verdict_of_a_fit(clean[left[last]], noisy[left[last]], settings, seed)
             else:
                 verdict = watch.verdict(rule, last)
             overhead = watch.overhead(rule, seconds)
@@ -180,7 +180,7 @@ def _score(
 def _verdict_of_a_fit(
     clean: Tensor, noisy: Tensor, config: FitConfig, seed: int
 ) -> list[tuple[int, float, int | None]]:
-    """As `Watch.verdict`, of a fit under the rule itself; it ends at the engine's next look, up to 9 iterations on."""
+    """As `Watch.verdict`, for a fit under the rule itself, which the engine ends up to 9 iterations late."""
     if not len(clean):
         return []
     result = fit(noisy, config, seed=seed)
@@ -195,7 +195,7 @@ def _changes_the_fit(rule: StoppingRule, noisy: Tensor) -> bool:
 
 
 def _with_sigma(rules: Rules, sigma: float) -> Rules:
-    """The options, with the noise level for the rules that ask for one and have none."""
+    """The options, with the noise level added for the rules that need one and have none."""
     asks = {rule for rule in rules if "sigma" in inspect.signature(STOPPING_RULES[plain_name(rule)]).parameters}
     return {rule: ({"sigma": sigma} if rule in asks else {}) | dict(options) for rule, options in rules.items()}
 
@@ -208,7 +208,7 @@ def _told(rules: Rules, images: Sequence[tuple[str, Tensor]], noise: str, level:
 
 
 def _all_noisy(images: Sequence[tuple[str, Tensor]], noise: str, level: str, seed: int) -> Tensor:
-    """(N, 3, H, W); each a function of the image, its name and the seed alone."""
+    """The noisy images, (N, 3, H, W); each is a function of the image, its name and the seed alone."""
     strength, add = LEVELS[noise][level], NOISES[noise]
     return torch.cat(
         [add(image[None], strength, generator=generator_of(seed, name, noise, level)) for name, image in images]
@@ -223,7 +223,7 @@ def _description(
     seed: int,
     device: str | torch.device,
 ) -> dict[str, Any]:
-    """All that the records depend on, in plain values."""
+    """Everything that the records depend on, in plain values."""
     return {
         "run": "benchmark stopping",
         "fit": dataclasses.asdict(config),
@@ -251,10 +251,10 @@ def _heads(
     seed: int,
     device: str | torch.device,
 ) -> list[Record]:
-    """What names the record of each image; `config` is the hash of all that it depends on besides the rest."""
-    numbers = {"fit": dataclasses.asdict(config), "longest": longest, "seed": seed, "device": str(device)}
+    """The names of the records of all images; `config` is the hash of everything else that they depend on."""
+    settings = {"fit": dataclasses.asdict(config), "longest": longest, "seed": seed, "device": str(device)}
     made = made_with("dipdefense", "torch")
-    key = configuration_hash({"rule": rule, "options": dict(options), **numbers, **made})
+    key = configuration_hash({"rule": rule, "options": dict(options), **settings, **made})
     head = {"config": key, "rule": rule, "options": dict(options), "noise": noise, "level": level}
     return [head | {"image": name, "pixels": digest(image)} for name, image in images]
 
@@ -268,7 +268,7 @@ def _check(
     longest: int,
     batch_size: int,
 ) -> None:
-    """Refuse, before anything is computed, what would fail or mislead later."""
+    """Raise, before anything is computed, if the run would fail or mislead later."""
     for name, asked, known in (
         ("rules", [plain_name(rule) for rule in rules], STOPPING_RULES),
         ("noises", noises, NOISES),
@@ -279,7 +279,7 @@ def _check(
     if not images or len({image.shape for _, image in images}) != 1:
         raise ValueError("images must be at least one, and of one shape: crop them")
     if len({name for name, _ in images}) < len(images):
-        raise ValueError("images must bear different names")
+        raise ValueError("images must have different names")
     for name, image in images:
         check_images(image, name, ndim=3, channels=(3,))
     if config.stopping != "fixed":

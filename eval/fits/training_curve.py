@@ -1,4 +1,4 @@
-"""The training curve of a fit: how close its output and its moving average are to the truth, and to the noise."""
+"""The training curve of a fit: how close its output and moving average are to the clean and to the noisy image."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,8 +29,8 @@ def training_curve(
 
     Args:
         reference: (C, H, W) in [0, 1].
-        noisy: what is fitted, same shape; it may leave [0, 1], and is scored as it is.
-        config: numbers of the fit; the curve ends where its stopping rule does.
+        noisy: the fitted image, same shape; it may leave [0, 1], and is not clipped for scoring.
+        config: settings of the fit; the curve ends when its stopping rule ends the fit.
         every: iterations between two rows.
         seed: of the fit.
         device: where it is computed.
@@ -41,7 +41,7 @@ def training_curve(
         `iteration, of, against, psnr, ssim`, PSNR in dB.
 
     Raises:
-        ValueError: images of two shapes, sides below 11 pixels, `every` outside the fit.
+        ValueError: images of different shapes, sides below 11 pixels, `every` outside the fit.
     """
     check_images(reference, "reference", ndim=3, channels=(1, 3))
     if noisy.shape != reference.shape or min(reference.shape[1:]) < 11:

@@ -1,4 +1,4 @@
-"""One HTML file of all that stands in the folder of a run."""
+"""One HTML file of everything in the folder of a run."""
 
 from eval.report.page import write_report
 

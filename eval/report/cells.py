@@ -19,11 +19,11 @@ class Cells:
     caption: str
     header: list[str]
     rows: list[list[str]]
-    figures: list[bool]  # a column
+    figures: list[bool]  # for each column, whether it holds figures
 
 
 def cells(caption: str, table: pd.DataFrame, drop: tuple[str, ...] = ()) -> Cells:
-    """A data frame as text: shares in percent, with their interval in brackets; empty columns are left out."""
+    """A data frame as text: shares in percent with their interval in brackets; empty columns are left out."""
     shown = table.drop(columns=[c for c in table if c in drop or table[c].isna().all()])
     bounds = {bound for name, pair in INTERVALS.items() if name in shown and set(pair) <= set(shown) for bound in pair}
     header, columns, figures = [], [], []
@@ -40,7 +40,7 @@ def cells(caption: str, table: pd.DataFrame, drop: tuple[str, ...] = ()) -> Cell
 
 
 def radius(eps: float) -> str:
-    """8/255 where it is such a fraction of a small numerator, else a decimal."""
+    """As 8/255 if it is such a fraction with a small numerator, else as a decimal."""
     levels = round(eps * 255)
     return f"{levels}/255" if 0 < levels <= 32 and abs(eps * 255 - levels) < 1e-6 else f"{eps:.3g}"
 
@@ -52,7 +52,7 @@ def _heading(name: str) -> str:
 
 
 def text_of(value: Any, scale: float = 1, digits: int | None = None) -> str:
-    """Four digits of a number that is not whole, nothing for NaN."""
+    """A value as text: four digits if it is not whole, nothing for NaN."""
     if isinstance(value, float) and not isinstance(value, bool):
         if math.isnan(value):
             return ""

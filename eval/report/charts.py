@@ -1,4 +1,4 @@
-"""Line charts as numbers: where each point, tick and interval stands. The template `chart.svg` draws them."""
+"""The positions of points, ticks and intervals in line charts. The template `chart.svg` draws them."""
 
 import math
 from collections.abc import Sequence
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 
 __all__ = ["COLOURS", "Chart", "Drawing", "Point", "Series", "draw"]
 
-COLOURS = 8  # lines that a chart holds at most: so many are told apart
+COLOURS = 8  # largest number of lines in a chart that can be told apart
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 48, 18, 10, 40
 
 
 @dataclass(frozen=True)
 class Point:
-    """One measured point, and its interval where it has one."""
+    """One measured point, and its interval if it has one."""
 
     x: float
     y: float
     low: float = math.nan
     high: float = math.nan
-    label: str = ""  # stands in its tooltip
+    label: str = ""  # shown in its tooltip
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture. A diagonal is what chance alone gives."""
+    """One picture. The diagonal shows the level of chance."""
 
     title: str
     x: str
@@ -56,7 +56,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Drawing:
-    """All that the template needs."""
+    """Everything that the template needs."""
 
     chart: Chart
     width: int

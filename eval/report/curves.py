@@ -1,4 +1,4 @@
-"""The charts of accuracy: against eps, of clean against robust, along a fit. Rows are those of the tables."""
+"""The charts of accuracy: against eps, clean against robust, along a fit. Rows are those of the tables."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +10,7 @@ from eval.report.charts import COLOURS, Chart, Point, Series
 __all__ = ["along_fit", "clean_robust", "defences_against_eps", "methods_against_eps", "together"]
 
 Row = dict[str, Any]
-HITS = "Share of images classified as their target"  # what a targeted run calls accuracy
+HITS = "Share of images classified as their target"  # the meaning of accuracy in a targeted run
 BEST = (
     "Each method at the strength with the best mean of clean and attacked accuracy on these images, which flatters "
     "methods with many strengths."
@@ -18,14 +18,14 @@ BEST = (
 
 
 def defences_against_eps(rows: Sequence[Row]) -> list[Chart]:
-    """Accuracy of `evaluate`: one chart an attack, the clean images at an eps of zero."""
+    """Accuracy of `evaluate`: one chart for each attack, with the clean images at an eps of zero."""
     attacks = dict.fromkeys(row["attack"] for row in rows if row["attack"] != "clean")
     measure = HITS if any(row.get("targeted") for row in rows) else "Accuracy"
     return [_against_eps(f"{measure} under {attack}", _lines(rows, attack), "", measure) for attack in attacks]
 
 
 def together(tables: Sequence[Sequence[Row]]) -> list[Chart]:
-    """Accuracy against eps over several runs of `evaluate`, where no two scored the same defence at the same eps."""
+    """Accuracy against eps over several runs of `evaluate`, if no two scored the same defence at the same eps."""
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for rows in tables:
         for row in rows:
@@ -63,7 +63,7 @@ def methods_against_eps(rows: Sequence[Row], attack: str) -> Chart:
 
 
 def clean_robust(rows: Sequence[Row], attack: str, eps: float) -> Chart:
-    """Clean accuracy (x) against accuracy under an attack (y), one line a method over its strengths."""
+    """Clean accuracy (x) against accuracy under an attack (y), one line for each method over its strengths."""
     clean = {(row["defence"], row["strength"]): row["accuracy"] for row in rows if row["attack"] == "clean"}
     lines: dict[str, list[Point]] = {}
     for row in rows:
@@ -77,7 +77,7 @@ def clean_robust(rows: Sequence[Row], attack: str, eps: float) -> Chart:
 
 
 def along_fit(rows: Sequence[Row], column: str, title: str) -> Chart:
-    """A column of `benchmark iterations` against the iteration, one line an attack."""
+    """A column of `benchmark iterations` against the iteration, one line for each attack."""
     lines: dict[str, list[Point]] = {}
     for row in rows:
         share = column == "accuracy"
@@ -89,7 +89,7 @@ def along_fit(rows: Sequence[Row], column: str, title: str) -> Chart:
 
 
 def _lines(rows: Iterable[Row], attack: str) -> dict[str, list[Point]]:
-    """Of each defence its clean accuracy, once, and that under the attack as it was crafted."""
+    """For each defence its clean accuracy, once, and its accuracy under each kind of the attack."""
     clean: dict[str, Point] = {}
     lines: dict[str, list[Point]] = {}
     for row in rows:
@@ -117,7 +117,7 @@ def _against_eps(
 
 
 def _at_most(lines: dict[str, list[Point]], key: Callable[[str], float] | None = None) -> tuple[list[Series], str]:
-    """As many lines as can be told apart, the best by `key`, in their own order; and which are not drawn."""
+    """As many lines as can be told apart, the best by `key`, in their own order; and a note on the others."""
     kept = list(lines)[:COLOURS] if key is None else sorted(lines, key=key, reverse=True)[:COLOURS]
     more = [name for name in lines if name not in kept]
     note = f"Not drawn, but in the table: {', '.join(more)}." if more else ""

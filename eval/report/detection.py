@@ -17,12 +17,12 @@ KEPT = ("attack", "eps", "defence", "strength", "index", "score", "fooled")
 
 
 def roc_charts(run: Run) -> tuple[list[Chart], list[str]]:
-    """One chart per attack and eps, of each method's strength with the largest AUROC; and what is missing for it."""
+    """One chart per attack and eps, with each method at its strength of largest AUROC; and what is missing for it."""
     roc = run.beside.get("roc.csv", pd.DataFrame())
     if not len(roc) or not roc["auroc"].notna().any():
         return [], ["ROC of the detector: no method gave scores, or no image was fooled"]
     if not (run.folder / "records.jsonl").is_file():
-        return [], ["ROC of the detector: records.jsonl, which holds the scores, is not there"]
+        return [], ["ROC of the detector: records.jsonl, which holds the scores, is missing"]
     panels = {key: _best(rows) for key, rows in roc[roc["auroc"].notna()].groupby(["attack", "eps"], sort=False)}
     needed = {setting for panel in panels.values() for setting in panel}
     pairs = score_pairs(
@@ -44,12 +44,12 @@ def roc_charts(run: Run) -> tuple[list[Chart], list[str]]:
         if series:
             title = f"ROC of the detector: {attack}, eps {radius(eps)}"
             x, y = "clean images flagged, %", "adversarial images flagged, %"
-            charts.append(Chart(title, x, y, series, "Beside each name its AUROC.", diagonal=True, bounds=(0, 100)))
+            charts.append(Chart(title, x, y, series, "The AUROC is beside each name.", diagonal=True, bounds=(0, 100)))
     return charts, lacking
 
 
 def _best(rows: pd.DataFrame) -> dict[tuple[str, float], float]:
-    """(method, strength) -> AUROC: the best strength of each method, of the best methods."""
+    """(method, strength) -> AUROC, for the best methods, each at its best strength."""
     best = rows.loc[rows.groupby("defence", sort=False)["auroc"].idxmax()].nlargest(COLOURS, "auroc").sort_index()
     return {(r.defence, r.strength): r.auroc for r in best.itertuples()}  # type: ignore[misc]
 

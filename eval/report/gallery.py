@@ -1,4 +1,4 @@
-"""The gallery of a run, ready for the page: numbers as they are, strips of frames as data addresses."""
+"""The gallery of a run for the page: its values unchanged, and its strips of frames as data URLs."""
 
 import base64
 from pathlib import Path
@@ -13,11 +13,11 @@ OF_ITEM = ("index", "label", "condition", "input", "answer", "frames")
 
 
 def embed_gallery(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The content of `folder/gallery/gallery.json` with each item's strip, `folder/gallery/000.png` and so on, in it.
+    """The content of `folder/gallery/gallery.json`, with the strip `folder/gallery/000.png` and so on in each item.
 
     Raises:
-        OSError: a strip is missing or no image.
-        ValueError: a strip of another size than the numbers say, numbers that are not there.
+        OSError: a strip is missing or not an image.
+        ValueError: a strip does not have the size in `gallery.json`, or values are missing there.
     """
     lacking = [name for name in NEEDED if name not in content]
     lacking += [name for item in content.get("items", []) for name in OF_ITEM if name not in item]

@@ -1,4 +1,4 @@
-"""The report: what stands in the folder of a run, as one HTML file that needs nothing else."""
+"""The report: the content of the folder of a run as one HTML file that needs no other file."""
 
 import base64
 import hashlib
@@ -23,10 +23,10 @@ from eval.report.sections import SECTIONS, plain_sections
 __all__ = ["render_report", "write_report"]
 
 WARNING = (
-    "No figure in this folder is of an attacker who knows the defence. Without one, nothing here is robustness: run "
-    "dipdefense ladder."
+    "No figure in this folder is from an attacker who knows the defence. Without one, no figure here shows robustness: "
+    "run dipdefense ladder."
 )
-# what a whole report shows, and the command that makes it
+# the parts of a complete report, and the commands that make them
 PARTS = {
     "evaluation": "the table of `dipdefense evaluate`",
     "ladder": "attacks that know the defence: `dipdefense ladder`",
@@ -45,7 +45,7 @@ def write_report(run: str | Path, out: str | Path) -> None:
 
     Raises:
         OSError: a file cannot be read, `out` cannot be written.
-        ValueError: nothing known stands in the folder, or a file there is not what its name says.
+        ValueError: the folder holds nothing known, or a file in it does not have the format that its name says.
     """
     write_whole(Path(out), render_report(Path(run)))
 
@@ -97,7 +97,7 @@ def _page(run: Run) -> dict[str, Any]:
 
 
 def _knows_the_defence(runs: list[Run]) -> bool:
-    """Is there a figure of attacks that know the defence, or no attack at all?"""
+    """Whether there is a figure of attacks that know the defence, or no attack at all."""
     tables = [
         table for run in runs for kind, table in run.tables.items() if kind in ("evaluation", "ladder", "defence")
     ]
@@ -105,7 +105,7 @@ def _knows_the_defence(runs: list[Run]) -> bool:
 
 
 def _config_rows(config: dict[str, Any]) -> list[tuple[str, str]]:
-    """The numbers of a run that fit a line each."""
+    """The settings of a run that fit into one line each."""
     return [
         (name, value if isinstance(value, str) else json.dumps(value))
         for name, value in config.items()

@@ -1,4 +1,4 @@
-"""What a folder of a run holds: which of the known tables, their rows, the configuration."""
+"""The content of the folder of a run: the known tables, their rows, and the configuration."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ __all__ = ["KINDS", "PLAIN", "Run", "find_runs", "records_of", "rows_of"]
 ACCURACY = frozenset(  # columns of every table of a robustness experiment
     {"attack", "eps", "crafted_on", "defence", "n", "accuracy", "ci_low", "ci_high", "psnr_defended", "ssim_defended"}
 )
-# kind -> its file, and the columns that it must have; a kind that has more of them stands before one that has fewer
+# kind -> its file, and the columns that it must have; kinds with more columns come first
 KINDS: dict[str, tuple[str, frozenset[str]]] = {
     "ladder": ("summary.csv", ACCURACY | {"query", "flagged"}),
     "defence": ("summary.csv", ACCURACY | {"strength"}),
@@ -36,7 +36,7 @@ BESIDE = {"paired.csv", "roc.csv"}  # belong to a kind
 
 @dataclass(frozen=True)
 class Run:
-    """One folder, and what was understood of it."""
+    """One folder, and its known content."""
 
     folder: Path
     name: str
@@ -45,15 +45,15 @@ class Run:
     plain: dict[str, pd.DataFrame]  # file name -> rows
     beside: dict[str, pd.DataFrame]  # paired.csv, roc.csv
     gallery: dict[str, Any] | None  # gallery.json
-    missing: list[str]  # sentences: what is not there, or not understood
+    missing: list[str]  # sentences about missing or unknown files
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """The folder itself, then its subfolders by name, those that hold something known.
+    """The folder itself, then its subfolders by name, if they hold anything known.
 
     Raises:
         OSError: the folder cannot be read.
-        ValueError: nothing known is in it, or a file is not what its name says.
+        ValueError: it holds nothing known, or a file does not have the format that its name says.
     """
     if not folder.is_dir():
         raise ValueError(f"RUN_DIR must be the folder of a run, got {folder}: no such folder")
@@ -70,7 +70,7 @@ def find_runs(folder: Path) -> list[Run]:
 
 
 def read_run(folder: Path, name: str) -> Run | None:
-    """All that is understood of one folder; None if that is nothing."""
+    """The known content of one folder; None if there is none."""
     tables, plain, missing = {}, {}, []
     frames = {path.name: _read_csv(path) for path in sorted(folder.glob("*.csv"))}
     for file, frame in frames.items():
@@ -85,17 +85,17 @@ def read_run(folder: Path, name: str) -> Run | None:
     records = folder / "records.jsonl"
     unfinished = records.is_file() and not tables and not plain
     if unfinished:
-        missing.append("the run is not finished: it has records and no table; the same command goes on where it was")
+        missing.append("the run is not finished: it has records but no table; the same command continues it")
     if not (tables or plain or gallery or (unfinished and config)):
         return None
     if tables.keys() - {"iterations"} and not config:
-        missing.append("config.json, the numbers of the run")
+        missing.append("config.json, the settings of the run")
     beside = {file: frames[file] for file in BESIDE & frames.keys()}
     return Run(folder, name, config or {}, tables, plain, beside, gallery, missing)
 
 
 def records_of(run: Run) -> Iterator[dict[str, Any]]:
-    """The records of a run's own configuration; a torn last line is passed over."""
+    """The records of a run's own configuration; an incomplete last line is ignored."""
     with (run.folder / "records.jsonl").open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if line.endswith("\n"):
@@ -124,7 +124,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
         return pd.read_csv(path, keep_default_na=False, na_values=[""])
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
-    except ValueError as error:  # also a file that is no UTF-8, and what pandas cannot parse
+    except ValueError as error:  # also raised for a file that is not UTF-8, or that pandas cannot parse
         raise ValueError(f"{path} must be a CSV table: {error}") from error
 
 

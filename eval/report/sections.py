@@ -1,4 +1,4 @@
-"""From the tables of a run to what the page shows, and what is missing for the rest."""
+"""The sections of the page, made from the tables of a run, and what is missing for others."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ WILSON = "Accuracy, with the 95 % Wilson interval"
 HITS = "Share of images classified as their target, with the 95 % Wilson interval: the lower, the better the defence"
 TANGO = "with Tango's 95 % score interval"
 SHARED = ("dataset", "classifier", "targeted", "seed")  # columns that hold one value
-NOT_ATTACKED = "accuracy under attack: no attack was asked for"
+NOT_ATTACKED = "accuracy under attack: the run had no attack"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Section:
 
 
 def evaluation(run: Run) -> Section:
-    """The table of `evaluate`, and accuracy against eps."""
+    """The table of `evaluate`, and charts of accuracy against eps."""
     table, missing = run.tables["evaluation"], []
     aimed = "targeted" in table and table["targeted"].any()  # runs of version 0.1 have no such column
     tables = [cells(HITS if aimed else WILSON, table, drop=SHARED)]
@@ -52,13 +52,13 @@ def evaluation(run: Run) -> Section:
 def ladder(run: Run) -> Section:
     """The table of `ladder`."""
     table = run.tables["ladder"]
-    lead = "Attacks that know the defence. What counts is the worst case: images that no rung which attacked them won."
+    lead = "Attacks that know the defence. In the worst case every rung that attacked an image counts."
     missing = [] if (table["attack"] == "worst case").any() else ["worst case: summary.csv lacks it"]
     return Section("Adaptive ladder", lead, [cells(WILSON, table, drop=SHARED)], missing=missing)
 
 
 def defence(run: Run) -> Section:
-    """The tables of `benchmark defence`; accuracy against eps, clean against robust accuracy, ROC."""
+    """The tables of `benchmark defence`, and charts of accuracy against eps, clean against robust accuracy, and ROC."""
     table = run.tables["defence"]
     rows, tables, missing = rows_of(table), [cells(WILSON, table, drop=SHARED)], []
     attacked = dict.fromkeys((row["attack"], row["eps"]) for row in rows if row["attack"] != "clean")
@@ -67,13 +67,13 @@ def defence(run: Run) -> Section:
     charts = [methods_against_eps(rows, attack) for attack in dict.fromkeys(attack for attack, _ in attacked)]
     charts += [clean_robust(rows, attack, eps) for attack, eps in attacked]
     for file, caption in (
-        ("paired.csv", f"Paired differences in accuracy to the baseline, {TANGO}"),
+        ("paired.csv", f"Paired differences in accuracy from the baseline, {TANGO}"),
         ("roc.csv", "Detection: area under the ROC curve, with the 95 % bootstrap interval"),
     ):
         if len(found := run.beside.get(file, pd.DataFrame())):
             tables.append(cells(caption, found))
         else:
-            missing.append(f"{file}: not there, or empty")
+            missing.append(f"{file}: missing, or empty")
     curves, lacking = roc_charts(run)
     return Section("Defences compared", OBLIVIOUS, tables, charts + curves, missing + lacking)
 
@@ -83,7 +83,7 @@ def iterations(run: Run) -> Section:
     table = run.tables["iterations"]
     charts = [along_fit(rows_of(table), column, title) for column, title in ALONG.items() if column in table]
     missing = [f"{title} along the fit: iterations.csv lacks it" for name, title in ALONG.items() if name not in table]
-    lead = "What a fit would return, ended at each iteration, for images on which choices are made."
+    lead = "The result of a fit if it ended at each iteration, for images on which settings are chosen."
     return Section("Along the fit", lead, [cells("Accuracy, PSNR and SSIM along the fit", table)], charts, missing)
 
 

@@ -1,8 +1,8 @@
-"""What each part of a denoising fit is worth: one table of small networks, and one configuration for every task.
+"""An ablation of a denoising fit: one table of small networks, and one configuration for every task.
 
 Each row is one call of the engine for all images of its task, with the same noise, or the same lost pixels, as the
-other rows of the task. A row is kept as it is made: killed, a run goes on where it was. `config.json` says which run it
-is, and another one is refused.
+other rows of the task. A row is stored as it is made, so a killed run is continued by the same call. `config.json`
+holds the description of the run, and a different run is refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +29,11 @@ from eval.restoration.denoising_tables import mean_interval
 
 __all__ = ["FIXED", "OWN", "Task", "benchmark_ablation", "build_tasks", "variants"]
 
-# Input PSNR of colour images, noise of digits: those of the field's course projects
+# Input PSNR of colour images and noise of digits, as in course projects of the field
 COLOUR_DB, DIGIT_SIGMA = 29.0, 0.25
 FIXED = replace(SMALL, iterations=400, lr=0.02, ema=0.95)
-# The configuration of each task: fewer iterations for digits, tried on 16 others of them; without jitter the last two
-# gained 0.4 and 0.7 dB on an image of Set5.
+# The configuration of each task. Digits have fewer iterations, chosen on 16 other digits. The last two have no jitter,
+# which gained 0.4 and 0.7 dB on an image of Set5.
 OWN: dict[str, FitConfig] = {
     "colour": FIXED,
     "digits": replace(FIXED, iterations=60, ema=0.9),
@@ -44,7 +44,7 @@ OWN: dict[str, FitConfig] = {
 
 @dataclass(frozen=True)
 class Task:
-    """Images (B, C, H, W) in [0, 1], and what is seen of them."""
+    """Images (B, C, H, W) in [0, 1], and what is observed of them."""
 
     references: Tensor
     observed: Tensor
@@ -55,8 +55,8 @@ class Task:
 def build_tasks(photos: Sequence[Tensor], digits: Tensor | None, seed: int = 0) -> dict[str, Task]:
     """The tasks by name, in the order of the table.
 
-    `colour` has Gaussian noise that leaves 29 dB, `digits` of sigma 0.25, neither clipped; `inpainting` lost half of
-    its pixels; `super-resolution` sees the means of 2x2 pixels.
+    `colour` has Gaussian noise with a PSNR of 29 dB, `digits` of sigma 0.25; neither is clipped. In `inpainting` half
+    of the pixels are lost. In `super-resolution` the means of 2x2 pixels are observed.
 
     Args:
         photos: (3, H, W) in [0, 1], of one shape with even sides of at least 11.
@@ -88,9 +88,9 @@ def build_tasks(photos: Sequence[Tensor], digits: Tensor | None, seed: int = 0) 
 
 
 def variants(own: FitConfig) -> dict[str, FitConfig]:
-    """The rows of a denoising task: the three architectures, and its configuration with one thing changed at a time.
+    """The rows of a denoising task: the three architectures, and its configuration with one change at a time.
 
-    `between` stands between two models: an autoencoder passes none of a scale's channels across, a U-Net all, and it
+    `between` is between two models: an autoencoder passes none of a scale's channels across, a U-Net all, and `between`
     half of them. `no EMA` returns the last output of the same fit.
     """
     options = dict(own.architecture_options)
@@ -205,9 +205,9 @@ def _fitted(
 
 
 def _key(task: Task, config: FitConfig, seed: int, device: str | torch.device) -> str:
-    """Names all that the scores depend on: two rows of one configuration are one fit."""
-    numbers = {"fit": asdict(config), "seed": seed, "device": str(device), "images": _digests(task)}
-    return configuration_hash(numbers | made_with("dipdefense", "torch"))
+    """A hash of everything that the scores depend on; rows with equal hashes share one fit."""
+    settings = {"fit": asdict(config), "seed": seed, "device": str(device), "images": _digests(task)}
+    return configuration_hash(settings | made_with("dipdefense", "torch"))
 
 
 def _digests(task: Task) -> list[str]:
@@ -215,7 +215,7 @@ def _digests(task: Task) -> list[str]:
 
 
 def _input(task: Task, config: FitConfig, seed: int, device: str | torch.device) -> Tensor | None:
-    """z in the size of the images, where what is observed has another; else the engine draws it."""
+    """z in the size of the images, if the observed ones have another size; else the engine draws it."""
     if task.degrade is None:
         return None
     H, W = task.references.shape[2:]

@@ -1,4 +1,4 @@
-"""What one fit of the deep image prior offers as its result: last output, moving average, blind stop, and oracle."""
+"""The candidate results of one fit of the deep image prior: last output, moving average, blind stop, and oracle."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from eval.fits.rule_watcher import Watch
 __all__ = ["CANDIDATES", "ORACLE", "Candidates", "fit_candidates"]
 
 RULE = "blind_discrepancy"
-ORACLE = "dip_oracle"  # the one that sees the reference
+ORACLE = "dip_oracle"  # the only one that uses the reference
 CANDIDATES = ("dip", "dip_ema", "dip_blind_stop", ORACLE)
 
 
@@ -17,12 +17,12 @@ class Candidates:
     """A callback that keeps the candidates of every image of a fit.
 
     `dip` is the last iterate, `dip_ema` the moving average at the end, `dip_blind_stop` the moving average where the
-    rule `blind_discrepancy` stops, and `dip_oracle` the moving average of largest PSNR. The reference reaches the
-    last alone.
+    rule `blind_discrepancy` stops, and `dip_oracle` the moving average of largest PSNR. Only the last one uses the
+    reference.
 
     Args:
         reference: (N, C, H, W) in [0, 1].
-        noisy: what is fitted, same shape.
+        noisy: the fitted images, same shape.
         iterations: of the fit, whose rule is `fixed`.
     """
 
@@ -33,7 +33,7 @@ class Candidates:
 
     @torch.no_grad()
     def __call__(self, state: Progress) -> None:
-        """See `fit`: called once at a time, by any of the workers."""
+        """See `fit`: the workers call this one at a time."""
         self.watch(state)
         index, number = state.index, state.iteration
         so_far = self.watch.psnr[index.cpu(), :number].to(index.device)
@@ -48,7 +48,7 @@ class Candidates:
             self.iteration[name][index[better].cpu()] = number
 
     def seconds(self, elapsed: float, iterations: int) -> dict[str, Tensor]:
-        """Seconds an image, (N,), of a fit that took so many in all: to its end, or to where the rule ended it."""
+        """Seconds per image, (N,), of a fit of `elapsed` seconds in all, up to its end or to the blind stop."""
         each = (elapsed - self.watch.inside) / len(self.watch.noisy)
         seconds = {name: torch.full((len(self.watch.noisy),), each) for name in CANDIDATES}
         end = self.watch.end[RULE].cpu()
@@ -61,7 +61,7 @@ def fit_candidates(
 ) -> dict[str, list[tuple[Tensor, float, int]]]:
     """(image (C, H, W), seconds, iteration) of every candidate and image, from one fit.
 
-    Seconds are those of the batch divided by its images, without what the callback takes.
+    Seconds are those of the batch divided by its images, without the time of the callback.
     """
     candidates = Candidates(reference, noisy, config.iterations)
     elapsed = fit(noisy, config, seed=seed, callback=candidates).seconds

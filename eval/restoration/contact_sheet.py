@@ -16,7 +16,7 @@ def save_sheet(path: str | Path, rows: Sequence[Sequence[tuple[str, Tensor]]], *
     Args:
         path: PNG or JPEG file.
         rows: (caption, (C, H, W) in [0, 1]) of every image.
-        side: of an image in inches; there are 100 pixels to the inch.
+        side: of an image in inches, at 100 pixels per inch.
     """
     columns = max(len(row) for row in rows)
     with matplotlib.rc_context({"font.size": 7}):

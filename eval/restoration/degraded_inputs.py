@@ -1,4 +1,4 @@
-"""Real images, damaged: what the benchmark of restorations restores."""
+"""Degraded real images: the inputs of the restoration benchmark."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ from eval.records import digest
 
 __all__ = ["SCENES", "Scene", "by_pillow"]
 
-FACTOR = 4  # of the super-resolution, where the task does not say another
+FACTOR = 4  # of the super-resolution, unless the task has another
 QUALITY = 10  # of the JPEG compression
 LAYER, CLASSES = "1.features.7", "1.classifier.1"  # of SqueezeNet: the fourth of its eight fire modules; the logits
-SEEN = (112, 227)  # pixels; largest side of what SqueezeNet is shown, where `size` is given and where it is not
+SEEN = (112, 227)  # pixels; largest side of SqueezeNet's input, with `size` given and without
 EVEN = 32  # pixels; the authors of the deep image prior cut zebra to multiples of it
 
 
@@ -35,14 +35,14 @@ class Scene:
     image: str  # name of the file
     function: str  # of dipdefense that restores it
     inputs: tuple[Tensor, ...]  # its arguments, (C, H, W) each
-    reference: Tensor | None = None  # (C, H, W); None where nobody knows it
+    reference: Tensor | None = None  # (C, H, W); None if it is not known
     options: Mapping[str, Any] = field(default_factory=dict)  # its keywords
     published: str = "text"  # for inpainting: a key of PUBLISHED_INPAINTING
-    classifier: nn.Module | None = None  # for the functions that look at one; their first argument
+    classifier: nn.Module | None = None  # for the functions that use one; their first argument
     layer: str = ""  # of the classifier; their second argument
 
     def contents(self) -> dict[str, Any]:
-        """Plain values that name all that a restoration and its score depend on: pixels and weights by digests."""
+        """Everything that a restoration and its score depend on, in plain values; digests for pixels and weights."""
         weights = {} if self.classifier is None else self.classifier.state_dict()
         return {
             "inputs": [digest(image) for image in self.inputs],
@@ -59,7 +59,7 @@ def _text(data: Path, size: int | None, seed: int) -> list[Scene]:
 
 
 def _holes(data: Path, size: int | None, seed: int) -> list[Scene]:
-    """Without reference: what the files hold under their masks is not what was there."""
+    """Without reference, since the pixels under the masks of these files are not the original ones."""
     scenes = []
     for name, published in (("vase", "holes"), ("library", "region")):
         inputs = _masked(data / "dip" / "inpainting", name, size)
@@ -94,7 +94,7 @@ def _set14(data: Path, size: int | None, seed: int) -> list[Scene]:
 
 
 def _jpeg(data: Path, size: int | None, seed: int) -> list[Scene]:
-    """A crop at its own size, since a reduction would take the blocks away."""
+    """A crop at its original size, since a reduction would remove the blocks."""
     image = read_image(data / "dip" / "denoising" / "snail.jpg")
     crop = image if size is None else TF.center_crop(image, [size, size])
     return [Scene("jpeg", "snail", "remove_jpeg_artifacts", (crop,))]
@@ -125,7 +125,7 @@ def _inversion(data: Path, size: int | None, seed: int) -> list[Scene]:
 
 
 def _activation(data: Path, size: int | None, seed: int) -> list[Scene]:
-    """Of classes that Ulyanov et al. show."""
+    """For two classes that Ulyanov et al. show."""
     side, net = _seen(size), _squeezenet(data)
     return [
         Scene(
@@ -190,7 +190,7 @@ def _squeezenet(data: Path) -> nn.Module:
 
 
 def _masked(folder: Path, name: str, size: int | None) -> tuple[Tensor, Tensor]:
-    """An image and its mask; a pixel is known where all that was averaged to it is."""
+    """An image and its mask; a pixel is known if all pixels that were averaged to it are."""
     image, mask = (read_image(folder / f"{name}{suffix}.png") for suffix in ("", "_mask"))
     known = _sized(mask[:1], size) > 1 - 1e-6
     if known.all() or not known.any():
@@ -199,7 +199,7 @@ def _masked(folder: Path, name: str, size: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _missing(task: str, file: Path, size: int | None, share: float, seed: int) -> Scene:
-    """Each pixel is missing with the odds `share`, in all channels at once."""
+    """Each pixel is missing with probability `share`, in all channels at once."""
     image = _sized(read_image(file), size)
     drawn = torch.rand(1, *image.shape[1:], generator=torch.Generator().manual_seed(seed))
     published = "half" if share == 0.5 else "sparse"
@@ -207,7 +207,7 @@ def _missing(task: str, file: Path, size: int | None, share: float, seed: int) -
 
 
 def _reduced(task: str, file: Path, size: int | None, multiple: int, factor: int = FACTOR) -> Scene:
-    """The Lanczos reduction of a reference that is cut to multiples, by Pillow as the published figures have it."""
+    """The Lanczos reduction of a reference that is cut to multiples, by Pillow as for the published figures."""
     image = read_image(file)
     sides = [side // multiple * multiple for side in image.shape[1:]]
     reference = TF.center_crop(image, sides) if size is None else _sized(image, size // factor * factor)
@@ -216,11 +216,11 @@ def _reduced(task: str, file: Path, size: int | None, multiple: int, factor: int
 
 
 def _sized(image: Tensor, size: int | None) -> Tensor:
-    """The centre, of twice the size where the image has it, by area averages: (C, H, W) -> (C, size, size)."""
+    """The centre at twice the size if the image is large enough, by area averages: (C, H, W) -> (C, size, size)."""
     if size is None:
         return image
     side = min(2 * size, *image.shape[1:])
     if side < size:
         raise ValueError(f"size must be at most {side}, the short side of the smallest image, got {size}")
     centre = TF.center_crop(image, [side, side])
-    return F.interpolate(centre[None], (size, size), mode="area")[0].clamp(0, 1)  # rounding leaves [0, 1] by 1e-7
+    return F.interpolate(centre[None], (size, size), mode="area")[0].clamp(0, 1)  # rounding can leave [0, 1] by 1e-7

@@ -1,8 +1,8 @@
-"""Classical denoisers with the noise level given; images (H, W, C) as they come, values outside [0, 1] too.
+"""Classical denoisers with the noise level given; images (H, W, C) may have values outside [0, 1].
 
-Every free parameter is a function of sigma, the noise's standard deviation in [0, 1] units; at 0 all but the median
-leave the image as it is. Where a docstring says so
-it was the best of a few on the 19 images of Set5 and Set14 at sigma 10, 25 and 50 of 255.
+Every free parameter is a function of sigma, the noise's standard deviation in [0, 1] units. At sigma 0 all but the
+median leave the image unchanged. Where a docstring says "best of", the parameter was chosen from that many on the 19
+images of Set5 and Set14 at sigma 10, 25 and 50 of 255.
 """
 
 import itertools
@@ -58,8 +58,8 @@ def median(image: Any, sigma: float) -> Any:
 def bilateral(image: Any, sigma: float) -> Any:
     """Bilateral filter: 1.5 pixels in space, 2 sigma in the root mean square of the colour difference (best of 15).
 
-    Ours, since scikit-image's (0.26) takes its spatial weights from a table of another width than its window: with a
-    wide `sigma_color` it is no Gaussian blur, and it loses 2 dB.
+    This is our own code. That of scikit-image (0.26) takes its spatial weights from a table of another width than its
+    window, so with a wide `sigma_color` it is not a Gaussian blur, and it loses 2 dB.
 
     Source: Tomasi and Manduchi (1998), eq. (5).
     """
@@ -82,7 +82,7 @@ def bilateral(image: Any, sigma: float) -> Any:
 def non_local_means(image: Any, sigma: float) -> Any:
     """Non-local means (Buades, Coll and Morel 2005), by scikit-image: patches of 5, within 6 pixels, h = 0.6 sigma.
 
-    Its documentation suggests 0.8 sigma, which was 0.5 dB worse at sigma 25 and 0.1 better at 10.
+    The documentation of scikit-image suggests 0.8 sigma, which was 0.5 dB worse at sigma 25 and 0.1 better at 10.
     """
     return restoration.denoise_nl_means(
         image, patch_size=5, patch_distance=6, h=0.6 * sigma, sigma=sigma, fast_mode=True, channel_axis=-1
@@ -140,7 +140,9 @@ def cbm3d(image: Any, sigma: float) -> Any:
     if image.shape[-1] != 3:
         raise ValueError(f"cbm3d must be given RGB images, got {image.shape[-1]} channels: use bm3d")
     if np.array_equal(image[..., 0], image[..., 1]) and np.array_equal(image[..., 0], image[..., 2]):
-        return np.repeat(bm3d(image[..., :1], sigma), 3, -1)  # the package divides by the range of the colours
+        return np.repeat(
+            bm3d(image[..., :1], sigma), 3, -1
+        )  # the package would divide by the range of the colours, which is 0
     return package.bm3d_rgb(image, sigma)
 
 
@@ -159,14 +161,14 @@ DENOISERS: dict[str, Callable[[Any, float], Any]] = {
 
 
 def estimated_sigma(image: Any) -> float:
-    """The noise's standard deviation, from the median of the finest wavelet coefficients, mean over the channels.
+    """The noise's standard deviation, from the median of the finest wavelet coefficients, as the mean over channels.
 
-    0 for a channel without any, such as one of a single colour.
+    It is 0 for a channel without such coefficients, for example one of a single value.
 
     Source: Donoho and Johnstone (1994), by scikit-image.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the median of none
+        warnings.simplefilter("ignore", RuntimeWarning)  # the median of an empty array
         sigmas = restoration.estimate_sigma(image, channel_axis=-1)
     return float(np.nan_to_num(sigmas).mean())
 

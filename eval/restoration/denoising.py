@@ -1,11 +1,11 @@
 """The denoising benchmark: the deep image prior and classical denoisers on identical noise.
 
-A run writes `config.json`, by which it is known again, one record per image, seed and method to `records.jsonl` as it
-is made, and at its end `scores.csv` (the records, and their mean over the images of each seed), `summary.csv` (one row
-a method), `paired.csv` (all others against one), `results.json` (all of them, with the run's numbers) and
-`contact_sheet.jpg`. Killed, it goes on where it was. Methods, images and seeds may be added.
+A run writes its description to `config.json` and one record per image, seed and method to `records.jsonl` as it is
+made. At its end it writes `scores.csv` (the records, and their mean over the images of each seed), `summary.csv` (one
+row for each method), `paired.csv` (all others against one), `results.json` (all of them, with the run's settings) and
+`contact_sheet.jpg`. A killed run is continued by the same call. Methods, images and seeds may be added.
 
-The reference is for scores alone. Only `dip_oracle`, which is named so, chooses by it.
+The reference is used for scores, and otherwise only by `dip_oracle`, which chooses its iterate with it.
 """
 
 import dataclasses
@@ -50,9 +50,9 @@ ESTIMATED = ":estimated"
 @dataclasses.dataclass(frozen=True)
 class _Scene:
     name: str
-    noisy: Tensor  # (C, H, W) as it is
+    noisy: Tensor  # (C, H, W), not clipped here
     reference: Tensor  # (C, H, W) in [0, 1]
-    pixels: str  # names both
+    pixels: str  # digest of both
 
 
 Estimate = tuple[Tensor, float, int | None, float | None]  # image (C, H, W), seconds, iteration, sigma
@@ -78,23 +78,23 @@ def benchmark_denoising(
 ) -> pd.DataFrame:
     """Denoise all images by all methods, and score them against their references.
 
-    Noise is a function of the seed and the image's name, and the same for every method. Estimates are
-    clipped to [0, 1] before they are scored; `psnr_unclipped` is the PSNR without it. Methods are keys of
-    `DENOISERS`, told sigma, or with `:estimated` an estimate of it, as they all are where it is not known; and, which
-    never know it, `dip` (last output), `dip_ema` (its moving average), `dip_average` (mean of that of several runs),
-    `dip_blind_stop` (moving average where the rule `blind_discrepancy` stops) and `dip_oracle` (moving average of
-    largest PSNR, by the reference). All but `dip_average` come from one fit.
+    Noise is a function of the seed and the image's name, and is the same for every method. Estimates are clipped to
+    [0, 1] before they are scored; `psnr_unclipped` is the PSNR without clipping. A method is a key of `DENOISERS`,
+    which is given sigma, or with `:estimated` an estimate; without sigma all of them use the estimate. The other
+    methods never use sigma: `dip` (last output), `dip_ema` (moving average), `dip_average` (mean of the moving averages
+    of several runs), `dip_blind_stop` (moving average where the rule `blind_discrepancy` stops) and `dip_oracle`
+    (moving average of largest PSNR, by the reference). All but `dip_average` come from one fit.
 
     Args:
         references: (name, (1 or 3, H, W) in [0, 1]), sides of at least 16; no name twice.
         methods: as above, none twice.
-        config: numbers of the fits; its own rule must be `fixed`.
-        sigma: standard deviation of the Gaussian noise that is added, in [0, 1] units; of other noise, or of that of
-            `noisy`, what the filters are told, if it is known.
+        config: settings of the fits; its own rule must be `fixed`.
+        sigma: standard deviation of the Gaussian noise that is added, in [0, 1] units. With other noise, or with
+            `noisy`, it is only given to the filters, and may be None.
         noise: a key of `eval.noise.NOISES`.
-        level: its strength, where it is not Gaussian.
+        level: the strength of noise that is not Gaussian.
         noisy: real noisy images, one for each reference; none is added to them.
-        clip: clip the noisy images to [0, 1], too, before anything sees them; noise that is not Gaussian always is.
+        clip: clip the noisy images to [0, 1] before any method gets them; noise that is not Gaussian is always clipped.
         seeds: noise and fits are repeated with the seeds 0, 1, ...
         runs: fits that `dip_average` averages; seed s has the fits of seeds s * runs to s * runs + runs - 1, and the
             first of them gives the other candidates.
@@ -109,8 +109,8 @@ def benchmark_denoising(
 
     Raises:
         ValueError: no image, an image of a wrong shape or range, a sigma outside (0, 1], an unknown method or noise, a
-            level that it does not have, neither sigma nor level nor noisy images, numbers below 1, or a folder that
-            holds another run.
+            level that the noise does not have, neither sigma nor level nor noisy images, `seeds`, `runs` or
+            `batch_size` below 1, or a folder that holds another run.
         ImportError: a method's package is not installed.
         OSError: the folder cannot be written.
     """
@@ -120,7 +120,7 @@ def benchmark_denoising(
     made = made_with("dipdefense", "torch")
     settings = {label: _settings(label, sigma, config, runs, device) for label in labels}
     heads = [{"config": configuration_hash(made | settings[label]), "method": label} for label in labels]
-    added = sigma if noise == "gaussian" and noisy is None else None  # elsewhere it is what filters are told
+    added = sigma if noise == "gaussian" and noisy is None else None  # else sigma is only given to the filters
     described: Record = {
         **{"run": "benchmark denoising", "noise": noise if noisy is None else "real", "level": level, "clip": clip},
         "sigma": added,
@@ -151,11 +151,11 @@ def benchmark_denoising(
             if progress is not None and new:
                 progress(len(records), total)
     against = baseline if baseline in labels else labels[0]
-    numbers: Record = {"sigma": sigma, "level": level, "clip": clip, "seeds": seeds, "runs": runs}
-    numbers |= {"noisy": noise if noisy is None else "real", "fit": dataclasses.asdict(config)}
+    stated: Record = {"sigma": sigma, "level": level, "clip": clip, "seeds": seeds, "runs": runs}
+    stated |= {"noisy": noise if noisy is None else "real", "fit": dataclasses.asdict(config)}
     order = {name: i for i, (name, _) in enumerate(references)}
     records.sort(key=lambda record: (record["seed"], order[record["image"]]))
-    return write_scores(run.folder, records, against, numbers)
+    return write_scores(run.folder, records, against, stated)
 
 
 def _scenes(
@@ -188,7 +188,7 @@ def _estimates(
     runs: int,
     device: str | torch.device,
 ) -> Iterator[tuple[_Scene, str, Estimate]]:
-    """The missing estimates (name of a scene, label) of a batch."""
+    """The missing estimates of a batch, by name of the scene and label."""
     scenes = {scene.name: scene for scene in batch}
     for name, label in missing:
         if label not in PRIORS:
@@ -216,7 +216,7 @@ def _filtered(scene: _Scene, label: str, sigma: float | None) -> Estimate:
 def _fitted(
     scenes: Sequence[_Scene], config: FitConfig, seeds: range, device: str | torch.device
 ) -> dict[str, list[Estimate]]:
-    """The candidates of the first seed, and the mean of the moving averages of all."""
+    """The candidates of the first seed, and the mean of the moving averages of all seeds."""
     reference = torch.stack([scene.reference for scene in scenes]).to(device)
     noisy = torch.stack([scene.noisy for scene in scenes]).to(device)
     fits = [fit_candidates(reference, noisy, config, seed) for seed in seeds]
@@ -245,13 +245,13 @@ def _scored(scene: _Scene, estimate: Estimate) -> Record:
 
 
 def _label(method: str, sigma: float | None) -> str:
-    """The method's name in records: a filter that is not told sigma says so."""
+    """The method's name in records; a filter that estimates sigma has the suffix `ESTIMATED`."""
     told = sigma is not None or method in PRIORS or method == "noisy" or method.endswith(ESTIMATED)
     return method if told else method + ESTIMATED
 
 
 def _settings(label: str, sigma: float | None, config: FitConfig, runs: int, device: str | torch.device) -> Record:
-    """All that the estimates of a method depend on besides the images, in plain values."""
+    """Everything that the estimates of a method depend on besides the images, in plain values."""
     if label in PRIORS:
         return {"method": label, "fit": dataclasses.asdict(config), "runs": runs, "device": str(device)}
     package = "bm3d" if "bm3d" in label else "scikit-image"
@@ -260,7 +260,7 @@ def _settings(label: str, sigma: float | None, config: FitConfig, runs: int, dev
 
 
 def _digests(references: Sequence[tuple[str, Tensor]], noisy: Sequence[Tensor] | None) -> dict[str, str]:
-    """What names the pixels of each image, and of what was shot of it."""
+    """Digests of the pixels of each reference, and of its noisy image if there is one."""
     shots = [image for _, image in references] if noisy is None else noisy
     return {name: digest(torch.stack([shot, image])) for (name, image), shot in zip(references, shots, strict=True)}
 
@@ -268,7 +268,7 @@ def _digests(references: Sequence[tuple[str, Tensor]], noisy: Sequence[Tensor] |
 def _check_noise(
     sigma: float | None, noise: str, level: float | None, noisy: Sequence[Tensor] | None, clip: bool
 ) -> None:
-    """Refuse noise of no strength, of two, or beside noisy images."""
+    """Raise if the noise has no strength or two, or is given together with noisy images."""
     if noise not in NOISES:
         raise ValueError(f"noise must be one of {', '.join(NOISES)}, got {noise!r}")
     if sigma is not None and not 0 < sigma <= 1:
@@ -281,7 +281,9 @@ def _check_noise(
     elif noise != "gaussian":
         if level is None:
             raise ValueError(f"level must be given for the noise {noise!r}, got None")
-        NOISES[noise](torch.zeros(1, 1, 1, 1), level, generator=torch.Generator())  # refuses what it cannot take
+        NOISES[noise](
+            torch.zeros(1, 1, 1, 1), level, generator=torch.Generator()
+        )  # raises for a level that the noise does not have
     elif level is not None:
         raise ValueError(f"level must be left out for Gaussian noise, got {level}: give sigma")
     elif sigma is None:
@@ -296,7 +298,7 @@ def _check(
     noisy: Sequence[Tensor] | None,
     counts: Mapping[str, int],
 ) -> None:
-    """Refuse, before anything is computed, what would fail or mislead later."""
+    """Raise, before anything is computed, if the run would fail or mislead later."""
     known = {*METHODS, *(f"{name}{ESTIMATED}" for name in DENOISERS if name != "noisy")}
     unknown = [method for method in methods if method not in known]
     if not methods or unknown:

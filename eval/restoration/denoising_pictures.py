@@ -1,4 +1,4 @@
-"""The pictures that a denoising run keeps, and its contact sheet: reference and every estimate, at their own pixels."""
+"""The pictures that a denoising run keeps, and its contact sheet: reference and estimates, without scaling."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +20,13 @@ SIDE = 96  # pixels of the central square that is shown, at most
 
 
 def keep_picture(folder: Path, record: Record, reference: Tensor, estimate: Tensor) -> None:
-    """Write the centres of a record's estimate, clipped, and of its reference beside each other."""
+    """Write the centres of a record's clipped estimate and of its reference, side by side."""
     pair = torch.cat([_centre(reference), _centre(estimate.clamp(0, 1))], dim=2)
     write_image(pair, folder / _file(record))
 
 
 def save_denoised(path: Path, folder: Path, records: Sequence[Record]) -> None:
-    """Save one row an image and one column a method, with the PSNR of the whole image above each."""
+    """Save one row per image and one column per method, with the PSNR of the whole image above each."""
     names = list(dict.fromkeys(str(record["image"]) for record in records))[:SHOWN]
     methods = list(dict.fromkeys(str(record["method"]) for record in records))
     first = {(r["image"], r["method"]): r for r in records if r["seed"] == 0}

@@ -1,4 +1,4 @@
-"""From the records of a denoising run to its tables: every score, one row a method, paired differences."""
+"""The tables of a denoising run, made from its records: all scores, one row per method, paired differences."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ SCORES = ["psnr", "ssim", "psnr_unclipped", "seconds"]
 
 
 def score_table(records: Sequence[Record]) -> pd.DataFrame:
-    """One row per image, method and seed, and after those of a seed their mean over the images as image `mean`."""
+    """One row per image, method and seed; after the rows of a seed, their mean over the images as image `mean`."""
     columns = ["image", "method", "seed", *SCORES, "iteration", "sigma"]
     frame = pd.DataFrame(list(records))[columns].astype({"iteration": float, "sigma": float})
     parts = []
@@ -32,8 +32,9 @@ def summarise_scores(records: Sequence[Record]) -> pd.DataFrame:
     """One row per method.
 
     Columns: `method, n` (images), `seeds`; `psnr` in dB, of images clipped to [0, 1], with `ci_low, ci_high`, a 95 %
-    bootstrap interval over the images, each with its mean over the seeds, and `psnr_spread`, the standard deviation
-    over seeds of the mean over images; `ssim, ssim_spread` likewise; `psnr_unclipped`; `seconds` an image.
+    bootstrap interval over the images, where an image counts with its mean over the seeds, and `psnr_spread`, the
+    standard deviation over seeds of the mean over images; `ssim, ssim_spread` likewise; `psnr_unclipped`; `seconds` per
+    image.
     """
     rows = []
     for method, group in pd.DataFrame(list(records)).groupby("method", sort=False):
@@ -62,8 +63,9 @@ def summarise_scores(records: Sequence[Record]) -> pd.DataFrame:
 def paired_scores(records: Sequence[Record], baseline: str) -> pd.DataFrame:
     """PSNR of `baseline` minus that of every other method, in dB, on the same images.
 
-    Columns: `method, n, difference` with `ci_low, ci_high`, a 95 % paired bootstrap interval over images, each with
-    its mean over the seeds; `least`, the smallest difference of any image, and `above`, on how many it is positive.
+    Columns: `method, n, difference` with `ci_low, ci_high`, a 95 % paired bootstrap interval over images, where an
+    image counts with its mean over the seeds; `least`, the smallest difference of any image, and `above`, the number of
+    images whose difference is positive.
     """
     scores = pd.DataFrame(list(records)).pivot_table(index="image", columns="method", values="psnr", sort=False)
     rows = []
@@ -77,13 +79,13 @@ def paired_scores(records: Sequence[Record], baseline: str) -> pd.DataFrame:
 
 
 def mean_interval(values: Any) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval of (N,) values; a single one has none, and NaN stands for it."""
+    """Mean and 95 % bootstrap interval of (N,) values; the interval of a single value is NaN."""
     if len(values) < 2 or not np.isfinite(values).all():
         return float(np.mean(values)), float("nan"), float("nan")
     return paired_bootstrap(values, np.zeros(len(values)))
 
 
-def write_scores(run: Path, records: Sequence[Record], baseline: str, numbers: Mapping[str, Any]) -> pd.DataFrame:
+def write_scores(run: Path, records: Sequence[Record], baseline: str, settings: Mapping[str, Any]) -> pd.DataFrame:
     """Write all tables and the contact sheet of a run into its folder; returns the summary."""
     tables = {
         "scores": score_table(records),
@@ -93,6 +95,6 @@ def write_scores(run: Path, records: Sequence[Record], baseline: str, numbers: M
     for name, table in tables.items():
         write_whole(run / f"{name}.csv", table.to_csv(index=False))
     plain = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
-    write_whole(run / "results.json", json.dumps({"numbers": dict(numbers), **plain}, indent=1) + "\n")
+    write_whole(run / "results.json", json.dumps({"numbers": dict(settings), **plain}, indent=1) + "\n")
     save_denoised(run / "contact_sheet.jpg", run / "pictures", records)
     return tables["summary"]

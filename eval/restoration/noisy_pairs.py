@@ -9,26 +9,26 @@ from eval.photographs import cut_centre
 
 __all__ = ["MARKS", "read_pairs"]
 
-# What tells a noisy file from its reference, where both folders are one: PolyU, SIDD. Else the names are equal.
+# Name parts of noisy files and references in PolyU and SIDD, which may be in one folder. Else the names are equal.
 MARKS = (("_real", "_mean"), ("NOISY_SRGB", "GT_SRGB"))
 
 
 def read_pairs(
     noisy: str | Path, reference: str | Path, *, crop: int | None = None
 ) -> list[tuple[str, Tensor, Tensor]]:
-    """Read all pairs, in the order of their names; folders are searched with those inside them.
+    """Read all pairs, in the order of their names; subfolders are searched, too.
 
     Args:
         noisy: folder of noisy images: `X_real.JPG`, `X_NOISY_SRGB_010.PNG`, or any name.
         reference: folder of references, perhaps the same: `X_mean.JPG`, `X_GT_SRGB_010.PNG`, or the same names.
-        crop: side of the central square that is used, in pixels; the whole images if None.
+        crop: side of the central square that is used, in pixels; whole images if None.
 
     Returns:
         (path of the noisy file in its folder, noisy, reference), both (C, H, W) in [0, 1].
 
     Raises:
         OSError: a folder or a file cannot be read.
-        ValueError: no image, an image without its pair, a pair of two sizes or of one file, a crop beyond it.
+        ValueError: no image, an image without its pair, a pair of two sizes or of one file, a crop above their size.
     """
     shots, references = _named(Path(noisy), 0), _named(Path(reference), 1)
     for there, here, kind in ((shots, references, "reference"), (references, shots, "noisy image")):
@@ -44,7 +44,7 @@ def read_pairs(
 
 
 def _named(folder: Path, role: int) -> dict[str, Path]:
-    """Image files of a folder by what they share with their pair; `role` 0 for noisy, 1 for reference."""
+    """Image files of a folder by the name that they share with their pair; `role` 0 for noisy, 1 for reference."""
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder}: must be a folder of images")
     files = {}

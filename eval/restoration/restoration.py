@@ -1,8 +1,8 @@
-"""How well restorations restore: deep image prior, total variation and library methods on damaged real images.
+"""The restoration benchmark: deep image prior, total variation and library methods on degraded real images.
 
-A run writes `config.json`, by which it is known again, one record per image and method to `records.jsonl` and the
-restored image to `images/` as they are made, and `summary.csv`, `summary.json` and the contact sheet `sheet.png` at its
-end. Killed, it goes on where it was. Tasks and methods may be added.
+A run writes its description to `config.json`, one record per image and method to `records.jsonl` and the restored image
+to `images/` as they are made, and `summary.csv`, `summary.json` and the contact sheet `sheet.png` at its end. A killed
+run is continued by the same call. Tasks and methods may be added.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ DEFAULT_TASKS = (
     *("text", "holes", "half", "sparse", "inpaint11", "zebra", "zebra2", "zebra8"),
     *("jpeg", "jpeg10", "flash", "inversion", "activation"),
 )
-# Weight of total variation for each function: the noise-free tasks want little of it.
+# Weight of total variation for each function; tasks without noise need little of it.
 VARIATION = {
     "inpaint": 0.01,
     "super_resolve": 0.003,
@@ -91,17 +91,17 @@ def benchmark_restoration(
     out: str | Path,
     progress: Callable[[float, float], None] | None = None,
 ) -> pd.DataFrame:
-    """Restore damaged images by every method and compare with the reference, which no method sees.
+    """Restore degraded images by every method and compare with the reference, which no method uses.
 
     Args:
         data: folder with `dip`, `sets` and `weights`.
         tasks: keys of `SCENES`.
         methods: among `METHODS`: `dip`; `tv`, total variation over plain pixels; `pixels`, plain pixels without any
-            prior, for the tasks that look at a classifier; `library`, the methods of `LIBRARY`.
+            prior, for the tasks that use a classifier; `library`, the methods of `LIBRARY`.
         size: side of the images in pixels; None for their own.
-        config: numbers of all fits; None for those of each task.
-        published: take the published numbers of each task, not the small ones.
-        iterations: of all fits; None for those of their numbers.
+        config: settings of all fits; None for those of each task.
+        published: use the published settings of each task instead of the small ones.
+        iterations: of all fits; None for those of their settings.
         seed: of masks and fits.
         device: where fits are computed.
         out: folder of the run, made if missing.
@@ -111,8 +111,8 @@ def benchmark_restoration(
         The table of `summarise_restoration`, also in `out`.
 
     Raises:
-        ValueError: an unknown task or method, a size below 16, a size beyond an image, `config` with `published`,
-            a folder that holds another run.
+        ValueError: an unknown task or method, a size below 16 or above that of an image, `config` with `published`, a
+            folder that holds another run.
         OSError: an image is missing, the folder cannot be written.
     """
     for name, chosen, known in (("tasks", tasks, tuple(SCENES)), ("methods", methods, METHODS)):
@@ -122,24 +122,24 @@ def benchmark_restoration(
     if size is not None and size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}")
     if config is not None and published:
-        raise ValueError("config and published must not be given together: each names the numbers of the fits")
+        raise ValueError("config and published must not be given together: each names the settings of the fits")
     scenes = [scene for task in tasks for scene in SCENES[task](Path(data), size, seed)]
     jobs = [(scene, method) for scene in scenes for method in _methods(scene, methods)]
     if not jobs:
         raise ValueError(f"methods must be such that one restores {', '.join(tasks)}, got {', '.join(methods)}")
     heads = [
-        _head(scene, method, _numbers(scene, method, config, published, iterations), size, seed, device)
+        _head(scene, method, _settings(scene, method, config, published, iterations), size, seed, device)
         for scene, method in jobs
     ]
     run, records = Run(out, ("key",), _description(heads), grows=("scenes", "fits")), list[Record]()
     run.begin()
     (run.folder / "images").mkdir(exist_ok=True)
     for done, ((scene, method), head) in enumerate(zip(jobs, heads, strict=True), 1):
-        numbers = _numbers(scene, method, config, published, iterations)
+        settings = _settings(scene, method, config, published, iterations)
         file = run.folder / head["file"]
         if run.missing([head]) or not file.exists():
             start = time.perf_counter()
-            restored = _restore(scene, method, numbers, seed, device)
+            restored = _restore(scene, method, settings, seed, device)
             score = score_restored(restored, scene) | {"seconds": time.perf_counter() - start}
             write_image(restored, file)
             run.add([head | score])
@@ -157,7 +157,7 @@ def summarise_restoration(records: Sequence[Record]) -> pd.DataFrame:
     """One row per task and method: the mean over its images.
 
     Columns: `task, method, n, psnr, psnr_min`, `psnr_y, ssim, features, activation` (`score_restored`), `iterations`,
-    `seconds` an image, `seed`. Empty where there is no reference, or the column does not apply.
+    `seconds` per image, `seed`. A value is empty if there is no reference, or the column does not apply.
     """
     frame = pd.DataFrame(list(records))
     figures = [*FIGURES, "iterations"]
@@ -170,15 +170,15 @@ def summarise_restoration(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def _methods(scene: Scene, methods: Sequence[str]) -> list[str]:
-    """The names in the table: `pixels` stands where nothing is observed but a classifier's features."""
+    """The names in the table; `pixels` is there only for tasks that use a classifier."""
     names = {"library": list(LIBRARY[scene.function]), "pixels": ["pixels"] if scene.classifier else []}
     return [name for method in methods for name in names.get(method, [method])]
 
 
-def _numbers(
+def _settings(
     scene: Scene, method: str, config: FitConfig | None, published: bool, iterations: int | None
 ) -> FitConfig | None:
-    """Numbers of the fit; None for a method that does not fit. Before a classifier all take the same steps."""
+    """Settings of the fit; None for a method without a fit. With a classifier all fits take the same steps."""
     if method == "tv" and scene.classifier is None:
         return PIXELS
     if method not in ("dip", "tv", "pixels"):
@@ -194,16 +194,16 @@ def _numbers(
 
 
 def _head(
-    scene: Scene, method: str, numbers: FitConfig | None, size: int | None, seed: int, device: str | torch.device
+    scene: Scene, method: str, settings: FitConfig | None, size: int | None, seed: int, device: str | torch.device
 ) -> Record:
-    """What a record says of how it was made; its key tells it from all others."""
+    """How a record was made; its key distinguishes it from all others."""
     configuration = {
         "task": scene.task,
         "image": scene.image,
         "method": method,
         "size": size,
         "seed": seed,
-        "config": None if numbers is None else dataclasses.asdict(numbers),
+        "config": None if settings is None else dataclasses.asdict(settings),
         "tv": VARIATION[scene.function] if method == "tv" else 0.0,
         "device": torch.device(device).type,
         **made_with("dipdefense", "torch", "scikit-image", "pillow"),
@@ -213,12 +213,12 @@ def _head(
     return configuration | {
         "key": key,
         "file": f"images/{scene.task}-{scene.image}-{method}-{key[:8]}.png",
-        "iterations": None if numbers is None else numbers.iterations,
+        "iterations": None if settings is None else settings.iterations,
     }
 
 
 def _description(heads: Sequence[Record]) -> dict[str, Any]:
-    """All that the records depend on, in plain values."""
+    """Everything that the records depend on, in plain values."""
     return {
         "run": "benchmark restoration",
         **{name: heads[0][name] for name in ("size", "seed", "device", "versions", "code")},
@@ -230,21 +230,21 @@ def _description(heads: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _restore(scene: Scene, method: str, numbers: FitConfig | None, seed: int, device: str | torch.device) -> Tensor:
+def _restore(scene: Scene, method: str, settings: FitConfig | None, seed: int, device: str | torch.device) -> Tensor:
     """(C, H, W) in [0, 1], on the CPU."""
-    if numbers is None:
+    if settings is None:
         return LIBRARY[scene.function][method](scene)
     inputs: list[Any] = [image[None].to(device) for image in scene.inputs]
     if scene.classifier is not None:
         inputs = [scene.classifier.to(device), scene.layer, *inputs]
     restore = getattr(dipdefense, scene.function)
     weight = VARIATION[scene.function] if method == "tv" else 0.0
-    restored: Tensor = restore(*inputs, **scene.options, config=numbers, seed=seed, tv=weight)
+    restored: Tensor = restore(*inputs, **scene.options, config=settings, seed=seed, tv=weight)
     return restored[0].cpu()
 
 
 def _draw(run: Path, scenes: Sequence[Scene], records: Sequence[Record]) -> None:
-    """The contact sheet: a row an image, with what was given, every method, and the reference."""
+    """The contact sheet: one row per image, with the input, every method, and the reference."""
     rows = []
     for scene in scenes:
         row = _given(scene)
@@ -259,7 +259,7 @@ def _draw(run: Path, scenes: Sequence[Scene], records: Sequence[Record]) -> None
 
 
 def _given(scene: Scene) -> list[tuple[str, Tensor]]:
-    """What is shown of the input, under captions; nothing where there is none."""
+    """The pictures of the input with their captions; none if the task has no input image."""
     title = f"{scene.task}: {scene.image}"
     if scene.function == "inpaint":
         return [(title, torch.where(scene.inputs[1] > 0, scene.inputs[0], 0.5))]

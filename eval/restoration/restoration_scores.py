@@ -15,11 +15,11 @@ Y = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # luma of ITU-R BT.601 in [16, 
 
 
 def score_restored(restored: Tensor, scene: Scene) -> Record:
-    """All `FIGURES` of an image (C, H, W) in [0, 1], None where one does not apply.
+    """All `FIGURES` of an image (C, H, W) in [0, 1]; None if one does not apply.
 
-    `psnr` in dB, over the unknown pixels alone for inpainting; `psnr_y` of super-resolution's luma, borders of `factor`
-    pixels cut off; `ssim` over all pixels; `features`, the squared error of a pre-image's features relative to their
-    energy; `activation`, the mean of the channel that was to be excited.
+    `psnr` in dB, over the unknown pixels alone for inpainting; `psnr_y`, for super-resolution, of the luma without a
+    border of `factor` pixels; `ssim` over all pixels; `features`, the squared error of a pre-image's features relative
+    to their energy; `activation`, the mean of the channel that is maximised.
     """
     score: Record = dict.fromkeys(FIGURES)
     ours = restored[None]
@@ -50,7 +50,7 @@ def _features(scene: Scene, image: Tensor) -> Tensor:
 
 
 def _luma(images: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, 1, H, W), less its offset; grey is its own luma."""
+    """Luma without its offset, (B, C, H, W) -> (B, 1, H, W); a grey image is returned as it is."""
     if images.shape[1] == 1:
         return images
     return (images * torch.tensor(Y).view(1, 3, 1, 1)).sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""How a defence answers: images to logits and detection scores, at one or more of its strengths at once."""
+"""The compared defences: from images to logits and detection scores, at one or more strengths at once."""
 
 import hashlib
 import warnings
@@ -22,19 +22,19 @@ __all__ = ["Defended", "Filtered", "Method", "NoiseLevel", "OneFit", "Setting", 
 
 
 class Setting(NamedTuple):
-    """One point of a curve."""
+    """One point of a curve: a method at one strength."""
 
     method: str  # the family
-    strength: float  # its number within the family: a quality, a sigma, iterations, a threshold
+    strength: float  # parameter within the family: a quality, a sigma, iterations, a threshold
 
 
 class Verdict(NamedTuple):
-    """What a setting says of a batch."""
+    """The result of a setting for a batch."""
 
     logits: Tensor  # (B, K)
-    scores: Tensor | None  # (B,) larger is more adversarial; None where it does not detect
+    scores: Tensor | None  # (B,) larger is more adversarial; None if it does not detect
     seconds: float  # that the setting alone would take for the batch
-    purified: Tensor | None = None  # (B, C, H, W), the mean of what was classified; None where that is the input
+    purified: Tensor | None = None  # (B, C, H, W), the mean of the classified images; None if that is the input
 
 
 class Method(Protocol):
@@ -42,17 +42,17 @@ class Method(Protocol):
 
     @property
     def settings(self) -> Sequence[Setting]:
-        """All that it serves."""
+        """All settings that it serves."""
 
     def describe(self, setting: Setting, images: Tensor) -> Mapping[str, Any]:
-        """All that the setting's result depends on for images of this shape, classifier left out; plain values."""
+        """Everything but the classifier that the setting's result depends on, for this shape; plain values."""
 
     def __call__(self, images: Tensor) -> Mapping[Setting, Verdict]:
-        """Judge images (B, C, H, W) in [0, 1], without gradient."""
+        """Classify images (B, C, H, W) in [0, 1], without gradient."""
 
 
 def viewed(name: str, views: tuple[str, ...]) -> str:
-    """The family's name with its views: `jpeg`, `jpeg+mirror` for both of them, `jpeg:mirror` for the mirror alone."""
+    """The family's name with its views: `jpeg`, `jpeg:mirror` for the mirror alone, `jpeg+mirror` for both."""
     if views[0] == "identity":
         return "+".join((name, *views[1:]))
     return f"{name}:{'+'.join(views)}"
@@ -60,16 +60,16 @@ def viewed(name: str, views: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Filtered:
-    """A filter before the classifier, at each strength, once for every tuple of views (mean softmax over them).
+    """A filter in front of the classifier, at each strength and for every tuple of views (mean softmax over them).
 
-    It detects as a fit does: by how much the filtered image contradicts the bare prediction.
+    Its detection score is the disagreement of the filtered image with the bare prediction, as for a fit.
     """
 
     name: str
     classifier: nn.Module
     views: tuple[tuple[str, ...], ...] = (("identity",),)
     filter: Callable[..., Tensor] | None = None  # None: the bare classifier
-    keyword: str = ""  # under which the filter takes its strength
+    keyword: str = ""  # the filter's argument for the strength
     strengths: tuple[float, ...] = (0,)
 
     @property
@@ -104,7 +104,7 @@ class Filtered:
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """The bare classifier, and how noisy the image is as the score: what a detector must beat.
+    """The bare classifier, with the estimated noise level as the score: the baseline for detectors.
 
     Source: Donoho and Johnstone (1994), the median of the finest wavelet coefficients, by scikit-image.
     """
@@ -120,26 +120,26 @@ class NoiseLevel:
         """See `Method`."""
         start, pixels = clock(images.device), images.permute(0, 2, 3, 1).cpu().numpy()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # an image without any detail has a NaN for its 0
+            warnings.simplefilter("ignore", RuntimeWarning)  # an image without any detail gives NaN, which means 0
             sigmas = [restoration.estimate_sigma(image, channel_axis=-1, average_sigmas=True) for image in pixels]
         logits, scores = self.classifier(images), torch.tensor(sigmas).nan_to_num(0).to(images)
         return {self.settings[0]: Verdict(logits, scores, clock(images.device) - start)}
 
 
 class Remembered:
-    """A classifier that is asked about the same images once, and the seconds that each answer took.
+    """A classifier that stores its logits and their seconds, so that it classifies equal images only once.
 
-    Several decisions classify the same reconstructions; each counts the seconds as if it alone had asked.
+    Several decisions classify the same reconstructions; each counts the seconds as if it were the only one.
     """
 
     def __init__(self, classifier: nn.Module):
         self.classifier = classifier
         self._answers: dict[bytes, tuple[Tensor, float]] = {}
-        self.asking = 0.0  # seconds of the answers since the last `reset`, of those that were known too
+        self.asking = 0.0  # seconds of the answers since the last `reset`, also of stored ones
         self.waiting = 0.0  # seconds that the calls since then really took
 
     def reset(self) -> None:
-        """Count anew."""
+        """Set the seconds to 0."""
         self.asking = self.waiting = 0.0
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -158,10 +158,10 @@ class Remembered:
 
 @dataclass(frozen=True)
 class OneFit:
-    """Decisions that share the reconstructions of one fit (and its restarts), each a setting of its own.
+    """Decisions that share the reconstructions of one fit (and its restarts); each decision is a setting.
 
-    A setting's seconds are those of the fit up to its last iteration, and of the classifier; what a fit takes before
-    its first iteration is spread over all of them.
+    A setting's seconds are those of the fit up to its last iteration, and of the classifier. The time before the first
+    iteration of a fit is divided among all iterations.
     """
 
     classifier: nn.Module
@@ -202,14 +202,14 @@ class OneFit:
 
 
 def _of_reconstructions(decision: Decision | CrossBoundary) -> Decision:
-    """A decision that asks for the same reconstructions."""
+    """A decision that needs the same reconstructions."""
     return MeanSoftmax(decision.iterations) if isinstance(decision, CrossBoundary) else decision
 
 
 def _decided(
     decision: Decision | CrossBoundary, classify: Remembered, images: Tensor, shared: Reconstructions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (B, K), scores (B,), and the mean of what was classified, (B, C, H, W)."""
+    """Logits (B, K), scores (B,), and the mean of the classified images, (B, C, H, W)."""
     if isinstance(decision, CrossBoundary):
         stitched = decision.stitch(classify, images, shared.classified(_of_reconstructions(decision)))
         shared = replace(shared, frames=stitched[None, None], iterations=())
@@ -220,7 +220,7 @@ def _decided(
 
 @dataclass(frozen=True)
 class Defended:
-    """A defended classifier as it is, as a family of one."""
+    """A defended classifier without changes, as a family with one setting."""
 
     name: str
     defended: DefendedClassifier

@@ -1,7 +1,7 @@
 """Many defences over their strengths on identical adversarial examples: cells of one experiment, tables and curves.
 
-Beside its records a run writes `summary.csv`, `summary.json`, `paired.csv`, `roc.csv`, `curves.png` and `roc.png` into
-its folder. Methods, attacks and radii may be added. The attacks know the bare classifier alone: no figure here is
+Besides its records a run writes `summary.csv`, `summary.json`, `paired.csv`, `roc.csv`, `curves.png` and `roc.png` into
+its folder. Methods, attacks and radii may be added. The attacks know the bare classifier alone, so no figure shows
 robustness against an adaptive attack.
 """
 
@@ -24,7 +24,7 @@ from eval.robustness.summary import paired_differences, summarise
 
 __all__ = ["FURTHER", "benchmark_defence"]
 
-FURTHER = ("strength", "attack_seconds", "peak_gb")  # columns of the table beside those of every run
+FURTHER = ("strength", "attack_seconds", "peak_gb")  # columns of the table besides those of every run
 
 
 def benchmark_defence(
@@ -40,12 +40,12 @@ def benchmark_defence(
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
-    """Score methods on clean images and on those crafted on the bare classifier, the same for all.
+    """Score methods on clean images and on adversarial images crafted on the bare classifier, the same for all.
 
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), in eval mode, on `device`.
         dataset: labelled images.
-        methods: what is compared, see `eval.robustness.compared_defences.Method`.
+        methods: those that are compared, see `eval.robustness.compared_defences.Method`.
         config: attacks, images and seed; `RunConfig()` if None.
         out: folder of the run, made if missing.
         eps: radii of the attacks; that of `config` alone if None.
@@ -56,12 +56,12 @@ def benchmark_defence(
 
     Returns:
         One row per attack, radius and setting of a method: the columns of `eval.robustness.summary.summarise`, then
-        `strength` and what the attack took (seconds an image, and memory at its peak).
+        `strength` and the cost of the attack (seconds per image, and peak memory).
 
     Raises:
-        ValueError: no method, two of one setting, a baseline that is none of them, attacks that are targeted or
-            crafted on the defended model, a method whose logits or scores are not finite or not (B, K) and (B,), and
-            what `evaluate_robustness` refuses of classifier, data set, settings and folder.
+        ValueError: no method, two with one setting, a baseline that is none of them, attacks that are targeted or
+            crafted on the defended model, a method whose logits or scores are not finite or not (B, K) and (B,), or a
+            classifier, data set, settings or folder that `evaluate_robustness` refuses.
         OSError: the folder cannot be written.
     """
     config = config or RunConfig()
@@ -80,7 +80,7 @@ def benchmark_defence(
         cells=_cells(classifier, methods, config, radii),
         attacks=describe_attacks(config.chosen_attacks),
         further={"radii": list(radii)},
-        free=("eps",),  # the radii stand in its place
+        free=("eps",),  # the radii replace it
         classifier_name=classifier_name,
         device=device,
     )

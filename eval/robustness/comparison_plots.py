@@ -16,13 +16,13 @@ from eval.robustness.detection import score_pairs
 __all__ = ["save_curves", "save_rocs"]
 
 MARKERS = "osD^vPX*<>hp"
-SHOWN = 40  # percentage points of clean accuracy, down from the best
+SHOWN = 40  # range of clean accuracy that is shown, in percentage points below the best
 
 
 def save_curves(path: str | Path, table: pd.DataFrame, attack: str) -> None:
     """Save one panel per eps: each family's clean accuracy (x) against its accuracy under `attack` (y), in percent.
 
-    Settings more than `SHOWN` points below the best clean accuracy lie outside the picture.
+    Settings more than `SHOWN` points below the best clean accuracy are not shown.
 
     Args:
         path: PNG file.
@@ -39,7 +39,7 @@ def save_curves(path: str | Path, table: pd.DataFrame, attack: str) -> None:
                 x = 100 * clean.loc[[(method, s) for s in family["strength"]]].to_numpy()
                 y = 100 * family["accuracy"].to_numpy()
                 axis.plot(x, y, label=method, **styles[str(method)])
-                if "+" not in str(method):  # its strengths are those of the family without views
+                if "+" not in str(method):  # with views the strengths are the same
                     _label(axis, x, y, family["strength"].tolist(), styles[str(method)]["color"])
             axis.set(title=f"{attack}, eps {_radius(float(eps))}", xlabel="clean accuracy, %")  # type: ignore[arg-type]
             axis.margins(0.06)
@@ -96,7 +96,7 @@ def _panels(radii: Any, height: float) -> tuple[Figure, list[Any]]:
 
 
 def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A colour and marker for each family; its variant with views is hollow and dashed."""
+    """A colour and marker for each family; a variant with views has hollow markers and a dashed line."""
     names = list(methods)
     families = list(dict.fromkeys(name.partition("+")[0] for name in names))
     styles = {}
@@ -113,7 +113,7 @@ def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _label(axis: Any, x: Any, y: Any, strengths: list[float], colour: Any) -> None:
-    """Name the strength at the ends of a curve, and at every other point between."""
+    """Write the strength at the ends of a curve, and at every other point between them."""
     for number, strength in enumerate(strengths):
         if len(strengths) > 1 and (number % 2 == 0 or number == len(strengths) - 1):
             place = (x[number], y[number])
@@ -126,5 +126,5 @@ def _legend(figure: Figure, axis: Any) -> None:
 
 
 def _radius(eps: float) -> str:
-    """8/255 where it is such a fraction, else a decimal."""
+    """As 8/255 if it is such a fraction, else as a decimal."""
     return f"{eps * 255:.3g}/255" if abs(eps * 255 - round(eps * 255)) < 1e-6 else f"{eps:.3g}"

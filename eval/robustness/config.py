@@ -1,4 +1,4 @@
-"""What a run attacks and with which settings: its configuration, checks, adversarial examples, what names it."""
+"""The settings of a run, their checks, its adversarial examples, and the values that identify the run."""
 
 import hashlib
 import inspect
@@ -40,7 +40,7 @@ CRAFTED_ON = {"bare": ("bare",), "defended": ("defended",), "both": ("bare", "de
 
 @dataclass(frozen=True, kw_only=True)
 class AttackConfig:
-    """What every run of attacks states.
+    """Settings of every run of attacks.
 
     Raises:
         TypeError: a setting of another type.
@@ -78,7 +78,7 @@ class RunConfig(AttackConfig):
     attacks: Sequence[str] | None = None  # keys of ATTACKS and CONTROLS; None: all of ATTACKS that have the norm
     alpha: float | None = None  # step size; eps / 4 if None
     steps: int = 20
-    targeted: bool = False  # the labels are the targets; the true labels are then unknown to the attack
+    targeted: bool = False  # True: the labels are the targets, and the true labels are not used
     crafted_on: str = "bare"  # bare: the attack knows only the classifier; defended: it attacks through the defence
     n: int = 100  # images: the first n of a seeded permutation
     n_defended: int | None = None  # how many of them are attacked through the defence; n if None
@@ -116,12 +116,12 @@ class RunConfig(AttackConfig):
 
     @property
     def chosen_attacks(self) -> tuple[str, ...]:
-        """The attacks by name; where none are named, all that have the norm."""
+        """The names of the attacks; if none are given, all that have the norm."""
         return attacks_in(self.norm) if self.attacks is None else tuple(self.attacks)
 
 
 def check_count(name: str, value: Any, least: int | None = 1) -> None:
-    """Refuse what is no integer of at least so much."""
+    """Raise unless the value is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if least is not None and value < least:
@@ -129,13 +129,13 @@ def check_count(name: str, value: Any, least: int | None = 1) -> None:
 
 
 def check_number(name: str, value: Any) -> None:
-    """Refuse what is no real number."""
+    """Raise unless the value is a real number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def check_names(name: str, value: Any) -> None:
-    """Refuse what is neither None nor a sequence of different names; a single name is no sequence of names."""
+    """Raise unless the value is None or a sequence of different names; a single string is not such a sequence."""
     if value is None:
         return
     if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(one, str) for one in value):
@@ -151,11 +151,13 @@ def attacks_in(norm: str) -> tuple[str, ...]:
 
 @torch.no_grad()
 def check_run(classifier: nn.Module, dataset: ImageDataset, n: int, device: str | torch.device) -> None:
-    """Refuse, before anything is computed, what would fail or mislead later on the first n images."""
+    """Raise, before anything is computed, if a run on the first n images would fail or mislead later."""
     if n > len(dataset):
         raise ValueError(f"n must be at most the {len(dataset)} images of {dataset.name}, got {n}")
     if classifier.training:
-        raise ValueError("classifier must be in eval mode, or its images would meet: call classifier.eval()")
+        raise ValueError(
+            "classifier must be in eval mode, or images of a batch influence each other: call classifier.eval()"
+        )
     logits = classifier(dataset.batch([0]).to(device))
     check_logits(logits, 1)
     if int(dataset.labels.max()) >= logits.shape[1]:
@@ -166,7 +168,7 @@ def check_run(classifier: nn.Module, dataset: ImageDataset, n: int, device: str 
 
 
 def craft(attack: str, target: nn.Module, images: Tensor, labels: Tensor, config: RunConfig) -> Tensor:
-    """Adversarial examples by an attack's name; it gets those of the run's settings that it knows."""
+    """Adversarial examples by an attack's name; the attack gets the run's settings that it has arguments for."""
     function = (ATTACKS | CONTROLS)[attack]
     settings = {name: getattr(config, name) for name in ("eps", "norm", "alpha", "steps", "targeted", "seed")}
     known = inspect.signature(function).parameters
@@ -174,7 +176,7 @@ def craft(attack: str, target: nn.Module, images: Tensor, labels: Tensor, config
 
 
 def identify(images: Tensor, labels: Tensor, index: Tensor) -> list[Record]:
-    """What names each image in a record: its position in the data set, and a digest of its pixels and label."""
+    """The fields that name each image in a record: its position in the data set, and a digest of pixels and label."""
     return [
         {"index": i, "image": hashlib.sha256(image.numpy().tobytes() + bytes([label % 256])).hexdigest()[:16]}
         for image, label, i in zip(images, labels.tolist(), index.tolist(), strict=True)
@@ -182,7 +184,7 @@ def identify(images: Tensor, labels: Tensor, index: Tensor) -> list[Record]:
 
 
 def describe_subject(classifier: nn.Module, name: str | None, dataset: ImageDataset) -> dict[str, Any]:
-    """Classifier and data set, in plain values; of the images all labels, and the pixels of the first."""
+    """Classifier and data set, in plain values, with all labels and the pixels of the first image."""
     parts = {"labels": dataset.labels, "index": dataset.index, "pixels": probe_images(dataset)}
     images = configuration_hash({part: digest(tensor) for part, tensor in parts.items()})
     return {
@@ -199,8 +201,10 @@ def describe_attacks(attacks: Iterable[str]) -> dict[str, str]:
 
 
 def describe_purifier(purifier: Purifier, images: Tensor) -> dict[str, Any]:
-    """All that the fits to images of this shape, (B, C, H, W), depend on, in plain values."""
-    drawn = purifier if purifier.seed is not None else purifier.variant(seed=0)  # numbers drawn from a seed: one draw
+    """Everything that the fits to images of this shape, (B, C, H, W), depend on, in plain values."""
+    drawn = (
+        purifier if purifier.seed is not None else purifier.variant(seed=0)
+    )  # so that drawn settings are those of one draw
     own = {name: value for name, value in vars(drawn).items() if name not in vars(Purifier())}  # of a derived class
     return {
         "purifier": describe(type(purifier), purifier.gradient, own),

@@ -1,4 +1,4 @@
-"""The rival of Ding et al. (2021): reconstructions stitched in the classifier's decision space."""
+"""The defence of Ding et al. (2021): reconstructions stitched in the classifier's decision space."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ __all__ = ["CrossBoundary"]
 
 @dataclass(frozen=True)
 class CrossBoundary:
-    """Classify one image stitched together where the fit crosses the classifier's decision boundary.
+    """Classify one image that is stitched together from points where the fit crosses the decision boundary.
 
     Consecutive reconstructions x_t, x_t+1 with different predicted labels enclose an image x_ob on the boundary, which
     is found by bisection and moved away from the input: x_ob + alpha (x_ob - x) / |x_ob - x|. The mean of the moved
@@ -21,8 +21,8 @@ class CrossBoundary:
 
     Source: Ding et al. (2021), "Delving into deep image prior for adversarial defense: a novel reconstruction-based
         defense framework".
-    Differs: built from the abstract alone. The number of reconstructions, the size of alpha, the plain mean as
-        stitching, and taking the last one where no boundary is crossed are ours.
+    Differs: written from the abstract alone. The number of reconstructions, the size of alpha, the plain mean as
+        stitching, and the last reconstruction if no boundary is crossed are our choices.
 
     Args:
         iterations: at least two, as in `MeanSoftmax`.
@@ -30,7 +30,7 @@ class CrossBoundary:
         bisections: halvings of the segment between two reconstructions.
 
     Raises:
-        ValueError: fewer than two iterations or not rising, a negative alpha, bisections below 1.
+        ValueError: fewer than two iterations, or not rising; a negative alpha; bisections below 1.
     """
 
     iterations: tuple[int, ...] | None = None
@@ -47,11 +47,11 @@ class CrossBoundary:
         check_integer("bisections", self.bisections, 1)
 
     def iterations_of(self, fit_iterations: int) -> tuple[int, ...]:
-        """The iterations whose reconstructions are stitched, of a fit of that many."""
+        """The iterations whose reconstructions are stitched, for a fit of `fit_iterations`."""
         return spread(self.iterations, fit_iterations)
 
     def stitch(self, classify: Classify, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """What stands for the images (B, C, H, W), given their reconstructions (S, B, C, H, W): the same shape."""
+        """The stitched images for images (B, C, H, W) and their reconstructions (S, B, C, H, W), (B, C, H, W)."""
         labels = torch.stack([_labels(classify, frame) for frame in reconstructions])  # (S, B)
         total = torch.zeros_like(images)
         crossings = labels[1:] != labels[:-1]  # (S - 1, B)
@@ -66,7 +66,7 @@ class CrossBoundary:
         return torch.where(count > 0, total / count.clamp_min(1), reconstructions[-1]).clamp(0, 1)
 
     def _boundary(self, classify: Classify, before: Tensor, after: Tensor, labels: Tensor) -> Tensor:
-        """Between images of these labels, (B,), and images of other ones."""
+        """Images on the boundary, by bisection between images of these labels, (B,), and images of other labels."""
         for _ in range(self.bisections):
             middle = (before + after) / 2
             same = (_labels(classify, middle) == labels)[:, None, None, None]

@@ -13,7 +13,7 @@ from eval.robustness.cross_boundary import CrossBoundary
 
 __all__ = ["FILTERS", "FITS", "METHODS", "build_methods"]
 
-# name: (keyword of its strength, strengths from weak to strong); `bare` apart
+# name: (keyword of its strength, strengths from weak to strong), without `bare`
 FILTERS: dict[str, tuple[str, tuple[float, ...]]] = {
     "jpeg": ("quality", (90, 75, 50, 30, 15)),
     "bit_depth": ("bits", (5, 4, 3, 2, 1)),
@@ -36,14 +36,14 @@ FITS: dict[str, Family] = {
     "dip_mean": lambda iterations, gated, options: {
         last: MeanSoftmax(iterations[max(0, k - 2) : k + 1], **options) for k, last in enumerate(iterations)
     },
-    # keep the bare prediction unless the fit speaks against it, by the threshold
+    # keep the bare prediction unless the score is high; the strength is the threshold
     "detector_gated": lambda iterations, gated, options: {t: replace(gated, threshold=t) for t in THRESHOLDS},
     # the second half of the fit; the strength is its last iteration
     "cross_boundary": lambda iterations, gated, options: {
         iterations[-1]: CrossBoundary(tuple(i for i in iterations if i >= iterations[-1] / 2))
     },
 }
-VIEWED = ("dip", "dip_mean")  # the families that stand a second time with views
+VIEWED = ("dip", "dip_mean")  # the families that are repeated with views
 
 METHODS = ("bare", "noise_level", *FILTERS, *FITS, "default", "dipdefend")
 
@@ -67,13 +67,14 @@ def build_methods(
         purifier: of the fits; its rule is `fixed`.
         iterations: along the fit, rising; the points of the curve of `dip`.
         restarts: of the fits of `dip`, `dip_mean`, and `detector_gated` where it is not the default.
-        views: where these are more than the identity, each filter, `dip` and `dip_mean` stand a second time, with the
-            mean softmax over them, and with `+` and the views behind the name.
-        default: the decision of the method `default`, where these are its fit and images. A DetectorGated is also that
-            whose threshold is the strength of `detector_gated`, which otherwise has these views and no detector.
+        views: if there are more than the identity, each filter, `dip` and `dip_mean` are repeated with the mean softmax
+            over the views; their names then end in `+` and the views.
+        default: the decision of the method `default`, if fit and images are those of the default. If it is a
+            DetectorGated, `detector_gated` is this decision with its strength as the threshold; else `detector_gated`
+            has these views and no detector.
 
     Raises:
-        ValueError: an unknown name; `default` where there is none; what `MeanSoftmax` refuses.
+        ValueError: an unknown name, `default` without a default decision, or an error of `MeanSoftmax`.
     """
     for name in names:
         if name not in METHODS:

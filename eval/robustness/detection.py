@@ -1,4 +1,4 @@
-"""How well scores tell adversarial images from clean ones: AUROC with its interval, and the rate at few alarms."""
+"""How well scores separate adversarial from clean images: AUROC with its interval, and the rate at few false alarms."""
 
 import math
 from collections.abc import Iterable
@@ -14,13 +14,13 @@ __all__ = ["ALARMS", "Detection", "detection", "detection_table", "paired_detect
 
 Scores = np.ndarray[Any, Any]
 
-RIVAL = "noise_level"  # the method that a detector must beat
+RIVAL = "noise_level"  # the baseline for detectors
 BETTER = ("better_by", "better_low", "better_high")
 ALARMS = 0.05  # false positive rate at which the true positive rate is read off
 
 
 class Detection(NamedTuple):
-    """How well a score detects; NaN where no image was fooled."""
+    """How well a score detects; NaN if no image is adversarial."""
 
     auroc: float  # probability that an adversarial image scores above a clean one, ties counting half
     ci_low: float
@@ -45,13 +45,13 @@ def detection(
     Args:
         clean: scores of the clean images, (N,), larger is more adversarial.
         attacked: scores of the same images attacked, (N,).
-        fooled: (N,) bool; the attacked images that are adversarial, the others are left out.
+        fooled: (N,) bool; the attacked images that are adversarial. The others are left out.
         confidence: coverage, in (0, 1).
         resamples: number of bootstrap samples.
         seed: of the resampling.
 
     Raises:
-        ValueError: arrays not of one length, scores that are not finite.
+        ValueError: arrays of different lengths, scores that are not finite.
     """
     negative, positive = np.asarray(clean, dtype=np.float64), np.asarray(attacked, dtype=np.float64)
     chosen = np.asarray(fooled, dtype=bool)
@@ -83,7 +83,7 @@ def _above(negative: Scores, positive: Scores) -> Scores:
 
 
 def _areas(negative: Scores, positive: Scores, chosen: Scores, resamples: int, seed: int) -> Scores:
-    """AUROC of bootstrap samples, (resamples,), the same images for the same seed; NaN without adversarial images."""
+    """AUROC of bootstrap samples, (resamples,); a seed always draws the same images. NaN without adversarial images."""
     N, above = len(negative), _above(negative, positive[chosen])
     times = np.random.default_rng(seed).multinomial(N, np.full(N, 1 / N), size=resamples)  # (resamples, N)
     drawn = times[:, chosen]
@@ -98,13 +98,13 @@ def paired_detection(
 
     Args:
         first: columns `clean`, `attacked`, `fooled`, indexed by image, as `score_pairs` makes them.
-        second: the same images and `fooled`; a positive difference says that `first` detects better.
+        second: the same images and `fooled`; a positive difference means that `first` detects better.
         confidence: coverage, in (0, 1).
         resamples: number of bootstrap samples.
         seed: of the resampling.
 
     Raises:
-        ValueError: not the same images, or no adversarial one.
+        ValueError: not the same images, or none is adversarial.
     """
     second = second.reindex(first.index)
     if second.isna().any(axis=None) or not (first["fooled"] == second["fooled"]).all() or not first["fooled"].any():
@@ -121,7 +121,7 @@ def paired_detection(
 def score_pairs(records: Iterable[Record]) -> dict[tuple[str, float, str, float], pd.DataFrame]:
     """(method, strength, attack, eps) -> one row per image: its scores `clean` and `attacked`, and `fooled`.
 
-    Only of methods that detect, and of attacks.
+    It has only methods that detect, and only attacks, not the clean rows.
     """
     frame = pd.DataFrame([record for record in records if record["score"] is not None])
     pairs: dict[tuple[str, float, str, float], pd.DataFrame] = {}
@@ -141,9 +141,9 @@ def detection_table(records: Iterable[Record]) -> pd.DataFrame:
     """One row per method, strength, attack and eps.
 
     Columns `defence, strength, attack, eps, n_clean, n_adversarial, auroc, ci_low, ci_high, tpr_at_5fpr,
-    flagged_at_5fpr, better_by, better_low, better_high`; adversarial are the attacked images that the bare classifier
-    gets wrong though it is right on their clean version. The last three are the difference of AUROC to the method
-    `noise_level`, where that is there, with its paired bootstrap interval.
+    flagged_at_5fpr, better_by, better_low, better_high`. An attacked image is adversarial if the bare classifier is
+    wrong on it but right on its clean version. The last three are the AUROC minus that of the method `noise_level`, if
+    the run has it, with its paired bootstrap interval.
     """
     pairs, rows = score_pairs(records), []
     rivals = {key[2:]: pair for key, pair in pairs.items() if key[0] == RIVAL}

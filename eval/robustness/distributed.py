@@ -1,4 +1,4 @@
-"""The evaluation on a Ray cluster: each batch of the run is a shard, and the table is the local run's."""
+"""The evaluation on a Ray cluster: each batch of the run is a shard, and the table is that of a local run."""
 
 import json
 import os
@@ -32,24 +32,24 @@ def evaluate_shards(
     cluster: Cluster | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
-    """What `evaluate_robustness` returns and writes, its batches computed by the workers of a cluster.
+    """As `evaluate_robustness`, with the batches computed by the workers of a cluster.
 
-    A worker writes the records of a batch to `shards/HASH/part-*.jsonl` in the folder of the run, in one move. Started
-    again, the run computes the shards that are missing or damaged; HASH names its whole configuration.
+    A worker writes the records of a batch to `shards/HASH/part-*.jsonl` in the folder of the run, in one move. A second
+    start computes the shards that are missing or damaged; HASH names the whole configuration of the run.
 
-    A batch that no worker could finish (`dipdefense.distributed.pool`) ends the run with an error after the others are
-    done: a table without its images would be another figure.
+    If no worker could finish a batch (`dipdefense.distributed.pool`), the run ends with an error after the others are
+    done, since a table without these images would be a different figure.
 
     Args:
         spec: the run; its files must be visible to all workers under these paths.
         out: folder of the run, likewise.
-        cluster: where; `Cluster()`, this machine, if None.
+        cluster: `Cluster()`, which is this machine, if None.
         progress: called with (records made, records in all) after every batch.
 
     Raises:
         ImportError: ray is not installed.
         OSError: the folder cannot be written, no cluster answers.
-        ValueError: as `evaluate_robustness`, `out` is no path, and where the cluster has no room.
+        ValueError: as `evaluate_robustness`; `out` is not a path, or the cluster has no room.
         RuntimeError: a worker failed, a batch could not be finished, or storage does not answer.
     """
     cluster, out = cluster or Cluster(), Path(out)
@@ -80,30 +80,32 @@ def evaluate_shards(
 
 
 def _told(run: Experiment, lost: dict[int, Lost]) -> str:
-    """Which images have no records, and why."""
+    """The message that says which images have no records, and why."""
     reasons = []
     for shard in sorted(lost):
         images = sorted({index for *_, index in run.rows(run.starts[shard])})
         reasons.append(f"that of images {', '.join(map(str, images))} {lost[shard].reason}")
     return (
-        f"{len(lost)} of {len(run.starts)} batches have no records: {'; '.join(reasons)}. The others are done: the "
-        "same command computes these alone"
+        f"{len(lost)} of {len(run.starts)} batches have no records: {'; '.join(reasons)}. The others are done, "
+        "and the same command computes only these"
     )
 
 
 class _BatchScorer:
-    """The work of a worker: a batch's number in, the file of its records out."""
+    """The work of a worker: compute the batch of a number, and write the file of its records."""
 
     def __init__(self, spec: RunSpec[RunConfig], cwd: Path, plan: Plan, folder: Storage, device: str, whole: str):
-        with suppress(OSError):  # the paths of the run start there; where it is missing, they say what they miss
+        with suppress(OSError):  # relative paths of the run start there; if it is missing, their errors say so
             os.chdir(cwd)
         self.run = spec.evaluation(device)
         self.plan, self.folder = plan, folder
         if configuration_hash(self.run.description) != whole:
-            raise RuntimeError("classifier, weights and versions must be the same on all machines, differ on this one")
+            raise RuntimeError(
+                "classifier, weights and versions must be the same on all machines, but differ on this one"
+            )
 
     def __call__(self, shard: int) -> None:
-        if _read(self.run, self.plan, self.folder, shard) is not None:  # its writer died before it could answer
+        if _read(self.run, self.plan, self.folder, shard) is not None:  # a worker wrote it, and died before it answered
             return
         name = self.plan.name(shard)
         rows = self.run.batch(self.run.starts[shard], Records(KEY))
@@ -112,7 +114,7 @@ class _BatchScorer:
 
 
 def _read(run: Experiment, plan: Plan, folder: Storage, shard: int) -> list[Record] | None:
-    """The records of a shard; None where it is missing, damaged or holds others, and is to be made again."""
+    """The records of a shard; None if it is missing or damaged, or holds others, so that it must be made again."""
     name = plan.name(shard)
     try:
         content = persist(name, partial(folder.read, name))
@@ -125,7 +127,7 @@ def _read(run: Experiment, plan: Plan, folder: Storage, shard: int) -> list[Reco
 
 
 def _join(run: Experiment, plan: Plan, folder: Storage, shard: int, made: Records) -> list[Record]:
-    """The records of a shard, as the run keeps them."""
+    """The records of a shard, after they were added to the run."""
     records = _read(run, plan, folder, shard)
     if records is None:
         raise RuntimeError(f"{folder.path}/{plan.name(shard)}: must hold the records of its batch: start again")

@@ -1,7 +1,7 @@
 """Accuracy of a classifier, bare and defended, on clean and attacked images: cells of one experiment.
 
-Beside its records a run writes `summary.csv`, `summary.json` and `paired.csv` into its folder. Attacks, those on the
-defended model too, and filters may be added; what changes another figure needs another folder.
+Besides its records a run writes `summary.csv`, `summary.json` and `paired.csv` into its folder. Filters and attacks,
+also on the defended model, may be added later. A setting that changes other figures needs another folder.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,25 +48,26 @@ def evaluate_robustness(
 
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), in eval mode, on `device`.
-        dataset: labelled images; with `config.targeted` the labels are the targets and accuracy counts hits.
+        dataset: labelled images; with `config.targeted` the labels are the targets, and accuracy is the share of images
+            that are classified as their target.
         config: settings of the evaluation; `RunConfig()` if None.
         out: folder of the run, made if missing.
         purifier: the fit of the defence `dip`; `Purifier(seed=config.seed)` if None.
         decision: that of the defence `dip`; None as in `DefendedClassifier`.
-        gradient: how an attack crafted on the defended model passes the fit, see `Purifier`.
+        gradient: gradient of the fit for attacks that are crafted on the defended model, see `Purifier`.
         filters: further defences by name, scored on the images crafted on the bare classifier.
         classifier_name: for the table; the class name if None.
         device: where the classifier is and the images go.
         progress: called with (records made, records in all) after every batch and row.
-        each: called with each row of the table, a frame of its own, as soon as all its images are scored.
+        each: called with each row of the table, as a data frame, as soon as all its images are scored.
 
     Returns:
         The table, one row per attack and defence; columns as in `eval.robustness.summary.summarise`.
 
     Raises:
-        ValueError: more images asked for than there are; a classifier in training mode, with other classes than
-            the data set, or whose logits are not finite or not (B, K); a filter named `none` or `dip`; a folder that
-            holds another run.
+        ValueError: `n` above the number of images; a classifier in training mode, with other classes than the data set,
+            or whose logits are not finite or not (B, K); a filter named `none` or `dip`; a folder that holds another
+            run.
         OSError: the folder cannot be written.
     """
     config = config or RunConfig()
@@ -80,7 +81,7 @@ def evaluate_robustness(
 
 
 def evaluate(experiment: Experiment, out: str | Path, **reports: Any) -> pd.DataFrame:
-    """Run an `evaluation` in a folder; `reports` as in `run_experiment`. Returns the table, which is written, too."""
+    """Run an `evaluation` in a folder, write its table and return it; `reports` as in `run_experiment`."""
     run = experiment.open(out)
     run.begin()
     return finish(experiment, run.folder, run_experiment(experiment, run, **reports))
@@ -113,7 +114,7 @@ def evaluation(
     cells = [Cell("clean", "", 0.0, "", config.n, methods)]
     for crafted_on in CRAFTED_ON[config.crafted_on]:
         attacks, of, target, n, seen = config.chosen_attacks, methods, classifier, config.n, "exact"
-        if crafted_on == "defended":  # filters are never attacked themselves
+        if crafted_on == "defended":  # filters are never attacked
             attacks = attacks if config.attacks_defended is None else tuple(config.attacks_defended)
             of, target, n, seen = [dip], defended, min(config.n, config.n_defended or config.n), gradient
         for attack in attacks:
@@ -134,7 +135,7 @@ def evaluation(
 
 @dataclass(frozen=True)
 class Plain:
-    """The classifier alone, or behind a filter."""
+    """The classifier alone, or with a filter in front."""
 
     name: str
     classifier: nn.Module
@@ -147,9 +148,10 @@ class Plain:
 
     @property
     def fits(self) -> bool:
-        """Whether the filter is, or holds, a purifier.
+        """Whether the filter is, or contains, a purifier.
 
-        With another number of threads a fit may end elsewhere, so such a filter is known by its code and settings.
+        The result of a fit may change with the number of threads, so such a filter is identified by its code and
+        settings instead of its answers.
         """
         modules = self.filter.modules() if isinstance(self.filter, nn.Module) else ()
         return any(isinstance(module, Purifier) for module in modules)

@@ -1,8 +1,8 @@
-"""One experiment: attacks on a classifier, the defences that are scored on what they make, and the records of it.
+"""One experiment: attacks on a classifier, the defences that are scored on the adversarial images, and its records.
 
-It is a list of cells. A cell is one attack, what it is crafted on and its radius, with the defences that see its
-images. The folder of a run holds `config.json` and `probe.json`, by which it is known again, one record per image, cell
-and defence in `records.jsonl` as it is made, and at its end `summary.csv`. Killed, it goes on where it was.
+It is a list of cells. A cell is one attack, the model it is crafted on and its radius, with the defences that get its
+images. The folder of a run holds its description in `config.json` and `probe.json`, one record per image, cell and
+defence in `records.jsonl` as it is made, and at its end `summary.csv`. A killed run is continued by the same call.
 """
 
 import math
@@ -31,17 +31,9 @@ from eval.robustness.summary import ROW, summarise
 
 __all__ = ["GROWS", "KEY", "Cell", "Experiment", "run_experiment", "title", "write_tables"]
 
-KEY = ("config", *ROW, "index", "image")  # what names a record
+KEY = ("config", *ROW, "index", "image")  # the fields that name a record
 GROWS = ("attacks", "defences")  # parts of the description that may gain entries when a run is continued
-FREE = (
-    "attacks_defended",
-    "crafted_on",
-    "n_defended",
-    "rungs",
-    "radii",
-    "queries",
-    "budget",
-)  # that may change in any way
+FREE = ("attacks_defended", "crafted_on", "n_defended", "rungs", "radii", "queries", "budget")  # may change in any way
 PACKAGES = ("dipdefense", "torch", "torchattacks", "pyautoattack", "scikit-image")
 
 Craft = Callable[[Tensor, Tensor], Tensor]  # images (B, C, H, W) in [0, 1], labels (B,) -> adversarial images
@@ -51,22 +43,22 @@ Answering = Callable[[Tensor], Tensor]  # images -> logits
 class Cell(NamedTuple):
     """One attack at one radius, and the defences that are scored on its images."""
 
-    attack: str  # its name in tables; `clean` for the images as they are
+    attack: str  # its name in tables; `clean` for unchanged images
     crafted_on: str  # bare or defended; empty for clean images
     eps: float
     gradient: str  # what the attack differentiates
     n: int  # images: the first n of the run's order
     defences: Sequence[Method]
-    craft: Craft | None = None  # None leaves the images as they are
+    craft: Craft | None = None  # None leaves the images unchanged
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """All that the records of a run are a function of.
+    """Everything that the records of a run depend on.
 
     Raises:
-        ValueError: more images asked for than there are; a classifier in training mode, with other classes than the
-            data set, or whose logits are not finite or not (B, K).
+        ValueError: `n` above the number of images; a classifier in training mode, with other classes than the data set,
+            or whose logits are not finite or not (B, K).
     """
 
     kind: str  # the command that makes it
@@ -74,20 +66,20 @@ class Experiment:
     dataset: ImageDataset
     config: AttackConfig
     cells: Sequence[Cell]
-    attacks: Mapping[str, Any]  # what the names of attacks stand for, in plain values
-    further: Mapping[str, Any] = field(default_factory=dict)  # settings that stand in no configuration
+    attacks: Mapping[str, Any]  # name of an attack -> its definition, in plain values
+    further: Mapping[str, Any] = field(default_factory=dict)  # settings that are not in `config`
     free: tuple[str, ...] = ()  # settings that may differ between starts besides FREE
-    asked: Mapping[str, Answering] = field(default_factory=dict)  # known by their answers, as the classifier is
+    asked: Mapping[str, Answering] = field(default_factory=dict)  # functions that are probed, as the classifier is
     classifier_name: str | None = None  # for the table; the class name if None
     device: str | torch.device = "cpu"
-    recorded_device: str | None = None  # of the description, where this one only plans what others compute
+    recorded_device: str | None = None  # device in the description, if other machines compute
 
     def __post_init__(self) -> None:
         check_run(self.classifier, self.dataset, max(cell.n for cell in self.cells), self.device)
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """All that a figure depends on, in plain values; the images are named in the records."""
+        """Everything that a figure depends on, in plain values; the records name the images."""
         example, settings = self.dataset.batch([0]), asdict(self.config) | dict(self.further)
         served = {title(s): (method, s) for c in self.cells for method in c.defences for s in method.settings}
         described = {
@@ -104,7 +96,7 @@ class Experiment:
 
     @property
     def starts(self) -> range:
-        """Where each batch begins, in the order of the run."""
+        """The start of each batch in the order of the run."""
         return range(0, max(cell.n for cell in self.cells), self.config.batch_size)
 
     @cached_property
@@ -112,7 +104,7 @@ class Experiment:
         return self.dataset.first(len(self.dataset), self.config.seed)
 
     def rows(self, start: int) -> set[tuple[Any, ...]]:
-        """The fields ROW and the index of the records of the batch that begins there."""
+        """The fields ROW and the index of the records of the batch that begins at `start`."""
         stop = start + self.config.batch_size
         return {
             (cell.attack, cell.crafted_on, cell.eps, *setting, int(index))
@@ -123,19 +115,19 @@ class Experiment:
         }
 
     def open(self, folder: str | Path) -> Run:
-        """The run in a folder, with the records that it holds already; `begin` makes the folder.
+        """The run in a folder, with the records that are there already; `begin` makes the folder.
 
         Raises:
             ValueError: the folder holds another run.
         """
         images = probe_images(self.dataset).to(self.device)
-        few = images[:: len(images) // 2]  # an image and the same with noise, for what may be slow
+        few = images[:: len(images) // 2]  # one image, without and with noise, for slow functions
         asked: dict[str, Answering] = {"classifier": self.classifier, **self.asked}
         answers = {name: probe(one, images if isinstance(one, nn.Module) else few) for name, one in asked.items()}
         return Run(folder, KEY, self.description, free=(*FREE, *self.free, "hash"), grows=GROWS, probes=answers)
 
     def missing(self, run: Records) -> Counter[str]:
-        """Attack -> how many images have records that the run lacks; none of those that are complete."""
+        """Attack -> number of images with missing records; complete attacks are not in it."""
         left: Counter[str] = Counter()
         for start in self.starts:
             *_, named = self._load(start)
@@ -146,9 +138,9 @@ class Experiment:
         return left
 
     def batch(self, start: int, run: Records) -> Iterator[tuple[list[Record], bool]]:
-        """The records of each cell and method on the batch that begins there, and whether any was missing.
+        """The records of each cell and method on the batch that begins at `start`, and whether any was missing.
 
-        Those that are missing are computed and added to the run; the whole batch, since its images are fitted together.
+        If any is missing, the whole batch is computed, since its images are fitted together, and added to the run.
         """
         images, labels, named = self._load(start)
         for cell in self.cells:
@@ -157,13 +149,13 @@ class Experiment:
                 yield from self._cell(cell, images[:n], labels[:n], named[:n], run)
 
     def _load(self, start: int) -> tuple[Tensor, Tensor, list[Record]]:
-        """Images, labels and what names each of them in a record."""
+        """Images, labels, and the fields that name each image in a record."""
         positions = self._order[start : start + self.config.batch_size]
         images, labels = self.dataset.batch(positions.tolist()), self.dataset.labels[positions]
         return images, labels, identify(images, labels, self.dataset.index[positions])
 
     def _heads(self, cell: Cell, setting: Setting, named: list[Record]) -> list[Record]:
-        """What names the records of a cell and setting."""
+        """The fields that name the records of a cell and setting."""
         row = (cell.attack, cell.crafted_on, cell.eps, *setting)
         return [{"config": self.description["hash"], **dict(zip(ROW, row, strict=True)), **one} for one in named]
 
@@ -184,7 +176,7 @@ class Experiment:
 
     @torch.no_grad()
     def _facts(self, cell: Cell, clean: Tensor, attacked: Tensor, labels: Tensor, seconds: float) -> list[Record]:
-        """What holds for all defences; `fooled`: the bare classifier is right on the clean image, wrong on this one."""
+        """Values for all defences; `fooled`: the bare classifier is right on the clean image, wrong on this one."""
         fooled = (self.classifier(clean).argmax(1) == labels) & (self.classifier(attacked).argmax(1) != labels)
         peak = round(peak_bytes(clean.device) / 2**30, 3)
         measured = zip(labels.tolist(), fooled.tolist(), *_quality(attacked, clean), strict=True)
@@ -205,13 +197,13 @@ def run_experiment(
     progress: Callable[[int, int], None] | None = None,
     each: Callable[[pd.DataFrame], None] | None = None,
 ) -> list[Record]:
-    """All records of an experiment, those that the run lacks made and added to it.
+    """Compute the records that the run lacks, and return all of them.
 
     Args:
-        experiment: what is run.
-        run: opened by it, and begun.
+        experiment: the experiment to run.
+        run: from its `open`, after `begin`.
         progress: called with (records made, records in all) after every batch, cell and method.
-        each: called with each row of the table, a frame of its own, as soon as all its images are scored.
+        each: called with each row of the table, as a data frame, as soon as all its images are scored.
     """
     records: list[Record] = []
     left = Counter(row[:-1] for start in experiment.starts for row in experiment.rows(start))
@@ -229,7 +221,7 @@ def run_experiment(
 
 
 def write_tables(folder: Path, summary: pd.DataFrame, **others: pd.DataFrame) -> None:
-    """`summary.csv` and `summary.json` of a run, and other tables as CSV under their names."""
+    """Write `summary.csv` and `summary.json` of a run, and other tables as CSV under their names."""
     write_whole(folder / "summary.csv", summary.to_csv(index=False))
     write_whole(folder / "summary.json", summary.to_json(orient="records", indent=2) + "\n")
     for name, table in others.items():
@@ -237,7 +229,7 @@ def write_tables(folder: Path, summary: pd.DataFrame, **others: pd.DataFrame) ->
 
 
 def title(setting: Setting) -> str:
-    """A defence by name; with its strength where that is not 0."""
+    """The name of a defence, with its strength if that is not 0."""
     return f"{setting.method} {float(setting.strength)}" if setting.strength else setting.method
 
 

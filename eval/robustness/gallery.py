@@ -1,7 +1,7 @@
-"""The gallery of a run: images along their fit, with what the classifier reads in each frame.
+"""The gallery of a run: images along their fit, with the prediction for each frame.
 
-`gallery/gallery.json` holds the numbers, `gallery/000.png` and so on the pixels: one strip an item, from top to bottom
-the clean image, the input of the fit, and a frame for each iteration named in the numbers.
+`gallery/gallery.json` holds the values, `gallery/000.png` and so on the pixels. Each item has one strip, which shows
+from top to bottom the clean image, the input of the fit, and a frame for each iteration in `gallery.json`.
 """
 
 import json
@@ -22,7 +22,7 @@ from eval.robustness.config import RunConfig, craft
 
 __all__ = ["FRAMES", "gallery_of_run", "save_gallery"]
 
-FRAMES = 24  # of each image, at even distances along the fit
+FRAMES = 24  # of each image, evenly spaced along the fit
 
 
 def gallery_of_run(
@@ -53,7 +53,7 @@ def gallery_of_run(
         raise ValueError(f"gallery must lie between 1 and the {config.n} images of the run, got {n}")
     order = dataset.first(config.n, config.seed)
     crafted: dict[str, list[Tensor]] = {"clean": [], **{attack: [] for attack in config.chosen_attacks}}
-    for start in range(0, n, config.batch_size):  # whole batches of the run, so that each attack starts as it did there
+    for start in range(0, n, config.batch_size):  # the batches of the run, so that each attack starts as it did there
         positions = order[start : start + config.batch_size]
         images, labels = dataset.batch(positions.tolist()).to(device), dataset.labels[positions].to(device)
         crafted["clean"].append(images)
@@ -83,7 +83,7 @@ def save_gallery(
     frames: int = FRAMES,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Fit images with the defence's own numbers, and keep what each fit looks like along its way.
+    """Fit images with the settings of the defence, and save frames along each fit.
 
     Args:
         folder: of the run; the gallery is `folder/gallery`.
@@ -96,7 +96,7 @@ def save_gallery(
         progress: called with (conditions done, conditions in all).
 
     Raises:
-        ValueError: a stopping rule other than `fixed`: its fits end at different iterations.
+        ValueError: a stopping rule other than `fixed`, since its fits end at different iterations.
     """
     clean = inputs["clean"]
     purifier, _ = defended.plan(clean)
@@ -126,14 +126,14 @@ def save_gallery(
 
 
 def _read(classifier: nn.Module, images: Tensor) -> list[dict[str, Any]]:
-    """The class of each image, and its softmax probability."""
+    """The predicted class of each image, and its softmax probability."""
     probability, prediction = classifier(images).softmax(1).max(1)
     pairs = zip(prediction.tolist(), probability.tolist(), strict=True)
     return [{"prediction": guess, "probability": round(sure, 4)} for guess, sure in pairs]
 
 
 def _compare(images: Tensor, clean: Tensor, observed: Tensor) -> list[dict[str, Any]]:
-    """PSNR in dB and SSIM against the clean images, None where they are the same; RMS difference to what is fitted."""
+    """PSNR in dB and SSIM against the clean images, None if equal; RMS difference from the fitted images."""
     residual = (images - observed).square().flatten(1).mean(1).sqrt()
     rows = zip(psnr(images, clean).tolist(), ssim(images, clean).tolist(), residual.tolist(), strict=True)
     return [

@@ -1,7 +1,7 @@
 """The adaptive evaluation: a ladder of attacks that know the defence, as cells of one experiment.
 
-Beside its records a run writes `summary.csv` and `summary.json` into its folder, with the worst case over the rungs.
-Rungs and images may be added. Killed, it loses one batch of a rung at most.
+Besides its records a run writes `summary.csv` and `summary.json` into its folder, with the worst case over the rungs.
+Rungs and images may be added. A killed run loses at most one batch of a rung.
 """
 
 import math
@@ -30,12 +30,12 @@ from eval.robustness.worst_case import QUERIES, tabulate
 
 __all__ = ["AdaptiveConfig", "evaluate_adaptive"]
 
-PROBED = 4  # images that a run's time is estimated by
+PROBED = 4  # number of images for the estimate of a run's time
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdaptiveConfig(AttackConfig):
-    """Settings of one run up the ladder.
+    """Settings of one run of the ladder.
 
     Raises:
         TypeError: a setting of another type.
@@ -43,9 +43,9 @@ class AdaptiveConfig(AttackConfig):
     """
 
     rungs: Sequence[str] | None = None  # keys of LADDER; None: all that have the norm and need no other classifier
-    # images a rung by its cost: the first so many of a seeded permutation
+    # cost of a rung -> number of images, the first of a seeded permutation
     n: dict[str, int] = field(default_factory=lambda: {"cheap": 1000, "gradient": 256, "unrolled": 32, "queries": 16})
-    queries: int = 5000  # of square, nes and rays, an image
+    queries: int = 5000  # of square, nes and rays, for each image
     batch_size: int = 32
     budget: float = math.inf  # seconds that the run may take, by an estimate before it starts
 
@@ -73,12 +73,12 @@ class AdaptiveConfig(AttackConfig):
 
     @property
     def chosen_rungs(self) -> tuple[str, ...]:
-        """The rungs by name; where none are named, all that have the norm and need no other classifier."""
+        """The names of the rungs; if none are given, all that have the norm and need no other classifier."""
         able = (name for name, rung in LADDER.items() if self.norm in rung.norms and name != "transfer")
         return tuple(able if self.rungs is None else self.rungs)
 
     def rung(self, name: str) -> Rung:
-        """The attack of a name, with this run's settings."""
+        """The attack of that name, with this run's settings."""
         attack = LADDER[name]
         return replace(attack, queries=self.queries) if isinstance(attack, Query) else attack
 
@@ -97,12 +97,12 @@ def evaluate_adaptive(
     """Attack a defended classifier by each rung of the ladder.
 
     Args:
-        defended: the defence. With `Purifier(seed=None)` it draws at every query: then each example is asked about five
-            times, and counts as broken where the majority is wrong; the attacks draw seeds of their own.
+        defended: the defence. With `Purifier(seed=None)` it draws a seed at every query. Each example then gets five
+            queries, and counts as broken if the majority of the answers is wrong; the attacks draw their own seeds.
         dataset: labelled images.
         config: settings of the run; `AdaptiveConfig()` if None.
         out: folder of the run, made if missing.
-        source: the classifier that examples of the rung `transfer` are made on.
+        source: the classifier on which the rung `transfer` crafts its examples.
         classifier_name: for the record; the class name if None.
         device: where the classifier is and the images go.
         progress: called with (records made, records in all) after every batch of a rung.
@@ -111,8 +111,8 @@ def evaluate_adaptive(
         The table, see `eval.robustness.worst_case.tabulate`.
 
     Raises:
-        ValueError: more images than there are, what `evaluate_robustness` refuses of a classifier, `transfer` without
-            a source, a run that by its estimate exceeds the budget, an unrolled fit that exceeds `memory_gb`, a
+        ValueError: more images than the data set has, a classifier that `evaluate_robustness` refuses, `transfer`
+            without a source, a run whose estimated time exceeds the budget, an unrolled fit that exceeds `memory_gb`, a
             folder that holds another run.
         OSError: the folder cannot be written.
     """
@@ -145,11 +145,11 @@ def evaluate_adaptive(
 
 
 class Asked(Defended):
-    """A defended classifier that is asked once where its seed is fixed, else several times, each a setting."""
+    """A defended classifier that is queried once if its seed is fixed, else several times; each query is a setting."""
 
     @property
     def settings(self) -> list[Setting]:
-        """See `Method.settings`; the strength counts the queries."""
+        """See `Method.settings`; the strength is the number of the query."""
         times = 1 if self.defended.purifier.seed is not None else QUERIES
         return [Setting(self.name, query) for query in range(times)]
 
@@ -161,7 +161,7 @@ class Asked(Defended):
 def _cells(
     defended: DefendedClassifier, rungs: dict[str, Rung], config: AdaptiveConfig, source: nn.Module | None
 ) -> list[Cell]:
-    """The clean images, as many as the largest rung gets, and each rung."""
+    """The cell of the clean images, as many as the largest rung gets, and a cell for each rung."""
     asked, n = [Asked("dip", defended)], {name: config.n[rung.cost] for name, rung in rungs.items()}
     given: dict[str, Any] = {"eps": config.eps, "norm": config.norm, "seed": config.seed, "source": source}
     cells = [Cell("clean", "", 0.0, "", max(n.values()), asked)]
@@ -174,14 +174,14 @@ def _cells(
 
 
 def _gradient(rung: Rung) -> str:
-    """What a rung differentiates."""
+    """The name of the gradient that a rung uses."""
     if isinstance(rung, GradientAttack):
         return rung.gradient
     return "exact" if isinstance(rung, Oblivious) else "straight_through" if isinstance(rung, Ensemble) else "none"
 
 
 def _check_budget(defended: DefendedClassifier, experiment: Experiment, rungs: dict[str, Rung], run: Run) -> None:
-    """Refuse a run that would take longer than it may, by an estimate from one small batch a rung."""
+    """Raise if the run would exceed its budget, by an estimate from one small batch for each rung."""
     config = experiment.config
     assert isinstance(config, AdaptiveConfig)
     if math.isinf(config.budget):
@@ -201,7 +201,7 @@ def _check_budget(defended: DefendedClassifier, experiment: Experiment, rungs: d
 
 
 def _seconds(defended: DefendedClassifier, images: Tensor, labels: Tensor, rung: Rung | None, seed: int) -> float:
-    """Seconds that a rung takes an image at most, by one call of it."""
+    """The most seconds that a rung takes per image, estimated from one query, or one step of a gradient attack."""
     start = clock(images.device)
     with torch.no_grad():
         defended.judge(images)
@@ -209,8 +209,8 @@ def _seconds(defended: DefendedClassifier, images: Tensor, labels: Tensor, rung:
     asked = once * (1 if defended.purifier.seed is not None else QUERIES)
     start = clock(images.device)
     if isinstance(rung, GradientAttack):
-        climbed = rung.objective(defended, labels, rung.seeds(defended, seed))
-        climbed(images, torch.arange(len(images), device=images.device))
+        goal = rung.objective(defended, labels, rung.seeds(defended, seed))
+        goal(images, torch.arange(len(images), device=images.device))
         attacked = (clock(images.device) - start) * rung.calls / rung.samples
     else:
         attacked = once * (0 if rung is None else rung.calls)
@@ -218,7 +218,7 @@ def _seconds(defended: DefendedClassifier, images: Tensor, labels: Tensor, rung:
 
 
 def _check_rungs(defended: DefendedClassifier, dataset: ImageDataset, rungs: dict[str, Rung], norm: str) -> None:
-    """Refuse a rung that could not attack these images."""
+    """Raise if a rung cannot attack these images."""
     for name, rung in rungs.items():
         try:
             rung.check(dataset.batch([0]), norm, draws=defended.purifier.seed is None)
@@ -229,7 +229,7 @@ def _check_rungs(defended: DefendedClassifier, dataset: ImageDataset, rungs: dic
 def _check_memory(
     defended: DefendedClassifier, dataset: ImageDataset, rungs: dict[str, Rung], device: str | torch.device
 ) -> None:
-    """Refuse an unrolled fit of a single image that exceeds the fit's own memory."""
+    """Raise if the unrolled fit of a single image exceeds the fit's `memory_gb`."""
     if not any(rung.cost == "unrolled" for rung in rungs.values()):
         return
     images = dataset.batch([0]).to(device)
@@ -248,7 +248,7 @@ def _check_memory(
 
 
 def _settings(name: str, rung: Rung, source: nn.Module | None) -> dict[str, Any]:
-    """All that a rung does, in plain values: its class and fields, what a gradient's name stands for, the source."""
+    """Everything that defines a rung, in plain values: its class and fields, the gradient of that name, the source."""
     settings = {field: value if field != "gradient" else SURROGATES[value] for field, value in vars(rung).items()}
     plain = {field: value if isinstance(value, int | float) else describe(value) for field, value in settings.items()}
     held = {"source": fingerprint(source)} if name == "transfer" and source is not None else {}

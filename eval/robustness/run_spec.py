@@ -1,4 +1,4 @@
-"""A run by names: what the command builds once, hands on whole, and every machine can load for itself."""
+"""The description of a run by names and paths, which every machine can load."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,23 +19,23 @@ Config = TypeVar("Config", bound=AttackConfig)
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec(Generic[Config]):
-    """A run by names.
+    """A run described by names and paths.
 
     Raises:
         ValueError: an unknown filter.
     """
 
-    classifier: str  # as `load_classifier` takes it, and its weights
+    classifier: str  # as for `load_classifier`, with its weights
     weights: Path | None = None
-    dataset: str  # as `load_dataset` takes it, and its path
+    dataset: str  # as for `load_dataset`, with its path
     data: Path | None = None
     index: tuple[int | None, int | None] = (None, None)  # images between these positions
     config: Config
     fit: FitConfig | None = None
     tile: int | None = None
     decision: str | None = None
-    fresh: bool = False  # the defence draws its seed at every query; else it is that of the config
-    filters: tuple[str, ...] = ()  # keys of BASELINES, beside the defence
+    fresh: bool = False  # True: the defence draws its seed at every query; False: the seed of the config
+    filters: tuple[str, ...] = ()  # keys of BASELINES, for comparison with the defence
 
     def __post_init__(self) -> None:
         for name in self.filters:
@@ -43,7 +43,7 @@ class RunSpec(Generic[Config]):
                 raise ValueError(f"filters must be among {', '.join(BASELINES)}, got {name!r}")
 
     def load(self, device: Any = "cpu") -> tuple[DefendedClassifier, ImageDataset]:
-        """The defended classifier and the images. Errors as the loaders have them."""
+        """The defended classifier and the images. Raises as the loaders do."""
         images = load_dataset(self.dataset, self.data).between(*self.index)
         classifier = load_classifier(self.classifier, self.weights).to(device)
         purifier = Purifier(self.fit, seed=None if self.fresh else self.config.seed, tile=self.tile)
@@ -51,7 +51,7 @@ class RunSpec(Generic[Config]):
         return defended, images
 
     def evaluation(self: "RunSpec[RunConfig]", device: Any = "cpu", **subject: Any) -> Experiment:
-        """What `evaluate_robustness` runs; `subject` are further fields of the experiment."""
+        """The experiment of `evaluate_robustness`; `subject` are further fields of it."""
         filters = {name: BASELINES[name] for name in self.filters}
         subject |= {"classifier_name": self.classifier, "device": device}
         return evaluation(*self.load(device), self.config, filters=filters, **subject)

@@ -1,4 +1,4 @@
-"""From records to tables."""
+"""The tables of a run, made from its records."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
@@ -17,7 +17,7 @@ COLUMNS = [
     *("psnr_attacked", "psnr_defended", "ssim_attacked", "ssim_defended"),
     *("seconds_per_image", "seed"),
 ]
-ROW = ("attack", "crafted_on", "eps", "defence", "strength")  # what names a row
+ROW = ("attack", "crafted_on", "eps", "defence", "strength")  # the fields that name a row
 QUALITY = ["psnr_attacked", "psnr_defended", "ssim_attacked", "ssim_defended"]
 
 
@@ -26,13 +26,13 @@ def summarise(
 ) -> pd.DataFrame:
     """One row per attack and defence, in the order of the records; columns `COLUMNS`, then the `further` ones.
 
-    Where `targeted` is true, the labels are the targets, and `accuracy` is the share of images that are classified as
-    their target, clean images too: the lower, the better the defence. Elsewhere it is the share that is right. The
-    interval is the 95 % Wilson interval. PSNR (dB) and SSIM are means over the images; `attacked` compares
-    the attacked image with the clean one, `defended` the purified with the clean one; empty where that does not
-    apply. `gradient` is what the attack differentiated: `exact` on the bare classifier, else what stands in for the
-    defence's, or `none`. Seconds are those of defence and classification. A further column is `strength`, or the mean
-    of a field of the records, of `peak_gb` the largest value.
+    `accuracy` is the share of images that are classified correctly. If `targeted` is true, the labels are the targets,
+    and it is the share that is classified as the target, also for clean images; a lower value then means a better
+    defence. The interval is the 95 % Wilson interval. PSNR (dB) and SSIM are means over the images: `attacked` compares
+    the attacked image with the clean one, `defended` the purified image with the clean one. They are empty if they do
+    not apply. `gradient` is that of the attack: `exact` on the bare classifier, else the replacement for the gradient
+    of the defence, or `none`. Seconds are those of defence and classification. A further column is `strength`, or the
+    mean of a field of the records; for `peak_gb` it is the largest value.
     """
     frame = records.copy() if isinstance(records, pd.DataFrame) else pd.DataFrame(list(records))
     averaged = [*QUALITY, *(name for name in further if name != "strength")]
@@ -70,10 +70,10 @@ def paired_differences(records: Iterable[Record], baseline: tuple[str, float] | 
 
     Args:
         records: of a run.
-        baseline: defence and strength that all others are compared with; if None, any two but `none` are.
+        baseline: defence and strength that all others are compared with; if None, all pairs without `none` are.
 
-    Columns `attack, crafted_on, eps, defence, strength, against, against_strength, n, difference, ci_low, ci_high`; a
-    positive difference says that `defence` is right (in a targeted run: hit) more often than `against`.
+    Columns `attack, crafted_on, eps, defence, strength, against, against_strength, n, difference, ci_low, ci_high`. A
+    positive difference means that `defence` has a higher `accuracy`, as `summarise` defines it, than `against`.
     """
     rows = []
     for cell, group in pd.DataFrame(list(records)).groupby(list(ROW[:3]), sort=False):

@@ -1,4 +1,4 @@
-"""From the records of a ladder to its table, and to the worst case over its rungs."""
+"""The table of a ladder, made from its records, with the worst case over its rungs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,9 +13,9 @@ from eval.robustness.summary import COLUMNS, summarise
 
 __all__ = ["QUERIES", "WAYS", "tabulate"]
 
-QUERIES = 5  # times that a defence which draws is asked about an image
+QUERIES = 5  # number of queries of a random defence for each image
 
-# what counts as right, of the answers to one image
+# when an image counts as right, given the answers to its queries
 WAYS: dict[str, Callable[[Sequence[bool]], bool]] = {
     "single": lambda right: right[0],
     "majority": lambda right: sum(right) > len(right) / 2,
@@ -29,29 +29,30 @@ MEANS = ["score", "psnr_attacked", "psnr_defended", "ssim_attacked", "ssim_defen
 def tabulate(
     records: Sequence[Record], description: Mapping[str, Any], rungs: Mapping[str, Rung] = LADDER
 ) -> pd.DataFrame:
-    """One row a way of asking and rung, and the worst case over the rungs.
+    """One row for each kind of query and rung, and the worst case over the rungs.
 
-    In the worst case an image is lost if it is wrong when clean, or under any rung that attacked it. The row holds the
-    lowest share of images that are not lost, over the images of each row in turn and over all images: rungs that
-    attack few images can neither raise it nor hide what they win, and it is never above a rung.
+    In the worst case an image is lost if it is wrong when clean, or under any rung that attacked it. The share of
+    images that are not lost is taken over the images of each row in turn, and over all images; the row holds the lowest
+    of these shares. So it is never above the accuracy of a rung, and rungs that attack few images neither raise it nor
+    hide their successes.
 
     Args:
-        records: of one run; the strength of the defence counts the queries of an image.
-        description: of the run; all that `summarise` asks for.
+        records: of one run; the strength of the defence is the number of the query.
+        description: of the run; all that `summarise` needs.
         rungs: the attacks by name, with the run's settings.
 
     Columns, after those of `eval.robustness.summary.summarise`:
-        attack, n: among them; `worst case` is the last attack of a way, crafted on the defence if any rung is, and its
-            n are the images on which the lowest share was found.
-        query: `single`, `majority` of five or `worst` of five queries; only `single` where the defence's seed is fixed.
-        n_all: images of all rows together; where n is smaller, the row says nothing of the others.
+        attack, n: already there; `worst case` is the last attack for each kind of query, crafted on the defence if any
+            rung is, and its n is the number of images with the lowest share.
+        query: `single`, `majority` of five or `worst` of five queries; only `single` if the defence's seed is fixed.
+        n_all: images of all rows together; if n is smaller, the row does not cover the others.
         flagged: share whose detection score, the mean over the queries, exceeds a threshold that at most 5 % of the
             clean images exceed.
-        right_or_flagged: share that is right, or flagged; what a user sees who discards what is flagged. In the worst
-            case the lowest share as above, perhaps on other images than those of the accuracy.
+        right_or_flagged: share that is right or flagged, which matters to a user who discards flagged images. In the
+            worst case it is the lowest share as above, perhaps over other images than those of the accuracy.
         score: mean detection score.
         loss .. calls: the attack's settings, as in `attacks.adaptive.LADDER`.
-        attack_seconds, peak_gb: of the attack, an image; of the whole process so far.
+        attack_seconds, peak_gb: seconds of the attack per image, and peak memory of the whole process so far.
     """
     frame = pd.DataFrame(list(records)).sort_values("strength", kind="stable")
     frame[MEANS] = frame[MEANS].astype(float)
@@ -76,7 +77,10 @@ def tabulate(
 
 
 def _worst_case(table: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
-    """The lowest share of images that no rung won, over the images of each rung and over all; of equals the largest."""
+    """The lowest share of images that no rung broke, over the images of each rung and over all images.
+
+    Among equal shares the one over the most images is taken.
+    """
     stands = answers.groupby("index")[["correct", "right_or_flagged"]].all()
     sets = [stands, *(stands.loc[group["index"]] for _, group in answers.groupby("attack"))]
     correct = min(sets, key=lambda images: (images["correct"].mean(), -len(images)))["correct"]

@@ -36,7 +36,7 @@ def mine(tmp_path: Path) -> Path:
 def test_a_right_classifier_passes():
     result = check("digits_cnn", "--dataset", "digits", "--n", 50)
     assert result.exit_code == 0
-    assert result.stdout == "no fault found, looked at with images of 1 x 32 x 32\n"
+    assert result.stdout == "no fault found, checked with images of 1 x 32 x 32\n"
 
 
 def test_a_fault_is_printed_and_ends_in_exit_code_1(mine):
@@ -44,7 +44,7 @@ def test_a_fault_is_printed_and_ends_in_exit_code_1(mine):
     assert result.exit_code == 1
     fault, size = result.stdout.splitlines()
     assert fault.startswith("fault, softmax: classifier must return logits, got probabilities")
-    assert size == "looked at with images of 3 x 16 x 16"
+    assert size == "checked with images of 3 x 16 x 16"
 
 
 def test_a_doubt_is_printed_and_passes(mine):

@@ -104,7 +104,7 @@ def test_a_run_may_grow_and_keeps_what_was_added(tmp_path):
 
 def test_records_that_nothing_describes_are_refused(tmp_path):
     append_records(tmp_path / "records.jsonl", [{"config": 1}])
-    with pytest.raises(ValueError, match=r"holds records and no config\.json that says of what: name another folder"):
+    with pytest.raises(ValueError, match=r"holds records but no config\.json that describes them: name another folder"):
         start(tmp_path, FIRST)
     for content in (b"{", b"[1]", b"\xff"):
         (tmp_path / "config.json").write_bytes(content)
@@ -131,7 +131,9 @@ def test_other_answers_are_refused(tmp_path):
         with pytest.raises(ValueError, match=f"holds a run with another {name}, {said}.*: name another folder"):
             start(tmp_path, FIRST, probes={name: given})
     (tmp_path / "probe.json").unlink()
-    with pytest.raises(ValueError, match=r"must hold probe\.json, by which it is known again: name another folder"):
+    with pytest.raises(
+        ValueError, match=r"must hold probe\.json, which identifies its classifier: name another folder"
+    ):
         start(tmp_path, FIRST, probes={"classifier": answers(0.0, 10.0)})
 
 

@@ -188,7 +188,7 @@ def test_the_summary_by_hand():
         ({"levels": ["extreme"]}, "levels must be among low, medium, high, got extreme"),
         ({"images": []}, "images must be at least one"),
         ({"images": [*images(1), ("b", torch.zeros(3, 8, 8))]}, "of one shape: crop them"),
-        ({"images": images(1) * 2}, "images must bear different names"),
+        ({"images": images(1) * 2}, "images must have different names"),
         ({"images": [("a", torch.full((3, 8, 8), 2.0))]}, r"a must be within \[0, 1\]"),
         ({"config": dataclasses.replace(QUICK, stopping="emv")}, "config must stop by the rule fixed, got 'emv'"),
         ({"longest": 5}, "longest must be at least the 60 iterations of the fit, got 5"),

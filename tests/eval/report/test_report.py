@@ -161,10 +161,10 @@ def test_what_lacks_is_named(copy):
     for sentence in (
         "the gallery: `dipdefense evaluate --gallery N`",
         "attacks that know the defence: `dipdefense ladder`",
-        "No figure in this folder is of an attacker who knows the defence",
-        "config.json, the numbers of the run",
+        "No figure in this folder is from an attacker who knows the defence",
+        "config.json, the settings of the run",
         "paired differences: there is no paired.csv",
-        "ROC of the detector: records.jsonl, which holds the scores, is not there",
+        "ROC of the detector: records.jsonl, which holds the scores, is missing",
         "SSIM along the fit: iterations.csv lacks it",
         "other.csv is not shown",
     ):

@@ -204,7 +204,7 @@ def test_published_numbers_reach_the_fit(tmp_path, scenes, monkeypatch):
     assert [numbers.architecture_options["channels"] for numbers in seen[:2]] == [[128] * 5] * 2
     assert [numbers.iterations for numbers in seen[:2]] == [7, 7]
     large = dataclasses.replace(scenes["zebra"], options={"factor": 8})
-    assert benchmark._numbers(large, "dip", None, True, None) == published_super_resolution(8)
+    assert benchmark._settings(large, "dip", None, True, None) == published_super_resolution(8)
     assert [max(numbers.architecture_options["channels"]) for numbers in seen[2:]] == [64, 64]
 
 
