@@ -3,11 +3,11 @@
 from attacks.autoattack import autoattack, autoattack_flags
 from attacks.gradient import ATTACKS, fgsm, momentum_pgd, momentum_pgd_flip, pgd, pgd_di, pgd_flip
 from attacks.gradient_free import GRADIENT_FREE
-from attacks.momentum import MomentumPGD
 from attacks.nes import nes
 from attacks.noise import CONTROLS, random_noise
 from attacks.rays import rays
 from attacks.square import square
+from attacks.torchattacks_momentum import MomentumPGD
 
 __all__ = [
     "fgsm",

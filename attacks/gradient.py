@@ -15,8 +15,8 @@ try:
 except ImportError as error:
     raise ImportError('attacks needs torchattacks: python -m pip install "dipdefense[eval]"') from error
 
-from attacks.ascent import Objective, Rated, ascend
-from attacks.ascent import random_start as _random_start
+from attacks.gradient_ascent import Objective, Rated, ascend
+from attacks.gradient_ascent import random_start as _random_start
 from attacks.isolation import as_found
 from attacks.margin import margin
 from attacks.views import Views, flipped, itself, resized

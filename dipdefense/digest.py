@@ -41,8 +41,8 @@ def source_hash(*packages: str) -> str:
 def fingerprint(net: nn.Module) -> str:
     """Sixteen hex digits that name a module's structure, code, parameters and buffers.
 
-    Buffers outside the state dict count, too. Attributes, closures and hooks do not; for those `eval.probe` compares
-    the module's answers.
+    Buffers outside the state dict count, too. Attributes, closures and hooks do not; `eval.classifier_probe`
+    compares the module's answers for those.
     """
     digest = hashlib.sha256(_text(net).encode())
     for kind in sorted({type(module) for module in net.modules()}, key=_name):

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from dipdefense.digest import source_hash
-from eval.probe import Answers, difference_in_answers
+from eval.classifier_probe import Answers, difference_in_answers
 
 __all__ = ["Record", "Records", "Run", "append_records", "digest", "made_with", "read_records", "write_whole"]
 
@@ -72,7 +72,7 @@ class Run(Records):
         free: names in the description whose values may differ between starts; the folder keeps the last one.
         grows: names of mappings in the description, such as methods and their settings, whose entries may be more or
             fewer at another start. Entries that both have must agree; the folder keeps all of them.
-        probes: the answers of the classifier, and of other functions, see `eval.probe`; they must agree, too.
+        probes: the answers of the classifier and of other functions (`eval.classifier_probe`); they must agree too.
 
     Raises:
         ValueError: the folder holds another run (the message says what differs), or records without a description.

@@ -3,7 +3,7 @@
 from attacks.adaptive.ladder import COSTS, LADDER, Ensemble, GradientAttack, Oblivious, Query, Rung
 from attacks.adaptive.objectives import LOSSES, objective
 from attacks.adaptive.surrogates import SURROGATES, Blur, ShortFit, Smoothed
-from attacks.ascent import STEP_RULES, Objective, Rated, ascend, random_start
+from attacks.gradient_ascent import STEP_RULES, Objective, Rated, ascend, random_start
 
 __all__ = [
     "COSTS",

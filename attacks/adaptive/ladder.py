@@ -11,12 +11,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attacks.adaptive.averaged import Averaged
+from attacks.adaptive.averaged_model import Averaged
 from attacks.adaptive.objectives import LOSSES, objective
 from attacks.adaptive.surrogates import SURROGATES
-from attacks.ascent import STEP_RULES, Objective, ascend, random_start
 from attacks.autoattack import autoattack
 from attacks.gradient import ATTACKS, validate
+from attacks.gradient_ascent import STEP_RULES, Objective, ascend, random_start
 from attacks.gradient_free import GRADIENT_FREE, LEAST_QUERIES
 from attacks.isolation import as_found
 from attacks.square import check_tiles

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attacks.ascent import Objective, Rated
+from attacks.gradient_ascent import Objective, Rated
 from attacks.margin import margin
 from dipdefense import DefendedClassifier
 from dipdefense.defence.decisions import Decision

@@ -33,7 +33,7 @@ from dipdefense.cli.options import (
     number,
     rule_options,
 )
-from dipdefense.cli.shown import note, print_frame, progress_bar
+from dipdefense.cli.output import note, print_frame, progress_bar
 from dipdefense.defence.classifier import DefendedClassifier
 from dipdefense.defence.presets import defence_for
 from dipdefense.defence.purifier import Purifier

@@ -7,7 +7,7 @@ import typer
 
 from dipdefense.check.check_classifier import check_classifier
 from dipdefense.cli.options import DataPath, Device, Weights, device_named
-from dipdefense.cli.shown import note, print_plain
+from dipdefense.cli.output import note, print_plain
 
 __all__ = ["check"]
 

@@ -9,7 +9,7 @@ import typer
 from torch import Tensor, nn
 
 from dipdefense.cli import options
-from dipdefense.cli.shown import manner, note, print_frame, progress_bar
+from dipdefense.cli.output import manner, note, print_frame, progress_bar
 from dipdefense.defence.classifier import DefendedClassifier
 from dipdefense.defence.purifier import Purifier
 

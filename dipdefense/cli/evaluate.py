@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dipdefense.cli import options
-from dipdefense.cli.shown import note, print_accuracies, progress_bar
+from dipdefense.cli.output import note, print_accuracies, progress_bar
 
 __all__ = ["evaluate"]
 

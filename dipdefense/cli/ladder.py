@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from dipdefense.cli import options
-from dipdefense.cli.shown import note, print_frame, progress_bar
+from dipdefense.cli.output import note, print_frame, progress_bar
 
 __all__ = ["ladder"]
 

@@ -7,16 +7,16 @@ from typing import Annotated
 import typer
 
 from dipdefense.cli.benchmark import benchmark
+from dipdefense.cli.benchmark_denoising import denoising_benchmarks
+from dipdefense.cli.benchmark_restoration import restoration
 from dipdefense.cli.check import check
-from dipdefense.cli.denoising import denoising_benchmarks
 from dipdefense.cli.diagnose import diagnose
 from dipdefense.cli.evaluate import evaluate
 from dipdefense.cli.ladder import ladder
+from dipdefense.cli.output import AnywhereGroup, accuracies_as_made, errors, manner, note, print_frame, progress_bar
 from dipdefense.cli.purify import purify
 from dipdefense.cli.report import report
-from dipdefense.cli.restoration import restoration
 from dipdefense.cli.restore import restoring
-from dipdefense.cli.shown import AnywhereGroup, accuracies_as_made, errors, manner, note, print_frame, progress_bar
 
 __all__ = ["app", "main"]
 

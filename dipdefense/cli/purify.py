@@ -18,7 +18,7 @@ from dipdefense.cli.options import (
     device_named,
     fit_config,
 )
-from dipdefense.cli.shown import errors, progress_bar
+from dipdefense.cli.output import errors, progress_bar
 from dipdefense.defence.purifier import Purifier
 from dipdefense.distributed import Cluster, purify_shards
 from dipdefense.files.purify_files import purify_files

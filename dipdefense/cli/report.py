@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dipdefense.cli.shown import note
+from dipdefense.cli.output import note
 
 __all__ = ["report"]
 

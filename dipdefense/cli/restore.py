@@ -10,7 +10,7 @@ import typer
 from torch import Tensor
 
 from dipdefense.cli.options import ConfigFile, Device, Iterations, Seed, Weights, device_named, fit_config
-from dipdefense.cli.shown import progress_bar
+from dipdefense.cli.output import progress_bar
 from dipdefense.files.reading import read_image
 from dipdefense.files.writing import check_target, write_image
 from dipdefense.fitting.config import FitConfig

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dipdefense.distributed.cluster import Cluster, connected, count_workers
-from dipdefense.distributed.outages import OutageError
+from dipdefense.distributed.storage_retries import OutageError
 
 __all__ = ["Lost", "Work", "compute"]
 

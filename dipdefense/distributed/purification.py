@@ -12,8 +12,8 @@ import torch
 
 from dipdefense.defence.purifier import Purifier
 from dipdefense.distributed.cluster import Cluster, connected
-from dipdefense.distributed.plan import Plan
 from dipdefense.distributed.pool import Lost, compute
+from dipdefense.distributed.shard_plan import Plan
 from dipdefense.distributed.shards import Failure, Made, Record, Shards
 from dipdefense.distributed.sources import Source, find_images
 from dipdefense.distributed.storage import READERS, Storage

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from dipdefense.distributed.outages import open_table, persist
-from dipdefense.distributed.plan import Plan
+from dipdefense.distributed.shard_plan import Plan
 from dipdefense.distributed.sources import Source
 from dipdefense.distributed.storage import Storage
+from dipdefense.distributed.storage_retries import open_table, persist
 
 __all__ = ["Failure", "Made", "Record", "Shards"]
 

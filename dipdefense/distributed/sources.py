@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from dipdefense.distributed.outages import open_table, persist
 from dipdefense.distributed.storage import READERS, Storage
+from dipdefense.distributed.storage_retries import open_table, persist
 from dipdefense.files.reading import READABLE, decode_image, pixel_limit
 
 __all__ = ["Files", "Rows", "Source", "find_images"]

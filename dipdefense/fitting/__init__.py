@@ -1,5 +1,3 @@
-"""The engine, in reading order: config, networks (layers, pixels), inputs, losses, problem, step,
-state, workers, fit, unroll.
-"""
+"""The engine in reading order: config, networks, layers, inputs, losses, problem, step, batch, workers, fit, unroll."""
 
 __all__: list[str] = []

@@ -13,7 +13,7 @@ from dipdefense.arguments import check_integer
 from dipdefense.fitting.inputs import INPUTS
 from dipdefense.fitting.losses import LOSSES
 from dipdefense.fitting.networks import ARCHITECTURES
-from dipdefense.fitting.pixels import Pixels
+from dipdefense.fitting.pixel_generator import Pixels
 from dipdefense.stopping import STOPPING_RULES, StoppingRule
 
 __all__ = ["GENERATORS", "PRECISIONS", "FitConfig", "build_network", "build_rule"]

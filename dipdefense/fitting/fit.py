@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from dipdefense.arguments import check_integer
+from dipdefense.fitting.batch import Batch
 from dipdefense.fitting.config import FitConfig, build_rule
 from dipdefense.fitting.losses import Loss
 from dipdefense.fitting.problem import Degrade, Prior, Problem, build_problem, per_row
-from dipdefense.fitting.state import Batch
 from dipdefense.fitting.step import draw_input, is_check, step
 from dipdefense.fitting.workers import Chunks, map_in_threads, most_images, plan_chunks
 from dipdefense.stopping import Iterate

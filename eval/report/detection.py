@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_curve
 
-from eval.report.cells import radius
-from eval.report.charts import COLOURS, Chart, Point, Series
+from eval.report.line_chart import COLOURS, Chart, Point, Series
 from eval.report.runs import Run, records_of
+from eval.report.text_tables import radius
 from eval.robustness.detection import score_pairs
 
 __all__ = ["roc_charts"]

@@ -14,9 +14,9 @@ except ImportError as error:
     raise ImportError("eval.report needs jinja2: python -m pip install 'dipdefense[eval]'") from error
 
 from eval.records import write_whole
-from eval.report.charts import draw
-from eval.report.curves import together
+from eval.report.accuracy_charts import together
 from eval.report.gallery import embed_gallery
+from eval.report.line_chart import draw
 from eval.report.runs import Run, find_runs, rows_of
 from eval.report.sections import SECTIONS, plain_sections
 

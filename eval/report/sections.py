@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from eval.report.cells import Cells, cells
-from eval.report.charts import Chart
-from eval.report.curves import along_fit, clean_robust, defences_against_eps, methods_against_eps
+from eval.report.accuracy_charts import along_fit, clean_robust, defences_against_eps, methods_against_eps
 from eval.report.detection import roc_charts
+from eval.report.line_chart import Chart
 from eval.report.runs import PLAIN, Run, rows_of
+from eval.report.text_tables import Cells, cells
 
 __all__ = ["SECTIONS", "Section", "plain_sections"]
 

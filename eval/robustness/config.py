@@ -15,8 +15,8 @@ from attacks.gradient import NORMS_OF
 from dipdefense import Purifier
 from dipdefense.defence.logits import check_logits
 from dipdefense.digest import configuration_hash, describe, fingerprint
+from eval.classifier_probe import probe_images
 from eval.datasets import ImageDataset
-from eval.probe import probe_images
 from eval.records import Record, digest
 
 __all__ = [

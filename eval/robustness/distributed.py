@@ -11,10 +11,10 @@ import pandas as pd
 
 from dipdefense.digest import configuration_hash
 from dipdefense.distributed import Cluster
-from dipdefense.distributed.outages import persist
-from dipdefense.distributed.plan import Plan
 from dipdefense.distributed.pool import Lost, compute
+from dipdefense.distributed.shard_plan import Plan
 from dipdefense.distributed.storage import Storage
+from dipdefense.distributed.storage_retries import persist
 from eval.records import Record, Records
 from eval.robustness.config import RunConfig
 from eval.robustness.evaluate import finish

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from dipdefense.defence.logits import check_logits
 from dipdefense.digest import configuration_hash
+from eval.classifier_probe import probe, probe_images
 from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.metrics import psnr, ssim
 from eval.peak_memory import peak_bytes
-from eval.probe import probe, probe_images
 from eval.records import Record, Records, Run, made_with, write_whole
 from eval.robustness.compared_defences import Method, Setting, Verdict
 from eval.robustness.config import AttackConfig, check_run, describe_subject, identify

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import dipdefense
-from attacks.adaptive.averaged import Averaged
+from attacks.adaptive.averaged_model import Averaged
 from attacks.square import Asked
 from dipdefense import FitConfig, Purifier, check_classifier, defence_for, defend
 from dipdefense.adapters.art import DIPPurification

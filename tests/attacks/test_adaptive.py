@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from attacked import linear
+from closed_form_classifiers import linear
 from pyautoattack.autopgd_base import APGDAttack
 from torch import nn
 
@@ -28,7 +28,7 @@ from attacks.adaptive import (
     objective,
     random_start,
 )
-from attacks.adaptive.averaged import Averaged
+from attacks.adaptive.averaged_model import Averaged
 from attacks.adaptive.ladder import confirmed
 from attacks.adaptive.objectives import _fooled_first
 from attacks.ball import steepest

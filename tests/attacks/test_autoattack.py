@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from attacked import FIT, Counting, Noisy, Refusing, batch, conv_net, length, linear, radius
+from closed_form_classifiers import FIT, Counting, Noisy, Refusing, batch, conv_net, length, linear, radius
 from pyautoattack import AutoAttack, checks
 from torch import nn
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from attacked import length, seeded
+from closed_form_classifiers import length, seeded
 
 from attacks.ball import project
 

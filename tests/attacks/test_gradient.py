@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchattacks
-from attacked import Refusing, conv_net, length, seeded
+from closed_form_classifiers import Refusing, conv_net, length, seeded
 from torch import Tensor, nn
 
 import attacks.gradient

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from attacked import FIT, Counting, Noisy, Refusing, batch, conv_net, length, linear, radius, seeded
+from closed_form_classifiers import FIT, Counting, Noisy, Refusing, batch, conv_net, length, linear, radius, seeded
 from torch import nn
 
 import attacks

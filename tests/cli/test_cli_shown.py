@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from dipdefense.cli import app, main
-from dipdefense.cli.shown import accuracies_as_made, manner, print_accuracies, print_frame, progress_bar
+from dipdefense.cli.output import accuracies_as_made, manner, print_accuracies, print_frame, progress_bar
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +126,7 @@ def test_accuracies_as_they_are_made(capsys, monkeypatch):
         accuracies_as_made()(ROW)
         assert capsys.readouterr().out == ""
         manner.reset(before)
-    monkeypatch.setattr("dipdefense.cli.shown.console", Console(force_terminal=True))
+    monkeypatch.setattr("dipdefense.cli.output.console", Console(force_terminal=True))
     accuracies_as_made()(ROW)
     header, row = capsys.readouterr().out.splitlines()
     assert row.split() == ["momentum_pgd", "bare", "none", "32", "50.0", "25.0", "-", "75.0", "15.00", "0.500"]
@@ -137,8 +137,8 @@ def test_accuracies_as_they_are_made(capsys, monkeypatch):
 @pytest.mark.parametrize("terminal", [False, True])
 def test_what_is_printed_under_a_bar_stays_on_stdout_unless_that_is_the_same_terminal(capsys, monkeypatch, terminal):
     bar = io.StringIO()
-    monkeypatch.setattr("dipdefense.cli.shown.errors", Console(file=bar, force_terminal=True))
-    monkeypatch.setattr("dipdefense.cli.shown.console", Console(force_terminal=terminal))
+    monkeypatch.setattr("dipdefense.cli.output.errors", Console(file=bar, force_terminal=True))
+    monkeypatch.setattr("dipdefense.cli.output.console", Console(force_terminal=terminal))
     with progress_bar("percent") as progress:
         progress(1, 2)
         accuracies_as_made()(ROW)

@@ -20,14 +20,14 @@ from typer.testing import CliRunner
 from dipdefense import FitConfig, Purifier
 from dipdefense.cli import app
 from dipdefense.cli.options import device_or_cluster
-from dipdefense.distributed import Cluster, outages, purify_shards
+from dipdefense.distributed import Cluster, purify_shards, storage_retries
 from dipdefense.distributed import cluster as cluster_module
 from dipdefense.distributed import purification as purify_module
-from dipdefense.distributed.outages import OutageError, persist
-from dipdefense.distributed.plan import Plan
 from dipdefense.distributed.pool import Lost, compute
+from dipdefense.distributed.shard_plan import Plan
 from dipdefense.distributed.sources import find_images
 from dipdefense.distributed.storage import Storage
+from dipdefense.distributed.storage_retries import OutageError, persist
 from dipdefense.files.purify_files import purify_files
 from dipdefense.files.reading import read_image
 from dipdefense.files.writing import encode_png, write_image
@@ -178,11 +178,11 @@ def test_a_damaged_page_is_the_fault_of_its_rows(tmp_path, images):
 def waited(monkeypatch):
     """The seconds that storage was waited for, which take no time."""
     seconds = []
-    monkeypatch.setattr(outages.time, "sleep", seconds.append)
+    monkeypatch.setattr(storage_retries.time, "sleep", seconds.append)
     return seconds
 
 
-@pytest.mark.parametrize("failures", [0, 1, len(outages.WAITS)])
+@pytest.mark.parametrize("failures", [0, 1, len(storage_retries.WAITS)])
 def test_storage_that_comes_back_is_waited_for(waited, failures):
     left = [TimeoutError("no route")] * failures
 
@@ -192,7 +192,7 @@ def test_storage_that_comes_back_is_waited_for(waited, failures):
         return "content"
 
     assert persist("0.png", request) == "content"
-    assert waited == list(outages.WAITS[:failures])
+    assert waited == list(storage_retries.WAITS[:failures])
 
 
 def test_storage_is_not_waited_for_without_end(waited):
@@ -201,10 +201,10 @@ def test_storage_is_not_waited_for_without_end(waited):
 
     with pytest.raises(OutageError, match=r"0\.png: cannot be read or written at present: no route"):
         persist("0.png", partial(fail, TimeoutError("no route")))
-    assert (waited, sum(waited)) == (list(outages.WAITS), 31)
+    assert (waited, sum(waited)) == (list(storage_retries.WAITS), 31)
     with pytest.raises(FileNotFoundError, match="gone"):  # the file's own fault, at once
         persist("0.png", partial(fail, FileNotFoundError("gone")))
-    assert len(waited) == len(outages.WAITS)
+    assert len(waited) == len(storage_retries.WAITS)
 
 
 def test_a_read_that_failed_is_repeated_from_its_place(tmp_path, images, monkeypatch, waited):

@@ -24,9 +24,9 @@ from dipdefense import FitConfig, Purifier
 from dipdefense.cli import app
 from dipdefense.distributed import Cluster, purify_shards
 from dipdefense.distributed.cluster import _check_reachable
-from dipdefense.distributed.outages import OutageError
 from dipdefense.distributed.pool import Lost, compute
 from dipdefense.distributed.purification import _Purification
+from dipdefense.distributed.storage_retries import OutageError
 from dipdefense.files.purify_files import purify_files
 from dipdefense.files.reading import read_image
 from dipdefense.files.writing import write_image

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 import torch
-from attacked import FIT
+from closed_form_classifiers import FIT
 from PIL import Image
 from typer.testing import CliRunner
 

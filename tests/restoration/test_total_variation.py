@@ -8,7 +8,7 @@ import torch
 from skimage.restoration import denoise_tv_chambolle
 
 from dipdefense import FitConfig, denoise, fit, total_variation
-from dipdefense.fitting.pixels import Pixels
+from dipdefense.fitting.pixel_generator import Pixels
 from dipdefense.restoration.presets import PIXELS
 from dipdefense.restoration.total_variation import weighted_total_variation
 

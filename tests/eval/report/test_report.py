@@ -22,11 +22,11 @@ from eval.datasets import load_dataset
 from eval.fits.accuracy_along_fit import accuracy_along_fit
 from eval.metrics import psnr
 from eval.report import write_report
-from eval.report.cells import cells, radius
-from eval.report.charts import COLOURS, Chart, Point, Series, draw
-from eval.report.curves import methods_against_eps, together
+from eval.report.accuracy_charts import methods_against_eps, together
 from eval.report.detection import roc_charts
+from eval.report.line_chart import COLOURS, Chart, Point, Series, draw
 from eval.report.runs import find_runs, records_of
+from eval.report.text_tables import cells, radius
 from eval.robustness.comparison import benchmark_defence
 from eval.robustness.config import RunConfig
 from eval.robustness.defences_by_name import build_methods

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from attacked import Scaled
+from closed_form_classifiers import Scaled
 from torch import nn
 
 from attacks import ATTACKS

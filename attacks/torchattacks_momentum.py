@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torchattacks.attack import Attack
 
-from attacks.ascent import ascend, random_start
 from attacks.gradient import rate
+from attacks.gradient_ascent import ascend, random_start
 
 __all__ = ["MomentumPGD"]
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from eval.report.cells import radius
-from eval.report.charts import COLOURS, Chart, Point, Series
+from eval.report.line_chart import COLOURS, Chart, Point, Series
+from eval.report.text_tables import radius
 
 __all__ = ["along_fit", "clean_robust", "defences_against_eps", "methods_against_eps", "together"]
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from attacked import Noisy, Scaled, conv_net
+from closed_form_classifiers import Noisy, Scaled, conv_net
 
+from eval.classifier_probe import TOLERANCE, difference_in_answers, probe, probe_images
 from eval.datasets import load_dataset
-from eval.probe import TOLERANCE, difference_in_answers, probe, probe_images
 
 
 @pytest.fixture

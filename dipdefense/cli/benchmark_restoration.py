@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dipdefense.cli.options import ConfigFile, Device, RunFolder, Seed, device_named, fit_config, names
-from dipdefense.cli.shown import note, print_frame, progress_bar
+from dipdefense.cli.output import note, print_frame, progress_bar
 
 __all__ = ["restoration"]
 

@@ -19,7 +19,7 @@ from dipdefense.cli.options import (
     names,
     noise_level,
 )
-from dipdefense.cli.shown import note, print_frame, progress_bar
+from dipdefense.cli.output import note, print_frame, progress_bar
 from dipdefense.files.reading import read_image
 
 __all__ = ["denoising_benchmarks"]
