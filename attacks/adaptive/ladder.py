@@ -27,7 +27,7 @@ __all__ = ["COSTS", "LADDER", "GradientAttack", "Ensemble", "Oblivious", "Query"
 COSTS = ("cheap", "gradient", "unrolled", "queries")  # what a rung costs for each image, from a second to half an hour
 
 
-class Asked(NamedTuple):
+class RungArguments(NamedTuple):
     """The arguments of a rung; see `Rung.__call__`."""
 
     defended: DefendedClassifier
@@ -72,7 +72,7 @@ class Rung(ABC):
             raise ValueError(f"norm must be {' or '.join(self.norms)} for this rung, got {norm!r}: leave the rung out")
 
     @abstractmethod
-    def make(self, asked: Asked) -> Tensor:
+    def make(self, arguments: RungArguments) -> Tensor:
         """Make the adversarial images. The caller has checked the arguments, and eps is above 0."""
 
     def __call__(
@@ -105,8 +105,8 @@ class Rung(ABC):
             TypeError, ValueError: as `attacks.pgd`; a transfer attack without a source.
         """
         validate(images, labels, eps=eps, norm=norm)
-        asked = Asked(defended, images, labels, eps, norm, seed, source)
-        return images.detach().clone() if eps == 0 or len(images) == 0 else self.make(asked)
+        arguments = RungArguments(defended, images, labels, eps, norm, seed, source)
+        return images.detach().clone() if eps == 0 or len(images) == 0 else self.make(arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +124,9 @@ class Oblivious(Rung):
         if self.attack not in able:
             raise ValueError(f"attack must be one of {', '.join(able)}, got {self.attack!r}")
 
-    def make(self, asked: Asked) -> Tensor:
+    def make(self, arguments: RungArguments) -> Tensor:
         """See `Rung`."""
-        defended, images, labels, eps, norm, seed, source = asked
+        defended, images, labels, eps, norm, seed, source = arguments
         classifier = source if self.transfer else defended.classifier
         if classifier is None:
             raise ValueError("source must be another classifier where examples transfer: give one, or leave that out")
@@ -166,9 +166,9 @@ class GradientAttack(Rung):
         """See `Rung`."""
         return (self.steps + 1) * self.samples * self.restarts
 
-    def make(self, asked: Asked) -> Tensor:
+    def make(self, arguments: RungArguments) -> Tensor:
         """See `Rung`."""
-        defended, images, labels, eps, norm, seed, _ = asked
+        defended, images, labels, eps, norm, seed, _ = arguments
         enough = self.enough if defended.purifier.seed is not None else math.inf
         seeds = self.seeds(defended, seed)
         with as_found(defended, images.device, seed):
@@ -179,26 +179,26 @@ class GradientAttack(Rung):
                     break
                 goal = self.objective(defended, labels[left], seeds)
                 start = random_start(images[left], eps=eps, norm=norm, seed=seed + restart)
-                found, won = self._ascend(asked, goal, images[left], start=start, enough=enough)
+                found, won = self._ascend(arguments, goal, images[left], start=start, enough=enough)
                 better = won > success[left]
                 best[left[better]], success[left[better]] = found[better], won[better]
             if math.isfinite(enough):
-                best = self._confirmed(asked, best, success > 0, seeds)
+                best = self._confirmed(arguments, best, success > 0, seeds)
         return best
 
-    def _confirmed(self, asked: Asked, best: Tensor, won: Tensor, seeds: Iterator[Sequence[int]]) -> Tensor:
+    def _confirmed(self, arguments: RungArguments, best: Tensor, won: Tensor, seeds: Iterator[Sequence[int]]) -> Tensor:
         """Go on from `best` with the whole batch, if it does not confirm every success; no image leaves early."""
-        images = asked.images
-        goal = self.objective(asked.defended, asked.labels, seeds)
+        images = arguments.images
+        goal = self.objective(arguments.defended, arguments.labels, seeds)
         success = goal(best, torch.arange(len(images), device=images.device)).success
         lost = won & (success <= 0)
         if not lost.any():
             return best
-        found, again = self._ascend(asked, goal, images, start=best)
+        found, again = self._ascend(arguments, goal, images, start=best)
         return torch.where((lost & (again > success)).view(-1, 1, 1, 1), found, best)
 
-    def _ascend(self, asked: Asked, goal: Objective, images: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
-        return ascend(goal, images, eps=asked.eps, norm=asked.norm, steps=self.steps, rule=self.rule, **how)
+    def _ascend(self, arguments: RungArguments, goal: Objective, images: Tensor, **how: Any) -> tuple[Tensor, Tensor]:
+        return ascend(goal, images, eps=arguments.eps, norm=arguments.norm, steps=self.steps, rule=self.rule, **how)
 
     def seeds(self, defended: DefendedClassifier, seed: int) -> Iterator[Sequence[int]]:
         """The seeds of every step: new ones for a random defence, else always the same."""
@@ -253,9 +253,9 @@ class Query(Rung):
         if self.attack == "square":
             check_tiles(images, norm)
 
-    def make(self, asked: Asked) -> Tensor:
+    def make(self, arguments: RungArguments) -> Tensor:
         """See `Rung`."""
-        defended, images, labels, eps, norm, seed, _ = asked
+        defended, images, labels, eps, norm, seed, _ = arguments
         samples = 1 if defended.purifier.seed is not None else self.averaged
         self.check(images, norm, draws=samples > 1)
         attack = partial(GRADIENT_FREE[self.attack], eps=eps, norm=norm, queries=self.queries // samples)
@@ -277,9 +277,9 @@ class Ensemble(Rung):
         if not draws:  # the version "rand" leaves Square out
             check_tiles(images, norm)
 
-    def make(self, asked: Asked) -> Tensor:
+    def make(self, arguments: RungArguments) -> Tensor:
         """See `Rung`."""
-        defended, images, labels, eps, norm, seed, _ = asked
+        defended, images, labels, eps, norm, seed, _ = arguments
         known = defended.purifier.seed
         smooth = defended.variant(seed=known, gradient="straight_through")
         attack = partial(autoattack, smooth, eps=eps, norm=norm, version="rand" if known is None else "standard")

@@ -121,7 +121,7 @@ def _no_logits(output: Tensor, n: int) -> Incompatibility | None:
             "output", True, f"classifier must return at least 2 logits an image, got shape {shape}: {remedy}"
         )
     if not output.is_floating_point():
-        remedy = "return what stands before its argmax"
+        remedy = "return the values before its argmax"
         return Incompatibility("output", True, f"classifier must return floating logits, got {output.dtype}: {remedy}")
     if not output.isfinite().all():
         remedy = "look for weights that are NaN, or a logarithm of 0"

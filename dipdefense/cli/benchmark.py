@@ -281,9 +281,9 @@ def gradients(
     order = pictures.first(n, seed)
     images, labels = pictures.batch(order.tolist()).double().to(where), pictures.labels[order].to(where)
     defended = DefendedClassifier(net.double(), Purifier(fit_config(config), seed=seed))
-    asked = {name: SURROGATES[name] for name in names(compared) or SURROGATES}
+    chosen = {name: SURROGATES[name] for name in names(compared) or SURROGATES}
     with progress_bar("gradients") as progress:
-        table = compare_gradients(defended, images, labels, gradients=asked, progress=progress)
+        table = compare_gradients(defended, images, labels, gradients=chosen, progress=progress)
     purifier, _ = defended.plan(images)
     cost = cost_of_unrolling(purifier.config_for(images), tuple(images.shape[1:]), [int(text) for text in names(steps)])
     out.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ def report(
     """Make one HTML file, which needs no network, of everything in the folder of a run.
 
     It has tables with intervals, accuracy against eps and along the fit, clean-robust curves, ROC, and the gallery if
-    the run has one (`evaluate --gallery`, `demo`). The report also names what the folder lacks.
+    the run has one (`evaluate --gallery`, `demo --full`). The report also names what the folder lacks.
     """
     from eval.report import write_report
 

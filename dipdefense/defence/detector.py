@@ -24,8 +24,8 @@ class Detector:
     c is -log of the mean probability that the reconstructions give to the bare prediction, and r_t is the mean squared
     difference of input and reconstruction at iteration t. The residual of a natural image keeps falling along a fit. A
     perturbation is like noise to the generator, so its part of the residual stays. With `quiet`, r_t is that quantile
-    of the means over blocks of 4x4 pixels, so it measures the smoothest part of a photograph, where texture does not
-    hide a perturbation.
+    of the means over whole blocks of 4x4 pixels, so it measures the smoothest part of a photograph, where texture does
+    not hide a perturbation.
 
     The settings hold for one fit (network, iterations, images). They are learnt on images that are used for no reported
     figure. A clean image with noise as strong as a perturbation gets as high a score. If the purification counts as the

@@ -57,14 +57,14 @@ class Unrolled:
 
     def __call__(self, fitted: Fitted, cotangents: Tensor) -> Tensor:
         """See `Gradient`."""
-        asked: dict[int, Tensor] = {}
+        pulled: dict[int, Tensor] = {}
         for chosen, cotangent in zip(fitted.iterations, cotangents, strict=True):
             for iteration in chosen.unique().tolist():
                 mine = torch.where((chosen == iteration)[:, None, None, None], cotangent, 0)
                 if mine.any():  # frames without a cotangent are skipped
-                    asked[iteration] = asked.get(iteration, 0) + mine
+                    pulled[iteration] = pulled.get(iteration, 0) + mine
         total = torch.zeros_like(fitted.images)
-        for frames in [asked] if self.last is None else [{i: cotangent} for i, cotangent in asked.items()]:
+        for frames in [pulled] if self.last is None else [{i: cotangent} for i, cotangent in pulled.items()]:
             if frames:
                 total += pull_back(
                     fitted.images, frames, fitted.config, seed=fitted.seed, last=self.last, adam_eps=self.adam_eps

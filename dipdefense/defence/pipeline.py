@@ -60,11 +60,11 @@ def reconstruct(
         scored: whether detection scores are needed for decisions whose logits do not depend on them.
     """
     config = purifier.config_for(images)
-    asked: set[int] = set()
+    needed: set[int] = set()
     for decision in decisions:
         classified = decision.iterations_of(config.iterations)
-        asked.update(classified, decision.residuals if classified and (scored or decision.gated) else ())
-    iterations, restarts = sorted(asked), max(decision.restarts for decision in decisions) if asked else 1
+        needed.update(classified, decision.residuals if classified and (scored or decision.gated) else ())
+    iterations, restarts = sorted(needed), max(decision.restarts for decision in decisions) if needed else 1
     frames = [
         purifier.frames(images, iterations or None, config=config, gradient=gradient, restart=restart)
         for restart in range(restarts)

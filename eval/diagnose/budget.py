@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from eval.diagnose.finding import Figure, Finding, surely_above
 from eval.diagnose.optimisation import Craft
-from eval.diagnose.trace import asked, margin, trace
+from eval.diagnose.trace import margin, query, trace
 
 __all__ = ["monotone", "unbounded"]
 
@@ -23,16 +23,16 @@ def monotone(
     Source: Carlini et al. (2019).
     """
     radii = (eps / 2, eps, 2 * eps)
-    stands = [margin(model, images, labels, seed=seed) > 0]
+    correct = [margin(model, images, labels, seed=seed) > 0]
     for radius in radii:
         longest = 2 * steps if radius == eps else steps
-        stands.append(craft(model, images, labels, eps=radius, steps=longest, seed=seed).least(steps) > 0)
+        correct.append(craft(model, images, labels, eps=radius, steps=longest, seed=seed).least(steps) > 0)
     risen = any(
         surely_above(int((larger & ~smaller).sum()), int((larger ^ smaller).sum()), 0.5)
-        for smaller, larger in pairwise(stands)
+        for smaller, larger in pairwise(correct)
     )
     figures: dict[str, Figure] = {
-        f"accuracy at {e:.4g}": float(s.float().mean()) for e, s in zip((0, *radii), stands, strict=True)
+        f"accuracy at {e:.4g}": float(s.float().mean()) for e, s in zip((0, *radii), correct, strict=True)
     }
     return Finding(
         check="monotone",
@@ -52,7 +52,7 @@ def unbounded(
 
     Source: Athalye et al. (2018), section 3.1; Pintor et al. (2022), unconstrained attack failure.
     """
-    K = asked(model, images[:1], seed).shape[1]
+    K = query(model, images[:1], seed).shape[1]
     attack = craft(model, images, labels, eps=GREY, steps=steps, seed=seed).least()
     standing = int((attack > 0).sum())
     passed = not surely_above(standing, len(images), 1 / K)

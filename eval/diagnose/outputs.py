@@ -7,7 +7,7 @@ from attacks import autoattack_flags
 from attacks.isolation import as_found
 from attacks.margin import margin
 from eval.diagnose.finding import TOLERANCE, Finding, surely_above
-from eval.diagnose.trace import asked, require_gradient
+from eval.diagnose.trace import query, require_gradient
 
 __all__ = ["alone", "autoattack", "probabilities", "stable"]
 
@@ -50,8 +50,8 @@ def alone(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) ->
 
     Source: our own.
     """
-    together = asked(model, images, seed)
-    singly = torch.cat([asked(model, image[None], seed) for image in images])
+    together = query(model, images, seed)
+    singly = torch.cat([query(model, image[None], seed) for image in images])
     change = (margin(together, labels) - margin(singly, labels)).abs()
     changed = int((together.argmax(1) != singly.argmax(1)).sum())
     passed = not surely_above(changed, len(images), TOLERANCE)
@@ -78,7 +78,7 @@ def probabilities(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int
 
     Source: AutoAttack's check of the outputs' range (Croce and Hein, 2020); Carlini and Wagner (2017).
     """
-    logits = asked(model, images, seed)
+    logits = query(model, images, seed)
     low, high, off = float(logits.min()), float(logits.max()), float((logits.sum(1) - 1).abs().max())
     softmax = low >= -1e-5 and high <= 1 + 1e-5 and off < 1e-5  # AutoAttack's bounds
     return Finding(
@@ -106,7 +106,7 @@ def autoattack(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 
     Source: Croce and Hein (2020), and flags_doc.md of its code.
     """
     require_gradient(model, images[:1], labels[:1], seed=seed)  # AutoAttack's own backward pass may raise
-    correct = asked(model, images, seed).argmax(1) == labels
+    correct = query(model, images, seed).argmax(1) == labels
     flags = autoattack_flags(model, images[correct], labels[correct], seed=seed)
     return Finding(
         check="autoattack_flags",

@@ -17,7 +17,7 @@ from eval.diagnose.finding import Finding
 from eval.diagnose.optimisation import converged, gradients, one_step, settled
 from eval.diagnose.outputs import alone, autoattack, probabilities, stable
 from eval.diagnose.rivals import black_box, noise, transfer
-from eval.diagnose.trace import NoGradientError, asked, trace
+from eval.diagnose.trace import NoGradientError, query, trace
 
 __all__ = ["CHECKS", "diagnose", "passes"]
 
@@ -108,7 +108,9 @@ def diagnose(
 def passes(steps: int, queries: int, repeats: int = 4) -> int:
     """About how many times all images go forward in a full `diagnose`; fewer if Square ends early."""
     attacks = (2 * steps + 1) + 3 * (steps + 1)  # the white-box attack, and those at three further radii
-    return attacks + queries + repeats + 18  # clean images, alone and together, rivals' results, AutoAttack's checks
+    return (
+        attacks + queries + repeats + 18
+    )  # clean images, alone and together, results of the other attacks, AutoAttack's checks
 
 
 class _Counted(nn.Module):
@@ -145,7 +147,7 @@ def _validate(
         raise ValueError(f"seed must not be negative, got {seed}")
     if len(images) < LEAST:
         raise ValueError(f"images must be at least {LEAST}, got {len(images)}: fewer show nothing beyond chance")
-    logits = asked(model, images[:1], seed)
+    logits = query(model, images[:1], seed)
     check_logits(logits, 1, "model")
     if int(labels.max()) >= logits.shape[1]:
         raise ValueError(f"labels must be below the model's {logits.shape[1]} classes, got {int(labels.max())}")

@@ -11,7 +11,7 @@ from attacks.isolation import as_found
 from attacks.margin import margin as logit_margin
 from dipdefense.defence.logits import check_logits
 
-__all__ = ["NoGradientError", "Trace", "asked", "margin", "require_gradient", "trace"]
+__all__ = ["NoGradientError", "Trace", "query", "margin", "require_gradient", "trace"]
 
 
 class NoGradientError(RuntimeError):
@@ -45,10 +45,10 @@ def trace(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, steps
 
 def margin(model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0) -> Tensor:
     """Logit of the true class minus the largest other, (B,); at most 0 where the image is misclassified."""
-    return _margin(asked(model, images, seed), labels)
+    return _margin(query(model, images, seed), labels)
 
 
-def asked(model: nn.Module, images: Tensor, seed: int) -> Tensor:
+def query(model: nn.Module, images: Tensor, seed: int) -> Tensor:
     """Logits without gradient; the seed sets the global generators that a random model draws from."""
     with as_found(model, images.device, seed), torch.no_grad():
         logits: Tensor = model(images)

@@ -94,13 +94,12 @@ def benchmark_speed(
     Returns:
         One row per point, engine and batch: `point, size, precision, compiled, batch, iterations`; `loop,
         compiled_loop, engine` (image-steps per second), `ratio` (engine / loop) and `ratio_compiled`, NaN if not
-        `compiled` or if torch finds no compiler; `gflop` (of an image-step, convolutions alone, as the network is
-        written and the loop carries it out) and `gflop_engine` (what is left of them in the engine, zero channels not
-        counted); `gflops` (what the engine achieves of the latter per second), `matmul_gflops` (a product of large
-        square matrices in that precision) and `share` of it;
-        `peak_gb` (memory that the engine's call adds, in GiB); `psnr_db` (the engine's first reconstruction after
-        `iterations`, beside the eager loop's; equal in float64, while in float32 Adam magnifies the rounding
-        of gradients near zero, and 30 dB are what rounding alone explains).
+        `compiled` or if torch finds no compiler; `gflop` (operations of the convolutions in an image-step, as the loop
+        computes them) and `gflop_engine` (the same in the engine, without zero channels); `gflops` (`gflop_engine` per
+        second that the engine achieves), `matmul_gflops` (that of a product of large square matrices in that precision)
+        and `share` (their ratio); `peak_gb` (memory that the engine's call adds, in GiB); `psnr_db` (PSNR of the
+        engine's first reconstruction after `iterations` against that of the eager loop. They are equal in float64. In
+        float32 Adam magnifies the rounding of gradients near zero, and rounding alone can lead to 30 dB).
 
     Raises:
         ValueError: the device is neither a CPU nor a CUDA device.

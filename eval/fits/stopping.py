@@ -76,19 +76,23 @@ def benchmark_stopping(
     longest = config.iterations if longest is None else longest
     _check(images, rules, config, noises, levels, longest, batch_size)
     clean = torch.stack([image for _, image in images])
-    cells = {(noise, level): _told(rules, images, noise, level, seed) for noise in noises for level in levels}
+    cells = {
+        (noise, level): _with_measured_sigma(rules, images, noise, level, seed) for noise in noises for level in levels
+    }
     described = _description(cells, images, config, longest, seed, device)
     key = ("config", "noise", "level", "image", "pixels")
     run, records = Run(out, key, described, grows=("rules", "images")), list[Record]()
     run.begin()
     total = len(cells) * len(images) * len(rules)
-    for (noise, level), told in cells.items():
+    for (noise, level), informed in cells.items():
         noisy = _all_noisy(images, noise, level, seed)
-        heads = {rule: _heads(rule, told[rule], images, noise, level, config, longest, seed, device) for rule in rules}
+        heads = {
+            rule: _heads(rule, informed[rule], images, noise, level, config, longest, seed, device) for rule in rules
+        }
         missing = [i for i in range(len(images)) if run.missing(rows[i] for rows in heads.values())]
         for start in range(0, len(missing), batch_size):
             here = missing[start : start + batch_size]
-            scored = _score(clean[here].to(device), noisy[here].to(device), told, config, longest, seed)
+            scored = _score(clean[here].to(device), noisy[here].to(device), informed, config, longest, seed)
             run.add(run.missing(heads[rule][here[i]] | score for i, rule, score in scored))
             if progress is not None:
                 waiting = len(missing) - start - len(here)
@@ -196,11 +200,13 @@ def _changes_the_fit(rule: StoppingRule, noisy: Tensor) -> bool:
 
 def _with_sigma(rules: Rules, sigma: float) -> Rules:
     """The options, with the noise level added for the rules that need one and have none."""
-    asks = {rule for rule in rules if "sigma" in inspect.signature(STOPPING_RULES[plain_name(rule)]).parameters}
-    return {rule: ({"sigma": sigma} if rule in asks else {}) | dict(options) for rule, options in rules.items()}
+    needing = {rule for rule in rules if "sigma" in inspect.signature(STOPPING_RULES[plain_name(rule)]).parameters}
+    return {rule: ({"sigma": sigma} if rule in needing else {}) | dict(options) for rule, options in rules.items()}
 
 
-def _told(rules: Rules, images: Sequence[tuple[str, Tensor]], noise: str, level: str, seed: int) -> Rules:
+def _with_measured_sigma(
+    rules: Rules, images: Sequence[tuple[str, Tensor]], noise: str, level: str, seed: int
+) -> Rules:
     """The options at one noise and level, sigma being the root mean square of the noise of all images."""
     clean = torch.stack([image for _, image in images])
     error = (_all_noisy(images, noise, level, seed) - clean).square().mean().sqrt().item()
@@ -232,8 +238,8 @@ def _description(
         "device": str(device),
         "rules": {
             f"{rule} under {noise} noise, {level}": dict(options)
-            for (noise, level), told in cells.items()
-            for rule, options in told.items()
+            for (noise, level), informed in cells.items()
+            for rule, options in informed.items()
         },
         "images": {name: digest(image) for name, image in images},
         **made_with("dipdefense", "torch"),
@@ -269,13 +275,13 @@ def _check(
     batch_size: int,
 ) -> None:
     """Raise, before anything is computed, if the run would fail or mislead later."""
-    for name, asked, known in (
+    for name, given, known in (
         ("rules", [plain_name(rule) for rule in rules], STOPPING_RULES),
         ("noises", noises, NOISES),
         ("levels", levels, LEVELS["gaussian"]),
     ):
-        if not asked or any(one not in known for one in asked):
-            raise ValueError(f"{name} must be among {', '.join(known)}, got {', '.join(map(str, asked)) or 'none'}")
+        if not given or any(one not in known for one in given):
+            raise ValueError(f"{name} must be among {', '.join(known)}, got {', '.join(map(str, given)) or 'none'}")
     if not images or len({image.shape for _, image in images}) != 1:
         raise ValueError("images must be at least one, and of one shape: crop them")
     if len({name for name, _ in images}) < len(images):

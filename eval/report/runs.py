@@ -40,7 +40,7 @@ class Run:
 
     folder: Path
     name: str
-    config: dict[str, Any]  # empty where there is no config.json
+    config: dict[str, Any]  # empty without config.json
     tables: dict[str, pd.DataFrame]  # kind -> rows
     plain: dict[str, pd.DataFrame]  # file name -> rows
     beside: dict[str, pd.DataFrame]  # paired.csv, roc.csv

@@ -1,3 +1,3 @@
-"""Benchmarks of denoising and restoration: degraded inputs, rivals, tables and pictures."""
+"""Benchmarks of denoising and restoration: degraded inputs, other methods, tables and pictures."""
 
 __all__: list[str] = []

@@ -140,13 +140,13 @@ def benchmark_ablation(
             must be of the architecture `skip` with `channels` and `upsampling` stated.
         seed: of noise, masks and fits.
         device: where the fits are computed.
-        out: folder for `records.jsonl`, one line a row as it is made, and `ablation.csv`; a killed run goes on there.
+        out: folder for `records.jsonl`, one line per row, and `ablation.csv`; a killed run is continued there.
         progress: called with (rows done, rows in all); one under way counts in part.
 
     Returns:
         One row per task and network: `task, network, n`; `psnr` in dB, clipped to [0, 1], with `ci_low, ci_high`, a
         95 % bootstrap interval over images; `ssim`; `difference` of the PSNR to the task's own, with `difference_low,
-        difference_high`, paired; `seconds` an image. The first row of a task is its `input`, where it has the size of
+        difference_high`, paired; `seconds` per image. The first row of a task is its `input`, if that has the size of
         the images.
 
     Raises:

@@ -14,7 +14,7 @@ from eval.restoration.contact_sheet import save_sheet
 
 __all__ = ["KEY", "SHOWN", "keep_picture", "save_denoised"]
 
-KEY = ("config", "method", "image", "pixels", "seed")  # what names a record and its picture
+KEY = ("config", "method", "image", "pixels", "seed")  # the fields that name a record and its picture
 SHOWN = 4  # images on the sheet: the first ones, at the first seed
 SIDE = 96  # pixels of the central square that is shown, at most
 

@@ -62,7 +62,7 @@ def _tensor(pixels: Any) -> Tensor:
     return torch.from_numpy(np.moveaxis(pixels, -1, 0).astype(np.float32)).clamp(0, 1)
 
 
-# function of dipdefense -> rivals from libraries
+# function of dipdefense -> library methods to compare with
 LIBRARY: dict[str, dict[str, Callable[[Scene], Tensor]]] = {
     "inpaint": {"biharmonic": _biharmonic},
     "super_resolve": {

@@ -95,7 +95,7 @@ class RunConfig(AttackConfig):
                 raise ValueError(f"attacks must leave out {attack} when norm is {self.norm}, got both")
         if CONTROLS.keys() & set(self.chosen_attacks) and (self.targeted or self.crafted_on != "bare"):
             raise ValueError(
-                "attacks must leave out random_noise where they are targeted or crafted on the defended model"
+                "attacks must leave out random_noise if they are targeted or crafted on the defended model"
             )
         for attack in self.attacks_defended or ():
             if attack not in self.chosen_attacks:
@@ -196,7 +196,7 @@ def describe_subject(classifier: nn.Module, name: str | None, dataset: ImageData
 
 
 def describe_attacks(attacks: Iterable[str]) -> dict[str, str]:
-    """The functions that the names of attacks stand for."""
+    """The functions behind the names of attacks."""
     return {attack: describe((ATTACKS | CONTROLS)[attack]) for attack in attacks}
 
 

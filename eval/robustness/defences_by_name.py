@@ -66,7 +66,7 @@ def build_methods(
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K).
         purifier: of the fits; its rule is `fixed`.
         iterations: along the fit, rising; the points of the curve of `dip`.
-        restarts: of the fits of `dip`, `dip_mean`, and `detector_gated` where it is not the default.
+        restarts: of the fits of `dip`, `dip_mean`, and `detector_gated` if it is not the default.
         views: if there are more than the identity, each filter, `dip` and `dip_mean` are repeated with the mean softmax
             over the views; their names then end in `+` and the views.
         default: the decision of the method `default`, if fit and images are those of the default. If it is a

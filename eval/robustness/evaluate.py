@@ -107,7 +107,7 @@ def evaluation(
     if taken := {"none", "dip"} & filters.keys():
         raise ValueError(f"filters must not be named {', '.join(taken)}")
     if defended.gradient == "none" and config.crafted_on != "bare" and config.chosen_attacks:
-        raise ValueError("gradient must not be none where attacks are crafted on the defended model")
+        raise ValueError("gradient must not be none if attacks are crafted on the defended model")
     behind = [Plain(name, classifier, function) for name, function in filters.items()]
     methods: list[Method] = [Plain("none", classifier), dip, *behind]
     gradient = describe(defended.gradient)
@@ -128,7 +128,7 @@ def evaluation(
         cells=cells,
         attacks=describe_attacks(config.chosen_attacks),
         further={"gradient": gradient},
-        asked={f"filter {plain.name}": plain.logits for plain in behind if not plain.fits},
+        probed={f"filter {plain.name}": plain.logits for plain in behind if not plain.fits},
         **subject,
     )
 

@@ -46,7 +46,7 @@ class Cell(NamedTuple):
     attack: str  # its name in tables; `clean` for unchanged images
     crafted_on: str  # bare or defended; empty for clean images
     eps: float
-    gradient: str  # what the attack differentiates
+    gradient: str  # name of the gradient that the attack uses
     n: int  # images: the first n of the run's order
     defences: Sequence[Method]
     craft: Craft | None = None  # None leaves the images unchanged
@@ -69,7 +69,7 @@ class Experiment:
     attacks: Mapping[str, Any]  # name of an attack -> its definition, in plain values
     further: Mapping[str, Any] = field(default_factory=dict)  # settings that are not in `config`
     free: tuple[str, ...] = ()  # settings that may differ between starts besides FREE
-    asked: Mapping[str, Answering] = field(default_factory=dict)  # functions that are probed, as the classifier is
+    probed: Mapping[str, Answering] = field(default_factory=dict)  # functions that are probed, as the classifier is
     classifier_name: str | None = None  # for the table; the class name if None
     device: str | torch.device = "cpu"
     recorded_device: str | None = None  # device in the description, if other machines compute
@@ -122,8 +122,8 @@ class Experiment:
         """
         images = probe_images(self.dataset).to(self.device)
         few = images[:: len(images) // 2]  # one image, without and with noise, for slow functions
-        asked: dict[str, Answering] = {"classifier": self.classifier, **self.asked}
-        answers = {name: probe(one, images if isinstance(one, nn.Module) else few) for name, one in asked.items()}
+        probed: dict[str, Answering] = {"classifier": self.classifier, **self.probed}
+        answers = {name: probe(one, images if isinstance(one, nn.Module) else few) for name, one in probed.items()}
         return Run(folder, KEY, self.description, free=(*FREE, *self.free, "hash"), grows=GROWS, probes=answers)
 
     def missing(self, run: Records) -> Counter[str]:

@@ -129,7 +129,7 @@ def evaluate_adaptive(
         attacks={name: _settings(name, rung, source) for name, rung in rungs.items()},
         further={"gradient": describe(defended.gradient)},
         free=("n",),
-        asked={"source": source} if "transfer" in rungs and source is not None else {},
+        probed={"source": source} if "transfer" in rungs and source is not None else {},
         classifier_name=classifier_name,
         device=device,
     )
@@ -144,7 +144,7 @@ def evaluate_adaptive(
     return table
 
 
-class Asked(Defended):
+class Queried(Defended):
     """A defended classifier that is queried once if its seed is fixed, else several times; each query is a setting."""
 
     @property
@@ -155,20 +155,20 @@ class Asked(Defended):
 
     def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
         """See `Method`."""
-        return {setting: next(iter(super(Asked, self).__call__(images).values())) for setting in self.settings}
+        return {setting: next(iter(super(Queried, self).__call__(images).values())) for setting in self.settings}
 
 
 def _cells(
     defended: DefendedClassifier, rungs: dict[str, Rung], config: AdaptiveConfig, source: nn.Module | None
 ) -> list[Cell]:
     """The cell of the clean images, as many as the largest rung gets, and a cell for each rung."""
-    asked, n = [Asked("dip", defended)], {name: config.n[rung.cost] for name, rung in rungs.items()}
+    methods, n = [Queried("dip", defended)], {name: config.n[rung.cost] for name, rung in rungs.items()}
     given: dict[str, Any] = {"eps": config.eps, "norm": config.norm, "seed": config.seed, "source": source}
-    cells = [Cell("clean", "", 0.0, "", max(n.values()), asked)]
+    cells = [Cell("clean", "", 0.0, "", max(n.values()), methods)]
     for name, rung in rungs.items():
         crafted_on = "bare" if isinstance(rung, Oblivious) else "defended"
         cells.append(
-            Cell(name, crafted_on, config.eps, _gradient(rung), n[name], asked, partial(rung, defended, **given))
+            Cell(name, crafted_on, config.eps, _gradient(rung), n[name], methods, partial(rung, defended, **given))
         )
     return cells
 
@@ -193,10 +193,10 @@ def _check_budget(defended: DefendedClassifier, experiment: Experiment, rungs: d
     needed = {name: n * _seconds(defended, images, labels, rungs.get(name), config.seed) for name, n in left.items()}
     total = math.ceil(sum(needed.values()))
     if total > config.budget:
-        dearest = max(needed, key=needed.__getitem__)
+        costliest = max(needed, key=needed.__getitem__)
         raise ValueError(
             f"budget must be at least {total} seconds for this ladder, got {config.budget:g}: raise it, leave rungs "
-            f"out, or lower n; {dearest} takes {math.ceil(needed[dearest])} of them"
+            f"out, or lower n; {costliest} takes {math.ceil(needed[costliest])} of them"
         )
 
 
@@ -206,7 +206,7 @@ def _seconds(defended: DefendedClassifier, images: Tensor, labels: Tensor, rung:
     with torch.no_grad():
         defended.judge(images)
     once = clock(images.device) - start
-    asked = once * (1 if defended.purifier.seed is not None else QUERIES)
+    answering = once * (1 if defended.purifier.seed is not None else QUERIES)
     start = clock(images.device)
     if isinstance(rung, GradientAttack):
         goal = rung.objective(defended, labels, rung.seeds(defended, seed))
@@ -214,7 +214,7 @@ def _seconds(defended: DefendedClassifier, images: Tensor, labels: Tensor, rung:
         attacked = (clock(images.device) - start) * rung.calls / rung.samples
     else:
         attacked = once * (0 if rung is None else rung.calls)
-    return (asked + attacked) / len(images)
+    return (answering + attacked) / len(images)
 
 
 def _check_rungs(defended: DefendedClassifier, dataset: ImageDataset, rungs: dict[str, Rung], norm: str) -> None:

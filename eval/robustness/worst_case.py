@@ -81,8 +81,8 @@ def _worst_case(table: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
 
     Among equal shares the one over the most images is taken.
     """
-    stands = answers.groupby("index")[["correct", "right_or_flagged"]].all()
-    sets = [stands, *(stands.loc[group["index"]] for _, group in answers.groupby("attack"))]
+    kept = answers.groupby("index")[["correct", "right_or_flagged"]].all()
+    sets = [kept, *(kept.loc[group["index"]] for _, group in answers.groupby("attack"))]
     correct = min(sets, key=lambda images: (images["correct"].mean(), -len(images)))["correct"]
     low, high = wilson(int(correct.sum()), len(correct))
     shared = table.iloc[[-1]][["dataset", "classifier", "targeted", "norm", "eps", "crafted_on", "defence", "seed"]]
