@@ -46,12 +46,12 @@ def test_a_purifier_returns_images_of_the_same_kind(shape, dtype, seed, tile):
         assert purified.numel() == 0 or 0 <= purified.min() <= purified.max() <= 1
 
 
-@pytest.mark.parametrize("decision", DECISIONS)
+@pytest.mark.parametrize("decision", DECISIONS.values())
 @given(shape=shapes, dtype=dtypes, seed=st.integers(0, 99))
 def test_a_defended_classifier_returns_logits_and_scores(decision, shape, dtype, seed):
     images = drawn(shape, dtype, seed)
     classifier = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * shape[1], CLASSES)).to(dtype)
-    defended = defend(classifier.eval(), TINY, decision=decision, check=False)
+    defended = defend(classifier.eval(), TINY, decision=decision(), check=False)
     judged = answer(defended.judge, images)
     if judged is not None:
         assert judged.logits.shape == (shape[0], CLASSES)
