@@ -1,6 +1,8 @@
 """What public entries expect of plain numbers."""
 
-__all__ = ["check_integer"]
+import math
+
+__all__ = ["check_finite", "check_integer", "check_positive"]
 
 
 def check_integer(name: str, value: object, least: int, *, none: bool = False) -> None:
@@ -14,3 +16,25 @@ def check_integer(name: str, value: object, least: int, *, none: bool = False) -
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         kind = "None or an integer" if none else "an integer"
         raise ValueError(f"{name} must be {kind} of at least {least}, got {value!r}")
+
+
+def check_finite(name: str, value: float) -> None:
+    """Raise unless a value is a finite number.
+
+    Raises:
+        ValueError: it is not; the message begins with `name`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+
+
+def check_positive(name: str, value: float, most: float = math.inf) -> None:
+    """Raise unless a value is a finite number in (0, most].
+
+    Raises:
+        ValueError: it is not; the message begins with `name`.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not 0 < value <= most:
+        wanted = "be positive and finite" if math.isinf(most) else f"lie in (0, {most}]"
+        raise ValueError(f"{name} must {wanted}, got {value!r}")

@@ -14,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.arguments import check_integer
+from dipdefense.arguments import check_finite, check_integer
 from dipdefense.defence.detector import Detector
 from dipdefense.defence.evidence import (
     Evidence,
-    check_finite,
     check_iterations,
     check_views,
     disagreement,

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.defence.evidence import Evidence, check_finite, check_iterations, disagreement
+from dipdefense.arguments import check_finite
+from dipdefense.defence.evidence import Evidence, check_iterations, disagreement
 
 __all__ = ["Detector"]
 

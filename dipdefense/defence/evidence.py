@@ -18,7 +18,6 @@ __all__ = [
     "VIEWS",
     "Classify",
     "Evidence",
-    "check_finite",
     "check_iterations",
     "check_views",
     "classify_view",
@@ -176,9 +175,3 @@ def check_views(views: object) -> tuple[str, ...]:
     if len(set(views)) < len(views):
         raise ValueError(f"views must not repeat, got {views!r}")
     return tuple(views)
-
-
-def check_finite(name: str, value: float) -> None:
-    """Raise unless the value is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")

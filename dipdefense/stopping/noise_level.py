@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from dipdefense.stopping.rule import Iterate, LeastStatistic, Threshold, check_number
+from dipdefense.arguments import check_positive
+from dipdefense.stopping.rule import Iterate, LeastStatistic, Threshold
 
 __all__ = ["Discrepancy", "Sure"]
 
@@ -24,7 +25,7 @@ class Discrepancy(Threshold):
     """
 
     def __init__(self, sigma: float | None = None, factor: float = 1.0):
-        check_number("factor", factor)
+        check_positive("factor", factor)
         super().__init__(factor * _checked_sigma(sigma) ** 2)
 
     def statistic(self, iterate: Iterate) -> Tensor:
@@ -60,7 +61,7 @@ class Sure(LeastStatistic):
 
     def __init__(self, sigma: float | None = None, probe: float = 0.5, rate: float = 0.1, patience: int = 200):
         super().__init__(patience, rate)
-        check_number("probe", probe)
+        check_positive("probe", probe)
         self.sigma = _checked_sigma(sigma)
         self.tau = probe * self.sigma
 

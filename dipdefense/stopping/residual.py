@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.arguments import check_integer
-from dipdefense.stopping.rule import Iterate, LeastStatistic, Threshold, check_number
+from dipdefense.arguments import check_integer, check_positive
+from dipdefense.stopping.rule import Iterate, LeastStatistic, Threshold
 
 __all__ = ["BlindDiscrepancy", "DIPDefend"]
 
@@ -32,7 +32,7 @@ class DIPDefend(LeastStatistic):
 
     def __init__(self, patch: int = 32, rate: float = 0.002, patience: int = 200):
         super().__init__(patience)
-        check_number("rate", rate, 1)
+        check_positive("rate", rate, 1)
         check_integer("patch", patch, 1)
         self.patch = patch
         self.weight = rate  # the base class would smooth a second time by its own `rate`, which stays 1
@@ -92,7 +92,7 @@ class BlindDiscrepancy(Threshold):
 
     def __init__(self, factor: float = 1.0, rate: float = 0.1):
         super().__init__(0.0, rate)
-        check_number("factor", factor)
+        check_positive("factor", factor)
         self.factor = factor
 
     def statistic(self, iterate: Iterate) -> Tensor:

@@ -13,9 +13,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dipdefense.arguments import check_integer
+from dipdefense.arguments import check_integer, check_positive
 
-__all__ = ["Fixed", "Iterate", "LeastStatistic", "StoppingRule", "Threshold", "check_number"]
+__all__ = ["Fixed", "Iterate", "LeastStatistic", "StoppingRule", "Threshold"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class LeastStatistic(StoppingRule):
     def __init__(self, patience: int, rate: float = 1.0):
         super().__init__()
         check_integer("patience", patience, 1)
-        check_number("rate", rate, 1)
+        check_positive("rate", rate, 1)
         self.patience = patience
         self.rate = rate
 
@@ -135,7 +135,7 @@ class Threshold(StoppingRule):
 
     def __init__(self, level: float, rate: float = 1.0):
         super().__init__()
-        check_number("rate", rate, 1)
+        check_positive("rate", rate, 1)
         self.level = level
         self.rate = rate
 
@@ -147,11 +147,3 @@ class Threshold(StoppingRule):
         """See `StoppingRule.observe`."""
         smooth = self._smooth(self.statistic(iterate), iterate.sane, self.rate)
         return iterate.sane, iterate.sane & (smooth <= self.level)
-
-
-def check_number(name: str, value: float, most: float = math.inf) -> None:
-    """Raise unless a value is a finite number in (0, most]."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not 0 < value <= most:
-        wanted = "be positive and finite" if math.isinf(most) else f"lie in (0, {most}]"
-        raise ValueError(f"{name} must {wanted}, got {value!r}")

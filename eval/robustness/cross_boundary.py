@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dipdefense.arguments import check_integer
-from dipdefense.defence.evidence import Classify, check_finite, check_iterations, spread
+from dipdefense.arguments import check_finite, check_integer
+from dipdefense.defence.evidence import Classify, check_iterations, spread
 
 __all__ = ["CrossBoundary"]
 

@@ -59,8 +59,9 @@ def run(net, digits, out, config=RUN, **options):
     return evaluate_robustness(net, digits, config, out=out, **options)
 
 
-def refused(out, message):
-    return pytest.raises(ValueError, match=f"out {out} holds a run with {message}.*: name another folder")
+def refusal(out, message):
+    """The error that refuses a folder, as a pattern: it says what differs, and what to do."""
+    return f"out {out} holds a run with {message}.*: name another folder"
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_another_configuration_is_refused_by_what_differs(made, net, digits, nam
     change, message = OTHERS[name]
     before = {path.name: path.read_bytes() for path in made.iterdir()}
     classifier, dataset, config, changed = change(net, digits)
-    with refused(made, message):
+    with pytest.raises(ValueError, match=refusal(made, message)):
         run(classifier, dataset, made, config, **changed)
     assert {path.name: path.read_bytes() for path in made.iterdir()} == before
 
@@ -132,10 +133,12 @@ def test_another_configuration_is_refused_by_what_differs(made, net, digits, nam
 def test_other_code_is_refused(made, net, digits, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(records, "source_hash", lambda *packages: "0123456789abcdef")
-        with refused(made, r"code \w+ where this one has 0123456789abcdef"):
+        with pytest.raises(ValueError, match=refusal(made, r"code \w+ where this one has 0123456789abcdef")):
             run(net, digits, made)
     monkeypatch.setitem(ATTACKS, "fgsm", partial(ATTACKS["fgsm"], seed=3))
-    with refused(made, r"attacks\.fgsm attacks\.gradient\.fgsm \w+ where this one has"):
+    with pytest.raises(
+        ValueError, match=refusal(made, r"attacks\.fgsm attacks\.gradient\.fgsm \w+ where this one has")
+    ):
         run(net, digits, made)
 
 
@@ -148,7 +151,9 @@ def test_filters_may_be_added_and_left_out(tmp_path, net, digits):
     assert set(run(net, digits, tmp_path, config, filters={}, **count)["defence"]) == {"none", "dip"}
     assert len(calls) == 1
     other = {"blur": partial(gaussian_blur, sigma=0.5)}
-    with refused(tmp_path, r"defences\.blur\.filter .* where this one has"):  # of the start before the last
+    with pytest.raises(
+        ValueError, match=refusal(tmp_path, r"defences\.blur\.filter .* where this one has")
+    ):  # of the start before the last
         run(net, digits, tmp_path, config, filters=other)
 
 
@@ -157,7 +162,12 @@ def test_another_function_in_an_attribute_is_refused(tmp_path, net, digits, seco
     """Weights, structure and code of the two are the same: the second run once returned the first one's table."""
     config, first = dataclasses.replace(RUN, attacks=(), n=2), Scaled(net, lambda x: x * 1.0).eval()
     run(first, digits, tmp_path, config, filters={})
-    with refused(tmp_path, r"another classifier, whose logits differ from this one's by up to [\d.]+, in a range of"):
+    with pytest.raises(
+        ValueError,
+        match=refusal(
+            tmp_path, r"another classifier, whose logits differ from this one's by up to [\d.]+, in a range of"
+        ),
+    ):
         run(Scaled(net, second).eval(), digits, tmp_path, config, filters={})
     assert run(first, digits, tmp_path, config, filters={})["n"].eq(2).all()
 
@@ -174,7 +184,10 @@ HELD = {
 def test_filters_purifiers_and_gradients_are_known_by_what_they_hold(tmp_path, net, digits, name):
     (first, second), config = HELD[name], dataclasses.replace(RUN, attacks=(), n=2)
     run(net, digits, tmp_path, config, **{"filters": {}} | first)
-    with refused(tmp_path, r"(defences\.f\.filter|defences\.dip\.purifier|gradient) .* where this one has"):
+    with pytest.raises(
+        ValueError,
+        match=refusal(tmp_path, r"(defences\.f\.filter|defences\.dip\.purifier|gradient) .* where this one has"),
+    ):
         run(net, digits, tmp_path, config, **{"filters": {}} | second)
 
 
@@ -182,7 +195,7 @@ def test_a_filter_is_known_by_its_answers(tmp_path, net, digits, monkeypatch):
     config = dataclasses.replace(RUN, attacks=(), n=2)
     run(net, digits, tmp_path, config, filters={"f": hidden})
     monkeypatch.setitem(HIDDEN, "scale", 0.2)
-    with refused(tmp_path, "another filter f, whose logits differ"):
+    with pytest.raises(ValueError, match=refusal(tmp_path, "another filter f, whose logits differ")):
         run(net, digits, tmp_path, config, filters={"f": hidden})
 
 
@@ -210,12 +223,17 @@ def test_rungs_and_images_may_be_added_to_a_ladder_and_nothing_else(tmp_path, ne
         ({"config": dataclasses.replace(CLIMB, batch_size=1)}, "batch_size 32 where this one has 1"),
         ({"seed": 1}, "defences.dip.fit_seed 0 where this one has 1"),
     ):
-        with refused(tmp_path, message):
+        with pytest.raises(ValueError, match=refusal(tmp_path, message)):
             climb(net, digits, tmp_path, **changed)
-    with refused(tmp_path, r"weights \w+ where this one has \w+"):
+    with pytest.raises(ValueError, match=refusal(tmp_path, r"weights \w+ where this one has \w+")):
         climb(Scaled(net, lambda x: x).eval(), digits, tmp_path, classifier_name=type(net).__name__)
     monkeypatch.setitem(SURROGATES, "blur", Blur(2.0))
-    with refused(tmp_path, r"attacks\.blur\.gradient Blur\(sigma=1\.0\) \w+ where this one has Blur\(sigma=2\.0\)"):
+    with pytest.raises(
+        ValueError,
+        match=refusal(
+            tmp_path, r"attacks\.blur\.gradient Blur\(sigma=1\.0\) \w+ where this one has Blur\(sigma=2\.0\)"
+        ),
+    ):
         climb(net, digits, tmp_path)
 
 
@@ -225,9 +243,9 @@ def test_a_source_may_be_added_with_the_rung_that_needs_it_and_stays(tmp_path, n
     transfer = dataclasses.replace(CLIMB, rungs=["oblivious", "transfer"])
     source = Scaled(net, lambda x: 2 * x).eval()
     assert len(climb(net, digits, tmp_path, transfer, source=source)) == 4
-    with refused(tmp_path, "another source, whose logits"):
+    with pytest.raises(ValueError, match=refusal(tmp_path, "another source, whose logits")):
         climb(net, digits, tmp_path, transfer, source=Scaled(net, lambda x: -x).eval())
-    with refused(tmp_path, r"attacks\.transfer\.source \w+ where this one has"):
+    with pytest.raises(ValueError, match=refusal(tmp_path, r"attacks\.transfer\.source \w+ where this one has")):
         climb(net, digits, tmp_path, transfer, source=net)
 
 
@@ -240,14 +258,16 @@ def test_methods_may_be_added_to_a_comparison_and_nothing_else(tmp_path, net, di
     compare(["bare"], attacks=())
     assert set(compare(["bare", "dip"])["defence"]) == {"bare", "dip"}
     compare(["bare"])
-    with refused(tmp_path, "defences.dip 5.0.fit.lr 0.01 where this one has 0.02"):  # of the start before the last
+    with pytest.raises(
+        ValueError, match=refusal(tmp_path, "defences.dip 5.0.fit.lr 0.01 where this one has 0.02")
+    ):  # of the start before the last
         compare(["dip"], fit=dataclasses.replace(TINY, lr=0.02))
-    with refused(tmp_path, "seed 0 where this one has 1"):
+    with pytest.raises(ValueError, match=refusal(tmp_path, "seed 0 where this one has 1")):
         compare(["bare"], seed=1)
-    with refused(tmp_path, r"weights \w+ where this one has"):
+    with pytest.raises(ValueError, match=refusal(tmp_path, r"weights \w+ where this one has")):
         compare(["bare"], net=Scaled(net, lambda x: -x).eval())
 
 
 def test_two_kinds_of_run_do_not_share_a_folder(made, net, digits):
-    with refused(made, "run evaluate where this one has ladder"):
+    with pytest.raises(ValueError, match=refusal(made, "run evaluate where this one has ladder")):
         climb(net, digits, made)
