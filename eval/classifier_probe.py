@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipdefense.defence.logits import check_logits
+from dipdefense.defence.check_logits import check_logits
 from eval.datasets import ImageDataset
 
 __all__ = ["Answers", "difference_in_answers", "probe", "probe_images"]

@@ -191,16 +191,17 @@ def defence(
     ] = None,
     batch_size: BatchSize = 64,
     seed: Seed = 0,
+    fit_seed: Annotated[int | None, typer.Option(help="Seed of the fits alone; that of --seed by default.")] = None,
     device: Device = "cpu",
     config: ConfigFile = None,
     tile: Tile = None,
     out: RunFolder = Path("runs/defence"),
 ) -> None:
     """Compare defences over their strengths, in accuracy and detection, on one set of adversarial images."""
-    from eval.robustness.compared_defences import Setting
     from eval.robustness.comparison import benchmark_defence
     from eval.robustness.config import RunConfig
     from eval.robustness.defences_by_name import build_methods
+    from eval.robustness.scored_defences import Setting
 
     where, radii = device_named(device), [number("eps", text) for text in names(eps)]
     if not radii:
@@ -224,7 +225,7 @@ def defence(
     compared = build_methods(
         names(methods),
         net,
-        Purifier(chosen, seed=seed, tile=tile),
+        Purifier(chosen, seed=seed if fit_seed is None else fit_seed, tile=tile),
         iterations=[round(chosen.iterations * k / looks) for k in range(1, looks + 1)],
         restarts=restarts,
         views=tuple(names(views)),

@@ -6,10 +6,10 @@ from typing import NamedTuple, Self
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from dipdefense.defence.check_logits import check_logits
 from dipdefense.defence.decisions import Decision, known_decision
 from dipdefense.defence.evidence import Evidence
 from dipdefense.defence.gradients import Gradient, known_gradient
-from dipdefense.defence.logits import check_logits
 from dipdefense.defence.pipeline import Reconstructions, decide, gather_evidence, reconstruct
 from dipdefense.defence.presets import Defence, defence_for
 from dipdefense.defence.purifier import Purifier

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from attacks import autoattack_flags
 from attacks.isolation import as_found
 from attacks.margin import margin
+from eval.diagnose.attack_trace import query, require_gradient
 from eval.diagnose.finding import TOLERANCE, Finding, surely_above
-from eval.diagnose.trace import query, require_gradient
 
 __all__ = ["alone", "autoattack", "probabilities", "stable"]
 

@@ -10,14 +10,14 @@ import pandas as pd
 from torch import Tensor, nn
 
 from attacks.gradient import validate
-from dipdefense.defence.logits import check_logits
+from dipdefense.defence.check_logits import check_logits
 from eval.clock import clock
-from eval.diagnose.budget import monotone, unbounded
+from eval.diagnose.attack_convergence import converged, gradients, one_step, settled
+from eval.diagnose.attack_trace import NoGradientError, query, trace
 from eval.diagnose.finding import Finding
-from eval.diagnose.optimisation import converged, gradients, one_step, settled
 from eval.diagnose.outputs import alone, autoattack, probabilities, stable
-from eval.diagnose.rivals import black_box, noise, transfer
-from eval.diagnose.trace import NoGradientError, query, trace
+from eval.diagnose.radius import monotone, unbounded
+from eval.diagnose.weaker_attacks import black_box, noise, transfer
 
 __all__ = ["CHECKS", "diagnose", "passes"]
 

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from eval.datasets import ImageDataset
-from eval.robustness.compared_defences import Method, Setting
 from eval.robustness.comparison_plots import save_curves, save_rocs
 from eval.robustness.config import RunConfig, craft, describe_attacks
 from eval.robustness.detection import detection_table
 from eval.robustness.experiment import Cell, Experiment, run_experiment, write_tables
+from eval.robustness.scored_defences import Method, Setting
 from eval.robustness.summary import paired_differences, summarise
 
 __all__ = ["FURTHER", "benchmark_defence"]
@@ -45,7 +45,7 @@ def benchmark_defence(
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), in eval mode, on `device`.
         dataset: labelled images.
-        methods: those that are compared, see `eval.robustness.compared_defences.Method`.
+        methods: those that are compared, see `eval.robustness.scored_defences.Method`.
         config: attacks, images and seed; `RunConfig()` if None.
         out: folder of the run, made if missing.
         eps: radii of the attacks; that of `config` alone if None.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from attacks import ATTACKS, CONTROLS
 from attacks.gradient import NORMS_OF
 from dipdefense import Purifier
-from dipdefense.defence.logits import check_logits
+from dipdefense.defence.check_logits import check_logits
 from dipdefense.digest import configuration_hash, describe, fingerprint
 from eval.classifier_probe import probe_images
 from eval.datasets import ImageDataset

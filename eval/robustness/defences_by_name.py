@@ -8,8 +8,8 @@ from torch import nn
 
 from dipdefense import Decision, DefendedClassifier, DetectorGated, FitConfig, MeanSoftmax, Purifier
 from eval.baselines import BASELINES
-from eval.robustness.compared_defences import Defended, Filtered, Method, NoiseLevel, OneFit, Setting, viewed
 from eval.robustness.cross_boundary import CrossBoundary
+from eval.robustness.scored_defences import Defended, Filtered, Method, NoiseLevel, OneFit, Setting, viewed
 
 __all__ = ["FILTERS", "FITS", "METHODS", "build_methods"]
 

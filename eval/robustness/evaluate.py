@@ -5,28 +5,24 @@ also on the defended model, may be added later. A setting that changes other fig
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dipdefense import Decision, DefendedClassifier, Purifier
 from dipdefense.digest import describe
-from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.records import Record
-from eval.robustness.compared_defences import Defended, Method, Setting, Verdict
 from eval.robustness.config import CRAFTED_ON, RunConfig, craft, describe_attacks
 from eval.robustness.experiment import Cell, Experiment, run_experiment, write_tables
+from eval.robustness.scored_defences import Defended, Filter, Method, Plain
 from eval.robustness.summary import paired_differences, summarise
 
 __all__ = ["evaluate", "evaluate_robustness", "evaluation", "finish"]
-
-Defence = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> same
 
 
 def evaluate_robustness(
@@ -38,7 +34,7 @@ def evaluate_robustness(
     purifier: Purifier | None = None,
     decision: Decision | str | None = None,
     gradient: str = "straight_through",
-    filters: Mapping[str, Defence] | None = None,
+    filters: Mapping[str, Filter] | None = None,
     classifier_name: str | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
@@ -99,7 +95,7 @@ def evaluation(
     dataset: ImageDataset,
     config: RunConfig,
     *,
-    filters: Mapping[str, Defence],
+    filters: Mapping[str, Filter],
     **subject: Any,
 ) -> Experiment:
     """The cells of `evaluate_robustness`; `subject` are further fields of the experiment."""
@@ -131,49 +127,3 @@ def evaluation(
         probed={f"filter {plain.name}": plain.logits for plain in behind if not plain.fits},
         **subject,
     )
-
-
-@dataclass(frozen=True)
-class Plain:
-    """The classifier alone, or with a filter in front."""
-
-    name: str
-    classifier: nn.Module
-    filter: Defence | None = None
-
-    @property
-    def settings(self) -> list[Setting]:
-        """See `Method.settings`."""
-        return [Setting(self.name, 0)]
-
-    @property
-    def fits(self) -> bool:
-        """Whether the filter is, or contains, a purifier.
-
-        The result of a fit may change with the number of threads, so such a filter is identified by its code and
-        settings instead of its answers.
-        """
-        modules = self.filter.modules() if isinstance(self.filter, nn.Module) else ()
-        return any(isinstance(module, Purifier) for module in modules)
-
-    def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
-        """See `Method.describe`: the filter's name, code and parameters."""
-        inner = getattr(self.filter, "func", self.filter)
-        if self.filter is None:
-            return {}
-        if not isinstance(self.filter, nn.Module) and "<lambda>" in getattr(inner, "__qualname__", "<lambda>"):
-            raise ValueError(
-                f"filters must be functions with a name, or modules, so that a run knows them, got {self.filter!r}"
-            )
-        return {"filter": describe(self.filter)}
-
-    def logits(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> (B, K)."""
-        return self(images)[self.settings[0]].logits
-
-    def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
-        """See `Method`."""
-        start = clock(images.device)
-        purified = None if self.filter is None else self.filter(images)
-        logits = self.classifier(images if purified is None else purified)
-        return {self.settings[0]: Verdict(logits, None, clock(images.device) - start, purified)}

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from dipdefense.defence.logits import check_logits
+from dipdefense.defence.check_logits import check_logits
 from dipdefense.digest import configuration_hash
 from eval.classifier_probe import probe, probe_images
 from eval.clock import clock
@@ -25,8 +25,8 @@ from eval.datasets import ImageDataset
 from eval.metrics import psnr, ssim
 from eval.peak_memory import peak_bytes
 from eval.records import Record, Records, Run, made_with, write_whole
-from eval.robustness.compared_defences import Method, Setting, Verdict
 from eval.robustness.config import AttackConfig, check_run, describe_subject, identify
+from eval.robustness.scored_defences import Method, Setting, Verdict
 from eval.robustness.summary import ROW, summarise
 
 __all__ = ["GROWS", "KEY", "Cell", "Experiment", "run_experiment", "title", "write_tables"]

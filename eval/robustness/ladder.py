@@ -23,10 +23,10 @@ from dipdefense.fitting.unroll import unroll_bytes
 from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.records import Run
-from eval.robustness.compared_defences import Defended, Setting, Verdict
 from eval.robustness.config import AttackConfig, check_count, check_names, check_number
 from eval.robustness.experiment import Cell, Experiment, run_experiment, write_tables
-from eval.robustness.worst_case import QUERIES, tabulate
+from eval.robustness.ladder_table import QUERIES, tabulate
+from eval.robustness.scored_defences import Defended, Setting, Verdict
 
 __all__ = ["AdaptiveConfig", "evaluate_adaptive"]
 
@@ -108,7 +108,7 @@ def evaluate_adaptive(
         progress: called with (records made, records in all) after every batch of a rung.
 
     Returns:
-        The table, see `eval.robustness.worst_case.tabulate`.
+        The table, see `eval.robustness.ladder_table.tabulate`.
 
     Raises:
         ValueError: more images than the data set has, a classifier that `evaluate_robustness` refuses, `transfer`

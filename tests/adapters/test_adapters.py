@@ -21,8 +21,8 @@ from dipdefense.adapters.huggingface import Logits
 from dipdefense.adapters.sklearn import NumpyClassifier
 from dipdefense.adapters.torchvision import Purify
 from dipdefense.defence.wrapper import Wrapper
+from eval.diagnose.attack_trace import _Watched
 from eval.diagnose.run import _Counted
-from eval.diagnose.trace import _Watched
 
 TINY = FitConfig(architecture_options={"channels": [4, 4], "skip_channels": 0}, input_channels=4, iterations=2)
 EPS = 0.1

@@ -291,6 +291,11 @@ def test_benchmark_defence(config, tmp_path):
     names = {path.name for path in (tmp_path / "run").iterdir()}
     kept = {"config.json", "probe.json", "records.jsonl"}
     assert names == kept | {"summary.csv", "summary.json", "paired.csv", "roc.csv", "curves.png", "roc.png"}
+    result = dipdefense(*command, "--fit-seed", 1, "--out", tmp_path / "other")
+    assert (result.returncode, result.stderr) == (0, "")
+    described = json.loads((tmp_path / "other" / "config.json").read_text())
+    assert described["seed"] == 0
+    assert {defence["fit_seed"] for defence in described["defences"].values() if "fit_seed" in defence} == {1}
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ from dipdefense.cli import app
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.diagnose import CHECKS, diagnose, passes
-from eval.diagnose.budget import monotone
+from eval.diagnose.attack_convergence import converged, gradients, one_step, settled
+from eval.diagnose.attack_trace import NoGradientError, Trace, margin, trace
 from eval.diagnose.finding import surely_above
-from eval.diagnose.optimisation import converged, gradients, one_step, settled
 from eval.diagnose.outputs import autoattack, probabilities
-from eval.diagnose.trace import NoGradientError, Trace, margin, trace
+from eval.diagnose.radius import monotone
 from eval.intervals import wilson
 
 EPS = 0.2  # a bare digits_cnn falls to it, and noise of its size breaks 4 of 10

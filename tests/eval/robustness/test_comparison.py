@@ -15,11 +15,11 @@ from eval.baselines import BASELINES
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.metrics import psnr, ssim
-from eval.robustness.compared_defences import Setting, Verdict
 from eval.robustness.comparison import FURTHER, benchmark_defence
 from eval.robustness.comparison_plots import save_curves, save_rocs
 from eval.robustness.defences_by_name import build_methods
 from eval.robustness.detection import detection_table
+from eval.robustness.scored_defences import Setting, Verdict
 from eval.robustness.summary import COLUMNS, paired_differences, summarise
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=20)

@@ -22,9 +22,9 @@ from dipdefense.defence.evidence import disagreement
 from eval.baselines import BASELINES, jpeg
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
-from eval.robustness.compared_defences import Filtered, OneFit, Setting
 from eval.robustness.cross_boundary import CrossBoundary
 from eval.robustness.defences_by_name import FILTERS, METHODS, VIEWED, build_methods
+from eval.robustness.scored_defences import Filtered, OneFit, Setting
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=30)
 VIEWS = ("identity", "mirror")

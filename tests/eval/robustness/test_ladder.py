@@ -15,8 +15,8 @@ from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.intervals import wilson
 from eval.robustness.ladder import AdaptiveConfig, evaluate_adaptive
+from eval.robustness.ladder_table import tabulate
 from eval.robustness.summary import COLUMNS
-from eval.robustness.worst_case import tabulate
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=8)
 N = {"cheap": 6, "gradient": 4, "unrolled": 2, "queries": 1}

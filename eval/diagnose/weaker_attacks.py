@@ -3,9 +3,9 @@
 from torch import Tensor, nn
 
 from attacks import random_noise, square
+from eval.diagnose.attack_convergence import Craft
+from eval.diagnose.attack_trace import margin, trace
 from eval.diagnose.finding import TOLERANCE, Figure, Finding, surely_above
-from eval.diagnose.optimisation import Craft
-from eval.diagnose.trace import margin, trace
 
 __all__ = ["black_box", "noise", "transfer"]
 

@@ -4,9 +4,9 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from eval.diagnose.attack_convergence import Craft
+from eval.diagnose.attack_trace import margin, query, trace
 from eval.diagnose.finding import Figure, Finding, surely_above
-from eval.diagnose.optimisation import Craft
-from eval.diagnose.trace import margin, query, trace
 
 __all__ = ["monotone", "unbounded"]
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from attacks import fgsm
+from eval.diagnose.attack_trace import NoGradientError, Trace, margin, trace
 from eval.diagnose.finding import TOLERANCE, Finding, surely_above
-from eval.diagnose.trace import NoGradientError, Trace, margin, trace
 
 __all__ = ["Craft", "converged", "gradients", "one_step", "settled"]
 

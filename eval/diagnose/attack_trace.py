@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attacks import pgd
 from attacks.isolation import as_found
 from attacks.margin import margin as logit_margin
-from dipdefense.defence.logits import check_logits
+from dipdefense.defence.check_logits import check_logits
 
 __all__ = ["NoGradientError", "Trace", "query", "margin", "require_gradient", "trace"]
 

@@ -18,7 +18,10 @@ from eval.clock import clock
 from eval.robustness.config import describe_purifier
 from eval.robustness.cross_boundary import CrossBoundary
 
-__all__ = ["Defended", "Filtered", "Method", "NoiseLevel", "OneFit", "Setting", "Verdict", "viewed"]
+__all__ = ["Defended", "Filter", "Filtered", "Method", "NoiseLevel", "OneFit", "Plain", "Setting", "Verdict", "viewed"]
+
+
+Filter = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> same
 
 
 class Setting(NamedTuple):
@@ -56,6 +59,52 @@ def viewed(name: str, views: tuple[str, ...]) -> str:
     if views[0] == "identity":
         return "+".join((name, *views[1:]))
     return f"{name}:{'+'.join(views)}"
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The classifier alone, or with a filter in front."""
+
+    name: str
+    classifier: nn.Module
+    filter: Filter | None = None
+
+    @property
+    def settings(self) -> list[Setting]:
+        """See `Method.settings`."""
+        return [Setting(self.name, 0)]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the filter is, or contains, a purifier.
+
+        The result of a fit may change with the number of threads, so such a filter is identified by its code and
+        settings instead of its answers.
+        """
+        modules = self.filter.modules() if isinstance(self.filter, nn.Module) else ()
+        return any(isinstance(module, Purifier) for module in modules)
+
+    def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
+        """See `Method.describe`: the filter's name, code and parameters."""
+        inner = getattr(self.filter, "func", self.filter)
+        if self.filter is None:
+            return {}
+        if not isinstance(self.filter, nn.Module) and "<lambda>" in getattr(inner, "__qualname__", "<lambda>"):
+            raise ValueError(
+                f"filters must be functions with a name, or modules, so that a run knows them, got {self.filter!r}"
+            )
+        return {"filter": describe(self.filter)}
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> (B, K)."""
+        return self(images)[self.settings[0]].logits
+
+    def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
+        """See `Method`."""
+        start = clock(images.device)
+        purified = None if self.filter is None else self.filter(images)
+        logits = self.classifier(images if purified is None else purified)
+        return {self.settings[0]: Verdict(logits, None, clock(images.device) - start, purified)}
 
 
 @dataclass(frozen=True)
