@@ -63,7 +63,7 @@ __all__ = [
     "total_variation",
 ]
 
-# Names of version 0.1, kept for one version: what each stands for, and what to write in its place.
+# Former names, kept for one version: what each stands for, and what to write in its place.
 _DEPRECATED: dict[str, tuple[Any, str]] = {
     "Fault": (Incompatibility, "Incompatibility"),
     "Judgement": (Prediction, "Prediction"),

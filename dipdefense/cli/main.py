@@ -2,9 +2,10 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from dipdefense.cli.benchmark import benchmark
 from dipdefense.cli.benchmark_denoising import denoising_benchmarks
@@ -13,12 +14,32 @@ from dipdefense.cli.check import check
 from dipdefense.cli.diagnose import diagnose
 from dipdefense.cli.evaluate import evaluate
 from dipdefense.cli.ladder import ladder
-from dipdefense.cli.output import AnywhereGroup, accuracies_as_made, errors, manner, note, print_frame, progress_bar
+from dipdefense.cli.output import accuracies_as_made, errors, manner, note, print_frame, progress_bar
 from dipdefense.cli.purify import purify
 from dipdefense.cli.report import report
 from dipdefense.cli.restore import restoring
 
 __all__ = ["app", "main"]
+
+EVERYWHERE = ("--json", "--quiet")
+
+
+class AnywhereGroup(TyperGroup):
+    """A command whose options `--json` and `--quiet` may also follow the subcommand.
+
+    The deprecated `evaluate --adaptive` runs `ladder`.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See click: move these two options to the front, and leave the rest as it is."""
+        end = args.index("--") if "--" in args else len(args)
+        moved = [argument for argument in args[:end] if argument in EVERYWHERE]
+        kept = [argument for argument in args[:end] if argument not in EVERYWHERE]
+        if kept[:1] == ["evaluate"] and "--adaptive" in kept:
+            errors.print("evaluate --adaptive is deprecated: its name is dipdefense ladder", soft_wrap=True)
+            kept = ["ladder", *(argument for argument in kept[1:] if argument != "--adaptive")]
+        return super().parse_args(ctx, moved + kept + args[end:])
+
 
 app = typer.Typer(
     cls=AnywhereGroup,

@@ -18,10 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from typer.core import TyperGroup
 
 __all__ = [
-    "AnywhereGroup",
     "accuracies_as_made",
     "console",
     "errors",
@@ -36,26 +34,8 @@ __all__ = [
 console = Console()
 errors = Console(stderr=True)
 manner: ContextVar[str] = ContextVar("manner", default="text")  # text, json or quiet; set at every call of the command
-EVERYWHERE = ("--json", "--quiet")
 ACCURACIES = ("attack", "crafted on", "defence", "n", "accuracy", "95 % interval", "PSNR dB", "SSIM", "s / image")
 WIDTHS = (12, 10, 13, 3, 8, 13, 7, 5)  # in a terminal of 80 columns, which leaves no room for the seconds
-
-
-class AnywhereGroup(TyperGroup):
-    """A command whose options `--json` and `--quiet` may also follow the subcommand.
-
-    The deprecated `evaluate --adaptive` runs `ladder`.
-    """
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """See click: move these two options to the front, and leave the rest as it is."""
-        end = args.index("--") if "--" in args else len(args)
-        moved = [argument for argument in args[:end] if argument in EVERYWHERE]
-        kept = [argument for argument in args[:end] if argument not in EVERYWHERE]
-        if kept[:1] == ["evaluate"] and "--adaptive" in kept:
-            errors.print("evaluate --adaptive is deprecated: its name is dipdefense ladder", soft_wrap=True)
-            kept = ["ladder", *(argument for argument in kept[1:] if argument != "--adaptive")]
-        return super().parse_args(ctx, moved + kept + args[end:])
 
 
 @contextmanager

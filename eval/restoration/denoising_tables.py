@@ -95,6 +95,6 @@ def write_scores(run: Path, records: Sequence[Record], baseline: str, settings: 
     for name, table in tables.items():
         write_whole(run / f"{name}.csv", table.to_csv(index=False))
     plain = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
-    write_whole(run / "results.json", json.dumps({"numbers": dict(settings), **plain}, indent=1) + "\n")
+    write_whole(run / "results.json", json.dumps({"settings": dict(settings), **plain}, indent=1) + "\n")
     save_denoised(run / "contact_sheet.jpg", run / "pictures", records)
     return tables["summary"]

@@ -163,7 +163,7 @@ def test_a_run_goes_on_where_it_was_and_adds_methods(tmp_path, monkeypatch):
             benchmark_denoising(methods=["median", "dip"], **run | changed)
     assert len(records(tmp_path)) == 12
     result = json.loads((tmp_path / "results.json").read_text())
-    assert result["numbers"] == {
+    assert result["settings"] == {
         **{"sigma": SIGMA, "level": None, "clip": False, "noisy": "gaussian", "seeds": 1, "runs": 1},
         "fit": dataclasses.asdict(QUICK),
     }
@@ -216,7 +216,7 @@ def test_other_noise_is_that_of_its_name_and_nobody_is_told_a_sigma(tmp_path, sp
     assert np.array_equal(given, expected.permute(1, 2, 0).double().numpy())
     assert spied["median"][0][1] == estimated_sigma(given)
     result = json.loads((tmp_path / "results.json").read_text())
-    assert (result["numbers"]["noisy"], result["numbers"]["level"]) == (noise, level)
+    assert (result["settings"]["noisy"], result["numbers"]["level"]) == (noise, level)
     told = benchmark_denoising(images(1), ["median"], QUICK, sigma=0.1, **options)
     assert told["method"].tolist() == ["median"]
     assert spied["median"][-1][1] == 0.1
