@@ -216,7 +216,7 @@ def test_other_noise_is_that_of_its_name_and_nobody_is_told_a_sigma(tmp_path, sp
     assert np.array_equal(given, expected.permute(1, 2, 0).double().numpy())
     assert spied["median"][0][1] == estimated_sigma(given)
     result = json.loads((tmp_path / "results.json").read_text())
-    assert (result["settings"]["noisy"], result["numbers"]["level"]) == (noise, level)
+    assert (result["settings"]["noisy"], result["settings"]["level"]) == (noise, level)
     told = benchmark_denoising(images(1), ["median"], QUICK, sigma=0.1, **options)
     assert told["method"].tolist() == ["median"]
     assert spied["median"][-1][1] == 0.1
