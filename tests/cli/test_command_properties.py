@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dipdefense.cli import app, main
-from dipdefense.cli.output import EVERYWHERE
+from dipdefense.cli.main import EVERYWHERE
 from eval.fits.speed import MATMUL_SIDE
 
 CLASSIFIER = """
