@@ -43,6 +43,8 @@ def learn_start(
         raise ValueError(f"n must be at most the {len(images)} images of {dataset} {index}, got {n}")
     if target.suffix != ".safetensors":
         raise ValueError(f"OUTPUT must end in .safetensors, got {target}")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"No such file or directory: OUTPUT needs the folder {target.parent}")
     shown = images.batch(positions).to(options.device_named(device))
     defence = defence_for(tuple(shown.shape[1:]))
     if size is None and defence.tile is not None and max(shown.shape[2:]) > defence.tile:

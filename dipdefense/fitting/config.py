@@ -90,7 +90,7 @@ class FitConfig:
             object.__setattr__(self, name, plain)  # JSON has lists only
         with torch.device("meta"):  # on the meta device this checks the options and costs nothing
             net = build_network(self, out_channels=3)
-        object.__setattr__(self, "start", check_start(self, net))
+        object.__setattr__(self, "start", check_start(vars(self), net))
         warm_up = build_rule(self).warm_up
         if warm_up > self.iterations:
             raise ValueError(

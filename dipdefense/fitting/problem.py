@@ -129,7 +129,7 @@ def build_problem(
         net = build_network(config, C)
     stride = int(net.stride)  # type: ignore[arg-type]
     height, width = canvas(net, H, W)
-    start = None if config.start == RANDOM else find_start(config, C)
+    start = None if config.start == RANDOM else find_start(vars(config), C)
     if start is not None and z is not None:
         raise ValueError(
             f"z must be None where start is {config.start}, which has its own, got one: set start to random"

@@ -13,14 +13,11 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-
-if TYPE_CHECKING:  # the configuration checks its start, so it imports this module
-    from dipdefense.fitting.config import FitConfig
 
 __all__ = ["LEARNED", "RANDOM", "Start", "check_start", "find_start", "read_start"]
 
@@ -94,11 +91,11 @@ def read_start(path: str | Path) -> Start:
     return Start(tensors, z, recipe)
 
 
-def check_start(config: "FitConfig", net: nn.Module) -> str:
+def check_start(settings: Mapping[str, Any], net: nn.Module) -> str:
     """The `start` of a configuration, complete: the digits of its SHA-256 are appended to the path of a file.
 
     Args:
-        config: its network must be that of the start.
+        settings: of a `FitConfig`; its network must be that of the start.
         net: this network, which may be on the meta device; its number of output channels does not matter.
 
     Raises:
@@ -106,18 +103,19 @@ def check_start(config: "FitConfig", net: nn.Module) -> str:
         ValueError: no start comes with the package for this network; the file is no start, one for another network, or
             another one than when the digits were appended.
     """
-    if config.start == RANDOM:
+    named = settings["start"]
+    if named == RANDOM:
         return RANDOM
-    if config.start == LEARNED:
-        if not any(_is_for(config, start) for start in _shipped()):
+    if named == LEARNED:
+        if not any(_is_for(settings, start) for start in _shipped()):
             raise ValueError(
                 f"start must be {RANDOM!r} or a file for this network, for which no start comes with the package: "
                 "learn one with `dipdefense learn-start`"
             )
         return LEARNED
-    path, digits = _split(config.start)
+    path, digits = _split(named)
     start = read_start(path)
-    if not _is_for(config, start):
+    if not _is_for(settings, start):
         wanted = {name: start.recipe["fit"][name] for name in NETWORK}
         raise ValueError(f"start must be one for the network of the fit, {path} is for {json.dumps(wanted)}")
     names = {name: parameter.shape[1:] for name, parameter in net.named_parameters()}
@@ -129,16 +127,16 @@ def check_start(config: "FitConfig", net: nn.Module) -> str:
     return f"{path}@{found}"
 
 
-def find_start(config: "FitConfig", channels: int) -> Start:
+def find_start(settings: Mapping[str, Any], channels: int) -> Start:
     """The learned start of a configuration for images with so many channels.
 
     Raises:
         FileNotFoundError, ValueError: as `check_start`; or the start is for another number of channels.
     """
-    if config.start == LEARNED:
-        known = [start for start in _shipped() if _is_for(config, start)]
+    if settings["start"] == LEARNED:
+        known = [start for start in _shipped() if _is_for(settings, start)]
     else:
-        known = [read_start(_split(config.start)[0])]
+        known = [read_start(_split(settings["start"])[0])]
     for start in known:
         if start.recipe["channels"] == channels:
             return start
@@ -151,8 +149,8 @@ def _shipped() -> tuple[Start, ...]:
     return tuple(read_start(path) for path in sorted(SHIPPED.glob("*.safetensors")))
 
 
-def _is_for(config: "FitConfig", start: Start) -> bool:
-    return all(getattr(config, name) == start.recipe["fit"][name] for name in NETWORK)
+def _is_for(settings: Mapping[str, Any], start: Start) -> bool:
+    return all(settings[name] == start.recipe["fit"][name] for name in NETWORK)
 
 
 def _split(start: str) -> tuple[str, str]:
