@@ -186,7 +186,7 @@ def test_the_ladder_prints_and_writes_one_table(tmp_path, config):
         (("--crafted-on", "both:many"), "crafted_on must be bare, defended, both, or such as both:32, got 'both:many'"),
         (("--crafted-on", "bare:3"), "crafted_on must be bare, defended, both, or such as both:32, got 'bare:3'"),
         (("--crafted-on", "none:3"), "crafted_on must be one of bare, defended, both, got 'none'"),
-        (("--crafted-on", "both:0"), "n_defended must be at least 1, got 0"),
+        (("--crafted-on", "both:0"), "n_defended must be None or an integer of at least 1, got 0"),
         (("--decision", "magic"), "decision must be one of"),
         (("--tile", "0"), "tile must be"),
         (("--device", "ray:workers=many"), "device must be such as ray:workers=4,cpus=1,gpus=0,address=HOST:PORT"),
