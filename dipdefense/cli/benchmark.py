@@ -198,18 +198,19 @@ def defence(
     out: RunFolder = Path("runs/defence"),
 ) -> None:
     """Compare defences over their strengths, in accuracy and detection, on one set of adversarial images."""
-    from eval.robustness.comparison import benchmark_defence
-    from eval.robustness.config import RunConfig
+    from eval.robustness.comparison import ComparisonConfig, benchmark_defence
     from eval.robustness.defences_by_name import build_methods
-    from eval.robustness.scored_defences import Setting
 
     where, radii = device_named(device), [number("eps", text) for text in names(eps)]
     if not radii:
         raise ValueError(f"eps must be one or more radii such as 4/255,8/255, got {eps!r}")
-    settings = RunConfig(
+    family, _, strength = (baseline or "").rpartition(":")
+    settings = ComparisonConfig(
         attacks=None if attacks is None else names(attacks),
         norm=norm,
         eps=radii[0],
+        radii=radii,
+        baseline=(family, number("baseline", strength)) if baseline else None,
         steps=steps,
         n=n,
         seed=seed,
@@ -231,8 +232,6 @@ def defence(
         views=tuple(names(views)),
         default=default.decision if own is None and longest is None else None,
     )
-    family, _, strength = (baseline or "").rpartition(":")
-    against = Setting(family, number("baseline", strength)) if baseline else None
     with progress_bar("records") as progress:
         table = benchmark_defence(
             net,
@@ -240,8 +239,6 @@ def defence(
             compared,
             settings,
             out=out,
-            eps=radii,
-            baseline=against,
             classifier_name=classifier,
             device=where,
             progress=progress,

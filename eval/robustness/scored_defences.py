@@ -90,11 +90,12 @@ class Filtered:
             raise ValueError(
                 f"filters must be functions with a name, or modules, so that a run knows them, got {self.filter!r}"
             )
-        described = {} if self.filter is None else {"filter": describe(self.filter)}
-        if not self.detects:
-            return described
         (views,) = (views for views in self.views if viewed(self.name, views) == setting.method)
-        return {"filter": "", **described, self.keyword: setting.strength, "views": list(views)}
+        name = None if self.filter is None else describe(self.filter)
+        return {"filter": name, **self._options(setting.strength), "views": list(views)}
+
+    def _options(self, strength: float) -> dict[str, float]:
+        return {self.keyword: strength} if self.keyword else {}
 
     def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
         """See `Method`."""
@@ -102,8 +103,8 @@ class Filtered:
         bare = self.classifier(images) if self.detects else None
         glance = clock(images.device) - start
         for strength in self.strengths:
-            start, given = clock(images.device), {self.keyword: strength} if self.keyword else {}
-            purified = None if self.filter is None else self.filter(images, **given)
+            start = clock(images.device)
+            purified = None if self.filter is None else self.filter(images, **self._options(strength))
             filtering = clock(images.device) - start
             for views in self.views:
                 start, seen = clock(images.device), images if purified is None else purified
