@@ -194,6 +194,7 @@ def defence(
     fit_seed: Annotated[int | None, typer.Option(help="Seed of the fits alone; that of --seed by default.")] = None,
     device: Device = "cpu",
     config: ConfigFile = None,
+    mirror: Mirror = True,
     tile: Tile = None,
     out: RunFolder = Path("runs/defence"),
 ) -> None:
@@ -217,7 +218,7 @@ def defence(
         batch_size=batch_size,
     )
     images, net = load(dataset, data, index, classifier, weights, where)
-    own, default = fit_config(config), defence_for(tuple(images[0][0].shape), net)
+    own, default = fit_config(config), defence_for(tuple(images[0][0].shape), net, mirror=mirror)
     chosen = own or default.fit
     chosen = replace(chosen, iterations=chosen.iterations if longest is None else longest)
     if not 1 <= looks <= chosen.iterations:

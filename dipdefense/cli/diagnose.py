@@ -43,6 +43,7 @@ def diagnose(
     device: options.Device = "cpu",
     config: options.ConfigFile = None,
     decision: options.DecisionName = None,
+    mirror: options.Mirror = True,
     tile: options.Tile = None,
     out: Annotated[Path, typer.Option(help="Folder for diagnose.csv and diagnose.json.")] = Path("runs/diagnose"),
 ) -> None:
@@ -60,7 +61,7 @@ def diagnose(
         raise ValueError(f"n must lie between 1 and the {len(images)} images of {images.name}, got {n}")
     other = load_classifier(surrogate, surrogate_weights).to(where) if surrogate else bare if defended else None
     purifier = Purifier(options.fit_config(config), seed=seed, tile=tile)
-    model = DefendedClassifier(bare, purifier, gradient=gradient, decision=decision) if defended else bare
+    model = DefendedClassifier(bare, purifier, gradient=gradient, decision=decision, mirror=mirror) if defended else bare
     order = images.first(n, seed)
     chosen, labels = images.batch(order.tolist()).to(where), images.labels[order].to(where)
     out.mkdir(parents=True, exist_ok=True)  # a bad folder is refused before minutes are spent

@@ -17,6 +17,7 @@ def evaluate(
     weights: options.Weights = None,
     config: options.ConfigFile = None,
     decision: options.DecisionName = None,
+    mirror: options.Mirror = True,
     tile: options.Tile = None,
     filters: Annotated[str, options.defence_option(help="Comma-separated cheap filters to compare with.")] = "",
     attacks: options.Attacks = None,
@@ -62,6 +63,7 @@ def evaluate(
         fit=options.fit_config(config),
         tile=tile,
         decision=decision,
+        mirror=mirror,
         filters=tuple(options.names(filters)),
     )
     if not 0 <= gallery <= n:

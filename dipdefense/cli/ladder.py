@@ -24,6 +24,7 @@ def ladder(
     weights: options.Weights = None,
     config: options.ConfigFile = None,
     decision: options.DecisionName = None,
+    mirror: options.Mirror = True,
     tile: options.Tile = None,
     fresh: Annotated[
         bool, options.defence_option("--fresh", help="The defence draws a new seed at every query.")
@@ -77,6 +78,7 @@ def ladder(
         fit=options.fit_config(config),
         tile=tile,
         decision=decision,
+        mirror=mirror,
         fresh=fresh,
     )
     other = None if source is None else load_classifier(source, source_weights).to(where)

@@ -82,6 +82,9 @@ Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; tho
 DecisionName = Annotated[
     str | None, defence_option("--decision", help=f"How reconstructions become logits: {', '.join(DECISIONS)}.")
 ]
+Mirror = Annotated[
+    bool, defence_option("--mirror/--no-mirror", help="Whether images keep their class when mirrored; text does not.")
+]
 Tile = Annotated[int | None, defence_option("--tile", help="Side of the tiles that larger images are cut into.")]
 
 Attacks = Annotated[
