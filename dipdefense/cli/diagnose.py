@@ -61,7 +61,9 @@ def diagnose(
         raise ValueError(f"n must lie between 1 and the {len(images)} images of {images.name}, got {n}")
     other = load_classifier(surrogate, surrogate_weights).to(where) if surrogate else bare if defended else None
     purifier = Purifier(options.fit_config(config), seed=seed, tile=tile)
-    model = DefendedClassifier(bare, purifier, gradient=gradient, decision=decision, mirror=mirror) if defended else bare
+    model = (
+        DefendedClassifier(bare, purifier, gradient=gradient, decision=decision, mirror=mirror) if defended else bare
+    )
     order = images.first(n, seed)
     chosen, labels = images.batch(order.tolist()).to(where), images.labels[order].to(where)
     out.mkdir(parents=True, exist_ok=True)  # a bad folder is refused before minutes are spent

@@ -9,7 +9,7 @@ import torch
 import typer
 from torch import Tensor
 
-from dipdefense.cli.options import ConfigFile, Device, Iterations, Seed, Weights, device_named, fit_config
+from dipdefense.cli import options
 from dipdefense.cli.output import progress_bar
 from dipdefense.files.reading import read_image
 from dipdefense.files.writing import check_target, write_image
@@ -38,12 +38,12 @@ def denoise_file(
     source: Source,
     target: Target,
     runs: Annotated[int, typer.Option(help="Fits whose results are averaged.")] = 1,
-    config: ConfigFile = None,
+    config: options.ConfigFile = None,
     published: Published = False,
     tv: Variation = None,
-    iterations: Iterations = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    iterations: options.Iterations = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
 ) -> None:
     """Remove noise of any kind and unknown level from an image file."""
     settings = _settings("denoise", PUBLISHED["denoise"], config, published, tv, iterations)
@@ -59,12 +59,12 @@ def inpaint_file(
     kind: Annotated[
         str, typer.Option(help=f"Which of the published settings: {', '.join(PUBLISHED_INPAINTING)}.")
     ] = "text",
-    config: ConfigFile = None,
+    config: options.ConfigFile = None,
     published: Published = False,
     tv: Variation = None,
-    iterations: Iterations = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    iterations: options.Iterations = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
 ) -> None:
     """Fill in the unknown pixels of an image file: text, holes, missing pixels."""
     if kind not in PUBLISHED_INPAINTING:
@@ -83,12 +83,12 @@ def super_resolve_file(
     source: Source,
     target: Target,
     factor: Annotated[int, typer.Option(help="How many times larger.")] = 4,
-    config: ConfigFile = None,
+    config: options.ConfigFile = None,
     published: Published = False,
     tv: Variation = None,
-    iterations: Iterations = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    iterations: options.Iterations = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
 ) -> None:
     """Enlarge an image file by an integer factor."""
     settings = _settings("super_resolve", published_super_resolution(factor), config, published, tv, iterations)
@@ -99,12 +99,12 @@ def super_resolve_file(
 def remove_jpeg_file(
     source: Source,
     target: Target,
-    config: ConfigFile = None,
+    config: options.ConfigFile = None,
     published: Published = False,
     tv: Variation = None,
-    iterations: Iterations = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    iterations: options.Iterations = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
 ) -> None:
     """Remove blocks and ringing of JPEG compression from an image file."""
     task = "remove_jpeg_artifacts"
@@ -119,12 +119,12 @@ def flash_file(
         Path, typer.Argument(metavar="NO_FLASH", help="Image file of the same view taken without flash.")
     ],
     target: Target,
-    config: ConfigFile = None,
+    config: options.ConfigFile = None,
     published: Published = False,
     tv: Variation = None,
-    iterations: Iterations = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    iterations: options.Iterations = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
 ) -> None:
     """Restore a dark image file with the detail of an image that was taken with a flash."""
     settings = _settings("flash_no_flash", PUBLISHED["flash_no_flash"], config, published, tv, iterations)
@@ -139,19 +139,19 @@ def invert_features_file(
     target: Target,
     layer: Layer,
     classifier: Classifier = "torchvision:squeezenet1_0",
-    weights: Weights = None,
-    config: ConfigFile = None,
+    weights: options.Weights = None,
+    config: options.ConfigFile = None,
     published: Published = False,
     tv: Variation = None,
-    iterations: Iterations = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    iterations: options.Iterations = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
 ) -> None:
     """Show what a classifier's layer keeps of an image file: a natural image with the same features."""
     from eval.classifiers import load_classifier
 
     settings = _settings("invert_features", PUBLISHED["invert_features"], config, published, tv, iterations)
-    net = load_classifier(classifier, weights).to(device_named(device))
+    net = load_classifier(classifier, weights).to(options.device_named(device))
 
     def invert(image: Tensor, **keywords: Any) -> Tensor:
         return invert_features(net, layer, image, **keywords)
@@ -171,19 +171,19 @@ def maximise_activation_file(
     size: Annotated[int, typer.Option(help="Side of the image in pixels.")] = 112,
     channels: Annotated[int, typer.Option(help="Channels of the image: 3, or 1 for grey.")] = 3,
     classifier: Classifier = "torchvision:squeezenet1_0",
-    weights: Weights = None,
-    config: ConfigFile = None,
+    weights: options.Weights = None,
+    config: options.ConfigFile = None,
     published: Published = False,
     tv: Variation = None,
-    iterations: Iterations = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    iterations: options.Iterations = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
 ) -> None:
     """Show what a channel of a classifier's layer responds to: a natural image that activates it most."""
     from eval.classifiers import load_classifier
 
     settings = _settings("maximise_activation", PUBLISHED["maximise_activation"], config, published, tv, iterations)
-    net = load_classifier(classifier, weights).to(device_named(device))
+    net = load_classifier(classifier, weights).to(options.device_named(device))
 
     def excite(**keywords: Any) -> Tensor:
         return maximise_activation(net, layer, channel, shape=(channels, size, size), **keywords)
@@ -203,13 +203,13 @@ def _settings(
     if (config is not None) + published + (tv is not None) > 1:
         raise ValueError("config, published and tv must not be given together: each names the settings of the fit")
     small = PIXELS if tv is not None else SMALL[task]
-    chosen = fit_config(config) or (large if published else small)
+    chosen = options.fit_config(config) or (large if published else small)
     return chosen if iterations is None else replace(chosen, iterations=iterations)
 
 
 def _restore(sources: list[Path], target: Path, device: str, function: Callable[..., Tensor], **keywords: Any) -> None:
     """Read, restore with a progress bar, and write; a target that cannot be written is reported before the work."""
-    where = device_named(device)
+    where = options.device_named(device)
     if target.exists() and any(target.samefile(source) for source in sources):
         raise ValueError(f"OUTPUT must not replace an image that it comes from, {target} would be")
     images = [read_image(source)[None].to(where) for source in sources]
