@@ -21,6 +21,8 @@ COMPARED = (  # columns that are printed of a comparison
     *("psnr_attacked", "psnr_defended", "ssim_attacked", "ssim_defended", "seconds_per_image"),
 )
 
+TRAINING = options.Subject(dataset="digits_train")  # settings are chosen on other images than figures are reported on
+
 benchmark = typer.Typer(no_args_is_help=True, help="Measure the library itself.")
 
 
@@ -46,14 +48,11 @@ def speed(
 
 
 @benchmark.command(epilog="Example: dipdefense benchmark iterations --longest 120 --every 10 --out runs/iterations")
+@options.spread
 def iterations(
-    dataset: options.DatasetName = "digits_train",
-    data: options.DataPath = None,
-    classifier: options.ClassifierSpec = "digits_cnn",
-    weights: options.Weights = None,
+    subject: options.Subject = TRAINING,
     eps: options.Eps = "0.2",
     n: options.Count = 50,
-    index: options.Index = ":",
     longest: Annotated[int, typer.Option(help="Iterations of the fit.")] = 200,
     every: Annotated[int, typer.Option(help="Iterations between two rows.")] = 20,
     seed: options.Seed = 0,
@@ -67,7 +66,7 @@ def iterations(
 
     where = options.device_named(device)
     settings = RunConfig(attacks=("pgd",), eps=options.number("eps", eps), n=n, seed=seed)
-    images, net = options.load(dataset, data, index, classifier, weights, where)
+    images, net = subject.load(where)
     fit = replace(options.fit_config(config) or _single_fit(tuple(images[0][0].shape)), iterations=longest)
     with progress_bar("iterations") as progress:
         table = accuracy_along_fit(net, images, settings, fit, every=every, device=where, progress=progress)
@@ -135,11 +134,9 @@ def stopping(
 @benchmark.command(
     epilog="Example: dipdefense benchmark defence --methods bare,jpeg,dip --attacks pgd --eps 0.1,0.2 --n 50"
 )
+@options.spread
 def defence(
-    dataset: options.DatasetName = "digits",
-    data: options.DataPath = None,
-    classifier: options.ClassifierSpec = "digits_cnn",
-    weights: options.Weights = None,
+    subject: options.Subject = options.ON_DIGITS,
     methods: Annotated[
         str,
         typer.Option(
@@ -158,7 +155,6 @@ def defence(
     eps: Annotated[str, typer.Option(help="Comma-separated radii, images in [0, 1].")] = "4/255,8/255",
     steps: options.AttackSteps = 20,
     n: options.Count = 100,
-    index: options.Index = ":",
     longest: options.Iterations = None,
     looks: Annotated[int, typer.Option(help="Number of iterations of the fit that are evaluated, evenly spaced.")] = 10,
     restarts: Annotated[int, typer.Option(help="Fits of every image for dip, dip_mean; the default has its own.")] = 1,
@@ -193,7 +189,7 @@ def defence(
         seed=seed,
         batch_size=batch_size,
     )
-    images, net = options.load(dataset, data, index, classifier, weights, where)
+    images, net = subject.load(where)
     own, default = options.fit_config(config), defence_for(tuple(images[0][0].shape), net, mirror=mirror)
     chosen = own or default.fit
     chosen = replace(chosen, iterations=chosen.iterations if longest is None else longest)
@@ -216,7 +212,7 @@ def defence(
             compared,
             settings,
             out=out,
-            classifier_name=classifier,
+            classifier_name=subject.classifier,
             device=where,
             progress=progress,
         )
@@ -224,16 +220,13 @@ def defence(
 
 
 @benchmark.command(epilog="Example: dipdefense benchmark gradients --n 4 --steps 10,20")
+@options.spread
 def gradients(
-    dataset: options.DatasetName = "digits",
-    data: options.DataPath = None,
-    classifier: options.ClassifierSpec = "digits_cnn",
-    weights: options.Weights = None,
+    subject: options.Subject = options.ON_DIGITS,
     compared: Annotated[
         str, typer.Option("--gradients", help="Comma-separated gradients of the ladder; all by default.")
     ] = "",
     n: options.Count = 8,
-    index: options.Index = ":",
     steps: Annotated[str, typer.Option(help="Comma-separated numbers of steps whose cost is measured.")] = "25,100,225",
     seed: options.Seed = 0,
     device: options.Device = "cpu",
@@ -250,7 +243,7 @@ def gradients(
         raise ValueError(f"gradients must be among {', '.join(SURROGATES)}, got {unknown[0]!r}")
     if not all(text.isdecimal() and int(text) for text in options.names(steps)):
         raise ValueError(f"steps must be integers of at least 1 such as 25,100,225, got {steps!r}")
-    pictures, net = options.load(dataset, data, index, classifier, weights, where)
+    pictures, net = subject.load(where)
     if not 1 <= n <= len(pictures):
         raise ValueError(f"n must lie between 1 and the {len(pictures)} images, got {n}")
     order = pictures.first(n, seed)

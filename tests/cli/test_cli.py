@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -263,6 +264,29 @@ def test_a_variant_of_the_defence_is_what_its_options_say(tmp_path, config):
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     described = json.loads((tmp_path / "run" / "config.json").read_text())["defences"]["dip"]
     assert (described["tile"], described["decision"].partition("(")[0]) == (16, "MeanSoftmax")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate", "--attacks", "", "--n", "1"),
+        ("ladder", "--rungs", "oblivious", "--images", "cheap=1"),
+        ("benchmark", "defence", "--methods", "default", "--attacks", "", "--looks", "1", "--n", "1"),
+    ],
+)
+@pytest.mark.parametrize(("option", "mirrored"), [((), True), (("--no-mirror",), False)])
+def test_no_mirror(tmp_path, words, option, mirrored):
+    """The default decision for colour images classifies mirror images, and without the mirror none."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "test.npz", images=pixels, labels=np.array([0, 1]))
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    subject = ["--dataset", "cifar10", "--data", f"{tmp_path}/test.npz", "--classifier", f"{tmp_path}/net.py:build"]
+    command = [*words, *subject, *option, "--out", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    (defence,) = json.loads((tmp_path / "run" / "config.json").read_text())["defences"].values()
+    assert ("mirror" in defence["decision"]) == mirrored
 
 
 def test_evaluate_refuses_in_one_line(config, tmp_path):
