@@ -285,8 +285,9 @@ def test_no_mirror(tmp_path, words, option, mirrored):
     subject = ["--dataset", "cifar10", "--data", f"{tmp_path}/test.npz", "--classifier", f"{tmp_path}/net.py:build"]
     command = [*words, *subject, *option, "--out", str(tmp_path / "run")]
     assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
-    (defence,) = json.loads((tmp_path / "run" / "config.json").read_text())["defences"].values()
-    assert ("mirror" in defence["decision"]) == mirrored
+    defences = json.loads((tmp_path / "run" / "config.json").read_text())["defences"].values()
+    (decision,) = (defence["decision"] for defence in defences if "decision" in defence)
+    assert ("mirror" in decision) == mirrored
 
 
 def test_evaluate_refuses_in_one_line(config, tmp_path):
