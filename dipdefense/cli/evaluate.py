@@ -9,14 +9,12 @@ from dipdefense.cli.output import note, print_accuracies, progress_bar
 __all__ = ["evaluate"]
 
 
+@options.spread
 def evaluate(
-    dataset: options.DatasetName = "digits",
-    data: options.DataPath = None,
-    index: options.Index = ":",
-    classifier: options.ClassifierSpec = "digits_cnn",
-    weights: options.Weights = None,
+    subject: options.Subject = options.ON_DIGITS,
     config: options.ConfigFile = None,
     decision: options.DecisionName = None,
+    mirror: options.Mirror = True,
     tile: options.Tile = None,
     filters: Annotated[str, options.defence_option(help="Comma-separated cheap filters to compare with.")] = "",
     attacks: options.Attacks = None,
@@ -43,11 +41,7 @@ def evaluate(
     where, cluster = options.device_or_cluster(device)
     crafted_on, n_defended = _crafted_on(crafted_on)
     spec = RunSpec(
-        classifier=classifier,
-        weights=weights,
-        dataset=dataset,
-        data=data,
-        index=options.index_range(index),
+        **vars(subject) | {"index": options.index_range(subject.index)},
         config=RunConfig(
             attacks=None if attacks is None else options.names(attacks),
             norm=norm,
@@ -62,6 +56,7 @@ def evaluate(
         fit=options.fit_config(config),
         tile=tile,
         decision=decision,
+        mirror=mirror,
         filters=tuple(options.names(filters)),
     )
     if not 0 <= gallery <= n:
