@@ -14,7 +14,6 @@ def evaluate(
     subject: options.Subject = options.ON_DIGITS,
     config: options.ConfigFile = None,
     decision: options.DecisionName = None,
-    mirror: options.Mirror = True,
     tile: options.Tile = None,
     filters: Annotated[str, options.defence_option(help="Comma-separated cheap filters to compare with.")] = "",
     attacks: options.Attacks = None,
@@ -56,7 +55,6 @@ def evaluate(
         fit=options.fit_config(config),
         tile=tile,
         decision=decision,
-        mirror=mirror,
         filters=tuple(options.names(filters)),
     )
     if not 0 <= gallery <= n:

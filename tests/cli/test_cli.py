@@ -233,7 +233,7 @@ def test_the_older_spelling_of_the_ladder_names_the_command(tmp_path):
 
 def test_evaluate_has_few_options_in_groups():
     command = typer.main.get_command(app).commands["evaluate"]
-    assert len(command.params) <= 21
+    assert len(command.params) <= 20
     assert all(option.rich_help_panel for option in command.params)
     assert command.params[-1].default != typer.main.get_command(app).commands["ladder"].params[-1].default
 
@@ -269,7 +269,6 @@ def test_a_variant_of_the_defence_is_what_its_options_say(tmp_path, config):
 @pytest.mark.parametrize(
     "words",
     [
-        ("evaluate", "--attacks", "", "--n", "1"),
         ("ladder", "--rungs", "oblivious", "--images", "cheap=1"),
         ("benchmark", "defence", "--methods", "default", "--attacks", "", "--looks", "1", "--n", "1"),
     ],
