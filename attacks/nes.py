@@ -1,14 +1,13 @@
 """PGD on gradients that are estimated from scores, by natural evolution strategies."""
 
-import functools
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from attacks.ball import project, steepest
 from attacks.gradient import validate
+from attacks.gradient_ascent import Rated, ascend
 from attacks.isolation import as_found
 from attacks.margin import margin
 
@@ -32,7 +31,7 @@ def nes(
     batch_size: int = 64,
     seed: int | None = 0,
 ) -> Tensor:
-    """Projected descent of the margin along estimated gradients; asks for logits only.
+    """Projected ascent of the lost margin along estimated gradients; asks for logits only.
 
     Arguments, result and errors are those of `pgd`. An image that is misclassified, at first or after a step, is
     returned as it is then, without more queries; for the others, the iterate with the smallest margin is returned.
@@ -58,31 +57,32 @@ def nes(
     images = images.detach()
     if eps == 0 or len(images) == 0:
         return images.clone()
-    alpha = eps / 4 if alpha is None else alpha
+    steps = (queries - 1) // (samples + 1)
 
     def ask(points: Tensor) -> Tensor:
         return torch.cat([classifier(part) for part in torch.split(points, batch_size)])
 
     with as_found(classifier, images.device, seed) as seed, torch.no_grad():
-        adversarial, current, mean = images.clone(), images.clone(), torch.zeros_like(images)
-        logits = ask(adversarial)
-        best, standing = margin(logits, labels), logits.argmax(1) == labels
         generator = torch.Generator().manual_seed(seed ^ 1)  # not the seed from which the classifier draws
-        for _ in range((queries - 1) // (samples + 1)):
-            rows = standing.nonzero().squeeze(1)
-            if len(rows) == 0:
-                break
-            score = functools.partial(_scores, ask, labels[rows].repeat(samples))
-            gradient = estimate_gradient(score, current[rows], samples=samples, sigma=sigma, generator=generator)
-            mean[rows] = decay * mean[rows] + (1 - decay) * gradient
-            stepped = current[rows] - alpha * steepest(mean[rows], norm)
-            current[rows] = project(stepped, images[rows], eps, norm)
-            logits = ask(current[rows])
-            margins, wrong = margin(logits, labels[rows]), logits.argmax(1) != labels[rows]
-            better = wrong | (margins < best[rows])
-            best[rows[better]] = margins[better]
-            adversarial[rows[better]] = current[rows[better]]
-            standing[rows] = ~wrong
+        mean, estimates = torch.zeros_like(images), iter(range(steps))
+
+        def objective(points: Tensor, index: Tensor) -> Rated:
+            logits, truth = ask(points), labels[index]
+            lead, standing = -margin(logits, truth), logits.argmax(1) == truth
+            if standing.any() and next(estimates, None) is not None:  # the last iterate needs no gradient
+                rows, asked = index[standing], truth[standing].repeat(samples)
+                gradient = estimate_gradient(
+                    lambda points: -margin(ask(points), asked),
+                    points[standing],
+                    samples=samples,
+                    sigma=sigma,
+                    generator=generator,
+                )
+                mean[rows] = decay * mean[rows] + (1 - decay) * gradient
+            # an infinite success ends the attack on an image
+            return Rated(lead, mean[index], torch.where(standing, lead, math.inf).to(images))
+
+        adversarial, _ = ascend(objective, images, eps=eps, norm=norm, steps=steps, alpha=alpha)
     return adversarial
 
 
@@ -110,10 +110,6 @@ def estimate_gradient(
     points = torch.cat([images + sigma * directions, images - sigma * directions]).clamp(0, 1)
     plus, minus = score(points.flatten(0, 1)).view(2, samples // 2, len(images))
     return torch.einsum("sb,schw->bchw", (plus - minus) / (sigma * samples), directions.squeeze(1))
-
-
-def _scores(ask: Callable[[Tensor], Tensor], labels: Tensor, points: Tensor) -> Tensor:
-    return margin(ask(points), labels)
 
 
 def _validate(queries: int, samples: int, sigma: float, decay: float, batch_size: int) -> None:

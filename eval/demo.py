@@ -39,7 +39,6 @@ BLUR = 1.5  # std in pixels
 SHOWN = 4  # images of the picture, and of the gallery
 FITS = DEMO.n * (1 + len(DEMO.chosen_attacks)) + ADAPTIVE * (DEMO.steps + 2) + SHOWN  # of the main job
 RADII = (0.1, 0.2, 0.3)  # of the comparison
-SMALL = replace(DEMO, attacks=("pgd",), n=30, crafted_on="bare", n_defended=None)
 # approximate percentages of the time of the full demo
 STAGES = {"run": 45, "gallery": 2, "defences": 14, "fit": 13, "ladder": 26}
 
@@ -114,7 +113,7 @@ def _telling(tell: Callable[[float], None]) -> Purifier:
 def _runs_beside(out: Path, classifier: nn.Module, digits: ImageDataset, tell: Told) -> None:
     """A gallery, a comparison of defences, accuracy along the fit, and a ladder."""
     from eval.fits.accuracy_along_fit import accuracy_along_fit
-    from eval.robustness.comparison import benchmark_defence
+    from eval.robustness.comparison import ComparisonConfig, benchmark_defence
     from eval.robustness.defences_by_name import build_methods
     from eval.robustness.gallery import gallery_of_run
     from eval.robustness.ladder import AdaptiveConfig, evaluate_adaptive
@@ -128,13 +127,15 @@ def _runs_beside(out: Path, classifier: nn.Module, digits: ImageDataset, tell: T
         Purifier(fit),
         iterations=[fit.iterations * k // 6 for k in range(1, 7)],
     )
+    small = ComparisonConfig(
+        attacks=("pgd",), eps=DEMO.eps, steps=DEMO.steps, n=30, batch_size=DEMO.batch_size, radii=RADII
+    )
     benchmark_defence(
         classifier,
         digits,
         compared,
-        SMALL,
+        small,
         out=out / "defences",
-        eps=RADII,
         classifier_name="digits_cnn",
         progress=_stage(tell, "defences"),
     )
@@ -142,7 +143,7 @@ def _runs_beside(out: Path, classifier: nn.Module, digits: ImageDataset, tell: T
     along = accuracy_along_fit(
         classifier,
         load_dataset("digits_train"),
-        SMALL,
+        small,
         longer,
         every=longer.iterations // 12,
         progress=_stage(tell, "fit"),

@@ -6,33 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dipdefense.cli.options import (
-    Attacks,
-    AttackSteps,
-    BatchSize,
-    ClassifierSpec,
-    ConfigFile,
-    Count,
-    CropTo,
-    DataPath,
-    DatasetName,
-    Device,
-    Eps,
-    Index,
-    Iterations,
-    Norm,
-    ResizeTo,
-    RunFolder,
-    Seed,
-    Tile,
-    Weights,
-    device_named,
-    fit_config,
-    load,
-    names,
-    number,
-    rule_options,
-)
+from dipdefense.cli import options
 from dipdefense.cli.output import note, print_frame, progress_bar
 from dipdefense.defence.classifier import DefendedClassifier
 from dipdefense.defence.presets import defence_for
@@ -47,12 +21,14 @@ COMPARED = (  # columns that are printed of a comparison
     *("psnr_attacked", "psnr_defended", "ssim_attacked", "ssim_defended", "seconds_per_image"),
 )
 
+TRAINING = options.Subject(dataset="digits_train")  # settings are chosen on other images than figures are reported on
+
 benchmark = typer.Typer(no_args_is_help=True, help="Measure the library itself.")
 
 
 @benchmark.command(epilog="Example: dipdefense benchmark speed --out runs/speed")
 def speed(
-    device: Device = "cpu",
+    device: options.Device = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder for speed.csv; none by default.")] = None,
     compiled: Annotated[
         bool,
@@ -64,7 +40,7 @@ def speed(
     """Time the batched engine in image-steps per second, beside plain loops and the machine's matrix product."""
     from eval.fits.speed import benchmark_speed
 
-    table = benchmark_speed(device=device_named(device), compiled=compiled)
+    table = benchmark_speed(device=options.device_named(device), compiled=compiled)
     print_frame(table)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -72,29 +48,26 @@ def speed(
 
 
 @benchmark.command(epilog="Example: dipdefense benchmark iterations --longest 120 --every 10 --out runs/iterations")
+@options.spread
 def iterations(
-    dataset: DatasetName = "digits_train",
-    data: DataPath = None,
-    classifier: ClassifierSpec = "digits_cnn",
-    weights: Weights = None,
-    eps: Eps = "0.2",
-    n: Count = 50,
-    index: Index = ":",
+    subject: options.Subject = TRAINING,
+    eps: options.Eps = "0.2",
+    n: options.Count = 50,
     longest: Annotated[int, typer.Option(help="Iterations of the fit.")] = 200,
     every: Annotated[int, typer.Option(help="Iterations between two rows.")] = 20,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    config: ConfigFile = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    config: options.ConfigFile = None,
     out: Annotated[Path | None, typer.Option(help="Folder for iterations.csv; none by default.")] = None,
 ) -> None:
     """Measure accuracy and PSNR along a fit, clean and under PGD, as when the default iterations were chosen."""
     from eval.fits.accuracy_along_fit import accuracy_along_fit
     from eval.robustness.config import RunConfig
 
-    where = device_named(device)
-    settings = RunConfig(attacks=("pgd",), eps=number("eps", eps), n=n, seed=seed)
-    images, net = load(dataset, data, index, classifier, weights, where)
-    fit = replace(fit_config(config) or _single_fit(tuple(images[0][0].shape)), iterations=longest)
+    where = options.device_named(device)
+    settings = RunConfig(attacks=("pgd",), eps=options.number("eps", eps), n=n, seed=seed)
+    images, net = subject.load(where)
+    fit = replace(options.fit_config(config) or _single_fit(tuple(images[0][0].shape)), iterations=longest)
     with progress_bar("iterations") as progress:
         table = accuracy_along_fit(net, images, settings, fit, every=every, device=where, progress=progress)
     print_frame(table)
@@ -106,10 +79,12 @@ def iterations(
 @benchmark.command(epilog="Example: dipdefense benchmark stopping --data photos --rules emv,discrepancy --n 4")
 def stopping(
     data: Annotated[Path, typer.Option(help="Folder of clean images.")],
-    resize: ResizeTo = 128,
-    crop: CropTo = 128,
+    resize: options.ResizeTo = 128,
+    crop: options.CropTo = 128,
     rules: Annotated[str, typer.Option(help="Comma-separated stopping rules.")] = ",".join(STOPPING_RULES),
-    options: Annotated[Path | None, typer.Option(help="JSON file of rule names and their options.")] = None,
+    of_rules: Annotated[
+        Path | None, typer.Option("--options", help="JSON file of rule names and their options.")
+    ] = None,
     noises: Annotated[str, typer.Option(help="Comma-separated: gaussian, impulse, shot, speckle.")] = (
         "gaussian,impulse,shot,speckle"
     ),
@@ -123,25 +98,25 @@ def stopping(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Images fitted together.")] = 16,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    config: ConfigFile = None,
-    out: RunFolder = Path("runs/stopping"),
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    config: options.ConfigFile = None,
+    out: options.RunFolder = Path("runs/stopping"),
 ) -> None:
     """Measure how far from the best iterate each stopping rule stops, on images under known noise, and its cost."""
     from eval.fits.stopping import benchmark_stopping
     from eval.photographs import read_photos
 
-    where = device_named(device)
+    where = options.device_named(device)
     images = read_photos(data, resize=resize, crop=crop, n=n, seed=seed)
-    chosen = fit_config(config) or _single_fit((3, crop, crop))
+    chosen = options.fit_config(config) or _single_fit((3, crop, crop))
     with progress_bar("records") as progress:
         table = benchmark_stopping(
             images,
-            rule_options(options, names(rules)),
+            options.rule_options(of_rules, options.names(rules)),
             replace(chosen, iterations=iterations, stopping="fixed", stopping_options={}),
-            noises=names(noises),
-            levels=names(levels),
+            noises=options.names(noises),
+            levels=options.names(levels),
             longest=longest,
             batch_size=batch_size,
             seed=seed,
@@ -159,11 +134,9 @@ def stopping(
 @benchmark.command(
     epilog="Example: dipdefense benchmark defence --methods bare,jpeg,dip --attacks pgd --eps 0.1,0.2 --n 50"
 )
+@options.spread
 def defence(
-    dataset: DatasetName = "digits",
-    data: DataPath = None,
-    classifier: ClassifierSpec = "digits_cnn",
-    weights: Weights = None,
+    subject: options.Subject = options.ON_DIGITS,
     methods: Annotated[
         str,
         typer.Option(
@@ -177,62 +150,61 @@ def defence(
     views: Annotated[
         str, typer.Option(help="Comma-separated views, such as identity,mirror, that each method also averages over.")
     ] = "identity",
-    attacks: Attacks = None,
-    norm: Norm = "linf",
+    attacks: options.Attacks = None,
+    norm: options.Norm = "linf",
     eps: Annotated[str, typer.Option(help="Comma-separated radii, images in [0, 1].")] = "4/255,8/255",
-    steps: AttackSteps = 20,
-    n: Count = 100,
-    index: Index = ":",
-    longest: Iterations = None,
+    steps: options.AttackSteps = 20,
+    n: options.Count = 100,
+    longest: options.Iterations = None,
     looks: Annotated[int, typer.Option(help="Number of iterations of the fit that are evaluated, evenly spaced.")] = 10,
     restarts: Annotated[int, typer.Option(help="Fits of every image for dip, dip_mean; the default has its own.")] = 1,
     baseline: Annotated[
         str | None, typer.Option(help="METHOD:STRENGTH that all others are compared with; the first by default.")
     ] = None,
-    batch_size: BatchSize = 64,
-    seed: Seed = 0,
+    batch_size: options.BatchSize = 64,
+    seed: options.Seed = 0,
     fit_seed: Annotated[int | None, typer.Option(help="Seed of the fits alone; that of --seed by default.")] = None,
-    device: Device = "cpu",
-    config: ConfigFile = None,
-    tile: Tile = None,
-    out: RunFolder = Path("runs/defence"),
+    device: options.Device = "cpu",
+    config: options.ConfigFile = None,
+    mirror: options.Mirror = True,
+    tile: options.Tile = None,
+    out: options.RunFolder = Path("runs/defence"),
 ) -> None:
     """Compare defences over their strengths, in accuracy and detection, on one set of adversarial images."""
-    from eval.robustness.comparison import benchmark_defence
-    from eval.robustness.config import RunConfig
+    from eval.robustness.comparison import ComparisonConfig, benchmark_defence
     from eval.robustness.defences_by_name import build_methods
-    from eval.robustness.scored_defences import Setting
 
-    where, radii = device_named(device), [number("eps", text) for text in names(eps)]
+    where, radii = options.device_named(device), [options.number("eps", text) for text in options.names(eps)]
     if not radii:
         raise ValueError(f"eps must be one or more radii such as 4/255,8/255, got {eps!r}")
-    settings = RunConfig(
-        attacks=None if attacks is None else names(attacks),
+    family, _, strength = (baseline or "").rpartition(":")
+    settings = ComparisonConfig(
+        attacks=None if attacks is None else options.names(attacks),
         norm=norm,
         eps=radii[0],
+        radii=radii,
+        baseline=(family, options.number("baseline", strength)) if baseline else None,
         steps=steps,
         n=n,
         seed=seed,
         batch_size=batch_size,
     )
-    images, net = load(dataset, data, index, classifier, weights, where)
-    own, default = fit_config(config), defence_for(tuple(images[0][0].shape), net)
+    images, net = subject.load(where)
+    own, default = options.fit_config(config), defence_for(tuple(images[0][0].shape), net, mirror=mirror)
     chosen = own or default.fit
     chosen = replace(chosen, iterations=chosen.iterations if longest is None else longest)
     if not 1 <= looks <= chosen.iterations:
         raise ValueError(f"looks must lie between 1 and the {chosen.iterations} iterations of the fit, got {looks}")
     tile = tile if tile is not None or config is not None else default.tile
     compared = build_methods(
-        names(methods),
+        options.names(methods),
         net,
         Purifier(chosen, seed=seed if fit_seed is None else fit_seed, tile=tile),
         iterations=[round(chosen.iterations * k / looks) for k in range(1, looks + 1)],
         restarts=restarts,
-        views=tuple(names(views)),
+        views=tuple(options.names(views)),
         default=default.decision if own is None and longest is None else None,
     )
-    family, _, strength = (baseline or "").rpartition(":")
-    against = Setting(family, number("baseline", strength)) if baseline else None
     with progress_bar("records") as progress:
         table = benchmark_defence(
             net,
@@ -240,9 +212,7 @@ def defence(
             compared,
             settings,
             out=out,
-            eps=radii,
-            baseline=against,
-            classifier_name=classifier,
+            classifier_name=subject.classifier,
             device=where,
             progress=progress,
         )
@@ -250,43 +220,42 @@ def defence(
 
 
 @benchmark.command(epilog="Example: dipdefense benchmark gradients --n 4 --steps 10,20")
+@options.spread
 def gradients(
-    dataset: DatasetName = "digits",
-    data: DataPath = None,
-    classifier: ClassifierSpec = "digits_cnn",
-    weights: Weights = None,
+    subject: options.Subject = options.ON_DIGITS,
     compared: Annotated[
         str, typer.Option("--gradients", help="Comma-separated gradients of the ladder; all by default.")
     ] = "",
-    n: Count = 8,
-    index: Index = ":",
+    n: options.Count = 8,
     steps: Annotated[str, typer.Option(help="Comma-separated numbers of steps whose cost is measured.")] = "25,100,225",
-    seed: Seed = 0,
-    device: Device = "cpu",
-    config: ConfigFile = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    config: options.ConfigFile = None,
     out: Annotated[Path, typer.Option(help="Folder for slopes.csv and cost.csv.")] = Path("runs/gradients"),
 ) -> None:
     """Check each gradient through a fit by finite differences, and measure the cost of the exact one."""
     from attacks.adaptive import SURROGATES
     from eval.fits.gradient_check import compare_gradients, cost_of_unrolling
 
-    where = device_named(device)
-    unknown = [name for name in names(compared) if name not in SURROGATES]
+    where = options.device_named(device)
+    unknown = [name for name in options.names(compared) if name not in SURROGATES]
     if unknown:
         raise ValueError(f"gradients must be among {', '.join(SURROGATES)}, got {unknown[0]!r}")
-    if not all(text.isdecimal() and int(text) for text in names(steps)):
+    if not all(text.isdecimal() and int(text) for text in options.names(steps)):
         raise ValueError(f"steps must be integers of at least 1 such as 25,100,225, got {steps!r}")
-    pictures, net = load(dataset, data, index, classifier, weights, where)
+    pictures, net = subject.load(where)
     if not 1 <= n <= len(pictures):
         raise ValueError(f"n must lie between 1 and the {len(pictures)} images, got {n}")
     order = pictures.first(n, seed)
     images, labels = pictures.batch(order.tolist()).double().to(where), pictures.labels[order].to(where)
-    defended = DefendedClassifier(net.double(), Purifier(fit_config(config), seed=seed))
-    chosen = {name: SURROGATES[name] for name in names(compared) or SURROGATES}
+    defended = DefendedClassifier(net.double(), Purifier(options.fit_config(config), seed=seed))
+    chosen = {name: SURROGATES[name] for name in options.names(compared) or SURROGATES}
     with progress_bar("gradients") as progress:
         table = compare_gradients(defended, images, labels, gradients=chosen, progress=progress)
     purifier, _ = defended.plan(images)
-    cost = cost_of_unrolling(purifier.config_for(images), tuple(images.shape[1:]), [int(text) for text in names(steps)])
+    cost = cost_of_unrolling(
+        purifier.config_for(images), tuple(images.shape[1:]), [int(text) for text in options.names(steps)]
+    )
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "slopes.csv", index=False)
     cost.to_csv(out / "cost.csv", index=False)

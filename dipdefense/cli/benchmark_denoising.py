@@ -6,19 +6,7 @@ from typing import Annotated
 import typer
 from torch import Tensor
 
-from dipdefense.cli.options import (
-    ConfigFile,
-    Count,
-    CropTo,
-    Device,
-    ResizeTo,
-    RunFolder,
-    Seed,
-    device_named,
-    fit_config,
-    names,
-    noise_level,
-)
+from dipdefense.cli import options
 from dipdefense.cli.output import note, print_frame, progress_bar
 from dipdefense.files.reading import read_image
 
@@ -88,21 +76,21 @@ def denoising(
     runs: Annotated[int, typer.Option(help="Fits that dip_average averages.")] = 2,
     batch_size: Annotated[int, typer.Option(help="Images fitted together.")] = 16,
     baseline: Annotated[str, typer.Option(help="Method that the others are compared with.")] = "dip_ema",
-    device: Device = "cpu",
-    config: ConfigFile = None,
-    out: RunFolder = Path("runs/denoising"),
+    device: options.Device = "cpu",
+    config: options.ConfigFile = None,
+    out: options.RunFolder = Path("runs/denoising"),
 ) -> None:
     """Compare the deep image prior and classical denoisers on identical noise; PSNR and SSIM, clipped to [0, 1]."""
     from eval.restoration.denoising import SMALL, benchmark_denoising
 
-    where = device_named(device)
+    where = options.device_named(device)
     references, shots = _photos(data, noisy, reference, resize, crop)
     with progress_bar("records") as progress:
         table = benchmark_denoising(
             references,
-            names(methods),
-            fit_config(config) or SMALL,
-            sigma=None if sigma is None else noise_level(sigma),
+            options.names(methods),
+            options.fit_config(config) or SMALL,
+            sigma=None if sigma is None else options.noise_level(sigma),
             noise=noise,
             level=level,
             noisy=shots,
@@ -144,9 +132,9 @@ def impedance(
     sigma: Sigma = "25",
     resize: Resize = None,
     crop: Crop = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    config: ConfigFile = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    config: options.ConfigFile = None,
     out: Annotated[Path, typer.Option(help="Folder for impedance.csv and impedance.png.")] = Path("runs/impedance"),
 ) -> None:
     """Plot the loss along the fits to an image, to the image with noise, to its pixels shuffled, and to noise."""
@@ -157,10 +145,10 @@ def impedance(
     with progress_bar("share") as progress:
         curves = noise_impedance(
             read_photo(image, resize, crop),
-            fit_config(config) or SMALL,
-            sigma=noise_level(sigma),
+            options.fit_config(config) or SMALL,
+            sigma=options.noise_level(sigma),
             seed=seed,
-            device=device_named(device),
+            device=options.device_named(device),
             progress=progress,
         )
     save_impedance(out, curves)
@@ -179,9 +167,9 @@ def curve(
     resize: Resize = None,
     crop: Crop = None,
     clip: Clip = False,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    config: ConfigFile = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    config: options.ConfigFile = None,
     out: Annotated[Path, typer.Option(help="Folder for curve.csv and curve.png.")] = Path("runs/curve"),
 ) -> None:
     """Plot PSNR and SSIM along a fit, of output and moving average, against the clean and the noisy image."""
@@ -190,7 +178,7 @@ def curve(
     from eval.photographs import read_photo
     from eval.restoration.denoising import SMALL
 
-    reference, level = read_photo(image, resize, crop), noise_level(sigma)
+    reference, level = read_photo(image, resize, crop), options.noise_level(sigma)
     if noisy is not None:
         if resize is not None or crop is not None:
             raise ValueError("resize and crop must not be given with a noisy image: cut both files first")
@@ -201,10 +189,10 @@ def curve(
         table = training_curve(
             reference,
             shot,
-            fit_config(config) or SMALL,
+            options.fit_config(config) or SMALL,
             every=every,
             seed=seed,
-            device=device_named(device),
+            device=options.device_named(device),
             progress=progress,
         )
     save_training_curve(out, table)
@@ -216,20 +204,20 @@ def curve(
 def ablation(
     data: Annotated[Path, typer.Option(help="Folder of colour images.")],
     mnist: Annotated[Path | None, typer.Option(help="Folder of MNIST's test set; no digits if left out.")] = None,
-    resize: ResizeTo = 256,
-    crop: CropTo = 128,
-    n: Count = 2,
+    resize: options.ResizeTo = 256,
+    crop: options.CropTo = 128,
+    n: options.Count = 2,
     digits: Annotated[int, typer.Option(help="Number of digits, the first of MNIST's test set.")] = 16,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    out: RunFolder = Path("runs/ablation"),
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    out: options.RunFolder = Path("runs/ablation"),
 ) -> None:
     """Measure what each part of a denoising fit contributes, and whether one configuration suits every task."""
     from eval.datasets import load_dataset
     from eval.photographs import read_photos
     from eval.restoration.ablation import benchmark_ablation
 
-    where = device_named(device)
+    where = options.device_named(device)
     photos = [image for _, image in read_photos(data, resize=resize, crop=crop, n=n, seed=seed)]
     if digits < 1:
         raise ValueError(f"digits must be at least 1, got {digits}: leave --mnist out for none")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dipdefense.cli.options import ConfigFile, Device, RunFolder, Seed, device_named, fit_config, names
+from dipdefense.cli import options
 from dipdefense.cli.output import note, print_frame, progress_bar
 
 __all__ = ["restoration"]
@@ -26,22 +26,22 @@ def restoration(
     size: Annotated[int, typer.Option(help="Side of the images in pixels; 0 for their own.")] = 128,
     published: Annotated[bool, typer.Option("--published", help="Published settings of each task; for a GPU.")] = False,
     iterations: Annotated[int | None, typer.Option(help="Iterations of the network's fits.")] = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    config: ConfigFile = None,
-    out: RunFolder = Path("runs/restoration"),
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    config: options.ConfigFile = None,
+    out: options.RunFolder = Path("runs/restoration"),
 ) -> None:
     """Measure inpainting, super-resolution and other tasks, beside total variation and library methods."""
     from eval.restoration.restoration import benchmark_restoration
 
-    where = device_named(device)
+    where = options.device_named(device)
     with progress_bar("images") as progress:
         table = benchmark_restoration(
             data,
-            tasks=names(tasks),
-            methods=names(methods),
+            tasks=options.names(tasks),
+            methods=options.names(methods),
             size=size or None,
-            config=fit_config(config),
+            config=options.fit_config(config),
             published=published,
             iterations=iterations,
             seed=seed,

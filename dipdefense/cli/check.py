@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dipdefense.check.check_classifier import check_classifier
-from dipdefense.cli.options import DataPath, Device, Weights, device_named
+from dipdefense.cli import options
 from dipdefense.cli.output import note, print_plain
 
 __all__ = ["check"]
@@ -14,16 +14,16 @@ __all__ = ["check"]
 
 def check(
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="A classifier, as `evaluate --classifier` takes it.")],
-    weights: Weights = None,
+    weights: options.Weights = None,
     shape: Annotated[
         str | None, typer.Option(help="C,H,W of its images; the first that it accepts by default.")
     ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Labelled images, which show its input range with certainty.")
     ] = None,
-    data: DataPath = None,
+    data: options.DataPath = None,
     n: Annotated[int, typer.Option(help="Images of --dataset.")] = 128,
-    device: Device = "cpu",
+    device: options.Device = "cpu",
 ) -> None:
     """Look for what keeps a classifier from being defended, or attacked at full strength, and say what to change.
 
@@ -34,7 +34,7 @@ def check(
 
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    where = device_named(device)
+    where = options.device_named(device)
     images = labels = None
     if dataset is not None:
         named = load_dataset(dataset, data)

@@ -18,11 +18,9 @@ __all__ = ["diagnose"]
 VERDICTS = {True: "pass", False: "FAIL", None: "-"}
 
 
+@options.spread
 def diagnose(
-    dataset: options.DatasetName = "digits",
-    data: options.DataPath = None,
-    classifier: options.ClassifierSpec = "digits_cnn",
-    weights: options.Weights = None,
+    subject: options.Subject = options.ON_DIGITS,
     defended: Annotated[
         bool, typer.Option("--defended/--bare", help="Diagnose the defended classifier, or the bare one.")
     ] = True,
@@ -38,11 +36,11 @@ def diagnose(
     steps: Annotated[int, typer.Option(help="Steps of PGD; some checks take twice as many.")] = 20,
     queries: Annotated[int, typer.Option(help="Queries of the black-box attack for each image.")] = 200,
     repeats: Annotated[int, typer.Option(help="Queries with the same images.")] = 4,
-    index: options.Index = ":",
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     config: options.ConfigFile = None,
     decision: options.DecisionName = None,
+    mirror: options.Mirror = True,
     tile: options.Tile = None,
     out: Annotated[Path, typer.Option(help="Folder for diagnose.csv and diagnose.json.")] = Path("runs/diagnose"),
 ) -> None:
@@ -55,12 +53,14 @@ def diagnose(
     from eval.diagnose import passes
 
     where, radius = options.device_named(device), options.number("eps", eps)
-    images, bare = options.load(dataset, data, index, classifier, weights, where)
+    images, bare = subject.load(where)
     if not 1 <= n <= len(images):
         raise ValueError(f"n must lie between 1 and the {len(images)} images of {images.name}, got {n}")
     other = load_classifier(surrogate, surrogate_weights).to(where) if surrogate else bare if defended else None
     purifier = Purifier(options.fit_config(config), seed=seed, tile=tile)
-    model = DefendedClassifier(bare, purifier, gradient=gradient, decision=decision) if defended else bare
+    model = (
+        DefendedClassifier(bare, purifier, gradient=gradient, decision=decision, mirror=mirror) if defended else bare
+    )
     order = images.first(n, seed)
     chosen, labels = images.batch(order.tolist()).to(where), images.labels[order].to(where)
     out.mkdir(parents=True, exist_ok=True)  # a bad folder is refused before minutes are spent

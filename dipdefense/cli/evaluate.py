@@ -9,12 +9,9 @@ from dipdefense.cli.output import note, print_accuracies, progress_bar
 __all__ = ["evaluate"]
 
 
+@options.spread
 def evaluate(
-    dataset: options.DatasetName = "digits",
-    data: options.DataPath = None,
-    index: options.Index = ":",
-    classifier: options.ClassifierSpec = "digits_cnn",
-    weights: options.Weights = None,
+    subject: options.Subject = options.ON_DIGITS,
     config: options.ConfigFile = None,
     decision: options.DecisionName = None,
     tile: options.Tile = None,
@@ -43,11 +40,7 @@ def evaluate(
     where, cluster = options.device_or_cluster(device)
     crafted_on, n_defended = _crafted_on(crafted_on)
     spec = RunSpec(
-        classifier=classifier,
-        weights=weights,
-        dataset=dataset,
-        data=data,
-        index=options.index_range(index),
+        **vars(subject) | {"index": options.index_range(subject.index)},
         config=RunConfig(
             attacks=None if attacks is None else options.names(attacks),
             norm=norm,

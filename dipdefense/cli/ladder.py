@@ -16,14 +16,12 @@ SHOWN = (  # columns that are printed
 )
 
 
+@options.spread
 def ladder(
-    dataset: options.DatasetName = "digits",
-    data: options.DataPath = None,
-    index: options.Index = ":",
-    classifier: options.ClassifierSpec = "digits_cnn",
-    weights: options.Weights = None,
+    subject: options.Subject = options.ON_DIGITS,
     config: options.ConfigFile = None,
     decision: options.DecisionName = None,
+    mirror: options.Mirror = True,
     tile: options.Tile = None,
     fresh: Annotated[
         bool, options.defence_option("--fresh", help="The defence draws a new seed at every query.")
@@ -59,11 +57,7 @@ def ladder(
 
     where, default = options.device_named(device), AdaptiveConfig(norm=norm)
     spec = RunSpec(
-        classifier=classifier,
-        weights=weights,
-        dataset=dataset,
-        data=data,
-        index=options.index_range(index),
+        **vars(subject) | {"index": options.index_range(subject.index)},
         config=AdaptiveConfig(
             rungs=[*default.chosen_rungs, *(["transfer"] if source else [])] if rungs is None else options.names(rungs),
             norm=norm,
@@ -77,6 +71,7 @@ def ladder(
         fit=options.fit_config(config),
         tile=tile,
         decision=decision,
+        mirror=mirror,
         fresh=fresh,
     )
     other = None if source is None else load_classifier(source, source_weights).to(where)

@@ -1,9 +1,12 @@
 """Options that several commands share, and the functions that parse them."""
 
+import inspect
 import json
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from functools import partial, wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import torch
 import typer
@@ -34,10 +37,12 @@ __all__ = [
     "Index",
     "Iterations",
     "Norm",
+    "ON_DIGITS",
     "DeviceOrCluster",
     "ResizeTo",
     "RunFolder",
     "Seed",
+    "Subject",
     "Tile",
     "Weights",
     "Workers",
@@ -49,13 +54,13 @@ __all__ = [
     "given",
     "image_option",
     "index_range",
-    "load",
     "names",
     "noise_level",
     "number",
     "device_or_cluster",
     "rule_options",
     "run_option",
+    "spread",
 ]
 
 # groups of options in a command's help
@@ -81,6 +86,9 @@ ConfigFile = Annotated[Path | None, defence_option("--config", help="JSON file o
 Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")]
 DecisionName = Annotated[
     str | None, defence_option("--decision", help=f"How reconstructions become logits: {', '.join(DECISIONS)}.")
+]
+Mirror = Annotated[
+    bool, defence_option("--mirror/--no-mirror", help="Whether images keep their class when mirrored; text does not.")
 ]
 Tile = Annotated[int | None, defence_option("--tile", help="Side of the tiles that larger images are cut into.")]
 
@@ -125,15 +133,26 @@ Cpus = Annotated[int, typer.Option("--cpus", help="With --engine ray: CPUs of a 
 Gpus = Annotated[int, typer.Option("--gpus", help="With --engine ray: GPUs of a worker; 0 computes on the CPU.")]
 
 
-def load(
-    dataset: str, data: Path | None, index: str, classifier: str, weights: Path | None, device: torch.device
-) -> tuple[Any, nn.Module]:
-    """The `eval.datasets.ImageDataset` that the options name, and the classifier, on the device."""
-    from eval.classifiers import load_classifier
-    from eval.datasets import load_dataset
+@dataclass(frozen=True)
+class Subject:
+    """The options that name images and a classifier."""
 
-    images = load_dataset(dataset, data).between(*index_range(index))
-    return images, load_classifier(classifier, weights).to(device)
+    dataset: DatasetName = "digits"
+    data: DataPath = None
+    index: Index = ":"
+    classifier: ClassifierSpec = "digits_cnn"
+    weights: Weights = None
+
+    def load(self, device: torch.device) -> tuple[Any, nn.Module]:
+        """The `eval.datasets.ImageDataset`, and the classifier, on the device."""
+        from eval.classifiers import load_classifier
+        from eval.datasets import load_dataset
+
+        images = load_dataset(self.dataset, self.data).between(*index_range(self.index))
+        return images, load_classifier(self.classifier, self.weights).to(device)
+
+
+ON_DIGITS = Subject()
 
 
 def given(context: typer.Context, option: str) -> bool:
@@ -253,3 +272,28 @@ def device_named(name: str) -> torch.device:
         first = str(error).splitlines()[0]
         raise ValueError(f"device must be one that this machine has, such as cpu, got {name!r}: {first}") from None
     return device
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """A command for typer: each field of a parameter that is a dataclass becomes an option of its own."""
+    given: list[tuple[str, Any, Any]] = []
+    groups: dict[str, Any] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind = get_type_hints(command, include_extras=True)[name]
+        if is_dataclass(kind):
+            groups[name], kinds = kind, get_type_hints(kind, include_extras=True)
+            given += [(field.name, kinds[field.name], getattr(parameter.default, field.name)) for field in fields(kind)]
+        else:
+            given.append((name, kind, parameter.default))
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{field.name: values.pop(field.name) for field in fields(kind)})
+        command(**values)
+
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(name, keyword, default=value, annotation=kind) for name, kind, value in given]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {name: kind for name, kind, _ in given}
+    return run

@@ -5,19 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dipdefense.cli.options import (
-    Address,
-    ConfigFile,
-    Cpus,
-    Device,
-    Engine,
-    Gpus,
-    Seed,
-    Workers,
-    cluster_of,
-    device_named,
-    fit_config,
-)
+from dipdefense.cli import options
 from dipdefense.cli.output import errors, progress_bar
 from dipdefense.defence.purifier import Purifier
 from dipdefense.distributed import Cluster, purify_shards
@@ -33,18 +21,18 @@ def purify(
     context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="INPUT", help="Image file, or a folder of them; see --engine.")],
     target: Annotated[str, typer.Argument(metavar="OUTPUT", help="Image file, or a folder for a folder.")],
-    config: ConfigFile = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    config: options.ConfigFile = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
     tile: Annotated[
         int | None,
         typer.Option(help="Side of the tiles that larger images are cut into; the default's, or uncut with --config."),
     ] = None,
-    engine: Engine = "local",
-    address: Address = None,
-    workers: Workers = None,
-    cpus: Cpus = 1,
-    gpus: Gpus = 0,
+    engine: options.Engine = "local",
+    address: options.Address = None,
+    workers: options.Workers = None,
+    cpus: options.Cpus = 1,
+    gpus: options.Gpus = 0,
     shard_size: Annotated[int, typer.Option(help="With --engine ray: images of a shard.")] = 256,
     column: Annotated[str, typer.Option(help="With --engine ray: column of the images in Parquet files.")] = "image",
 ) -> None:
@@ -57,8 +45,8 @@ def purify(
     is a folder of Parquet shards with the columns key, image (PNG), iterations and error. A second start makes only the
     shards that are missing.
     """
-    cluster = cluster_of(context, engine, address, workers, cpus, gpus, "shard_size", "column")
-    purifier = Purifier(fit_config(config), seed=seed, tile=tile)
+    cluster = options.cluster_of(context, engine, address, workers, cpus, gpus, "shard_size", "column")
+    purifier = Purifier(options.fit_config(config), seed=seed, tile=tile)
     if cluster is None:
         _purify_here(Path(source), Path(target), purifier, device)
     else:
@@ -66,7 +54,7 @@ def purify(
 
 
 def _purify_here(source: Path, target: Path, purifier: Purifier, device: str) -> None:
-    where = device_named(device)
+    where = options.device_named(device)
     files = list_images(source) if source.is_dir() else [source]
     if source.is_dir():
         target.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The commands that restore one image file into another."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +9,7 @@ import torch
 import typer
 from torch import Tensor
 
-from dipdefense.cli.options import ConfigFile, Device, Iterations, Seed, Weights, device_named, fit_config
+from dipdefense.cli import options
 from dipdefense.cli.output import progress_bar
 from dipdefense.files.reading import read_image
 from dipdefense.files.writing import check_target, write_image
@@ -33,24 +33,41 @@ Layer = Annotated[str, typer.Option(help="Name of the layer, as in named_modules
 Classifier = Annotated[str, typer.Option(help="cifar_resnet20, torchvision:NAME, timm:NAME, FILE.py:FACTORY.")]
 
 
+@dataclass(frozen=True)
+class Fit:
+    """The options of a fit, which all these commands have."""
+
+    config: options.ConfigFile = None
+    published: Published = False
+    tv: Variation = None
+    iterations: options.Iterations = None
+    seed: options.Seed = 0
+    device: options.Device = "cpu"
+
+    def settings(self, task: str, large: FitConfig) -> FitConfig:
+        """The settings that the options name; at most one of the three, and the small ones without any."""
+        if (self.config is not None) + self.published + (self.tv is not None) > 1:
+            raise ValueError("config, published and tv must not be given together: each names the settings of the fit")
+        small = PIXELS if self.tv is not None else SMALL[task]
+        chosen = options.fit_config(self.config) or (large if self.published else small)
+        return chosen if self.iterations is None else replace(chosen, iterations=self.iterations)
+
+
 @restoring.command("denoise", epilog="Example: dipdefense denoise noisy.png clean.png --runs 2")
+@options.spread
 def denoise_file(
     source: Source,
     target: Target,
     runs: Annotated[int, typer.Option(help="Fits whose results are averaged.")] = 1,
-    config: ConfigFile = None,
-    published: Published = False,
-    tv: Variation = None,
-    iterations: Iterations = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    fit: Fit = Fit(),
 ) -> None:
     """Remove noise of any kind and unknown level from an image file."""
-    settings = _settings("denoise", PUBLISHED["denoise"], config, published, tv, iterations)
-    _restore([source], target, device, denoise, runs=runs, config=settings, seed=seed, tv=tv or 0.0)
+    settings = fit.settings("denoise", PUBLISHED["denoise"])
+    _restore([source], target, fit, denoise, runs=runs, config=settings)
 
 
 @restoring.command("inpaint", epilog="Example: dipdefense inpaint photo.png mask.png whole.png --kind text")
+@options.spread
 def inpaint_file(
     source: Source,
     mask: Annotated[Path, typer.Argument(metavar="MASK", help="Black and white image file; white = known pixel.")],
@@ -59,104 +76,83 @@ def inpaint_file(
     kind: Annotated[
         str, typer.Option(help=f"Which of the published settings: {', '.join(PUBLISHED_INPAINTING)}.")
     ] = "text",
-    config: ConfigFile = None,
-    published: Published = False,
-    tv: Variation = None,
-    iterations: Iterations = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    fit: Fit = Fit(),
 ) -> None:
     """Fill in the unknown pixels of an image file: text, holes, missing pixels."""
     if kind not in PUBLISHED_INPAINTING:
         raise ValueError(f"kind must be one of {', '.join(PUBLISHED_INPAINTING)}, got {kind!r}")
-    settings = _settings("inpaint", PUBLISHED_INPAINTING[kind], config, published, tv, iterations)
+    settings = fit.settings("inpaint", PUBLISHED_INPAINTING[kind])
 
     def fill(image: Tensor, known: Tensor, **keywords: Any) -> Tensor:
         grey = known[:, :1] if torch.equal(known, known[:, :1].expand_as(known)) else known
         return inpaint(image, grey, paste=paste, **keywords)
 
-    _restore([source, mask], target, device, fill, config=settings, seed=seed, tv=tv or 0.0)
+    _restore([source, mask], target, fit, fill, config=settings)
 
 
 @restoring.command("super-resolve", epilog="Example: dipdefense super-resolve small.png large.png --factor 4")
+@options.spread
 def super_resolve_file(
     source: Source,
     target: Target,
     factor: Annotated[int, typer.Option(help="How many times larger.")] = 4,
-    config: ConfigFile = None,
-    published: Published = False,
-    tv: Variation = None,
-    iterations: Iterations = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    fit: Fit = Fit(),
 ) -> None:
     """Enlarge an image file by an integer factor."""
-    settings = _settings("super_resolve", published_super_resolution(factor), config, published, tv, iterations)
-    _restore([source], target, device, super_resolve, factor=factor, config=settings, seed=seed, tv=tv or 0.0)
+    settings = fit.settings("super_resolve", published_super_resolution(factor))
+    _restore([source], target, fit, super_resolve, factor=factor, config=settings)
 
 
 @restoring.command("remove-jpeg", epilog="Example: dipdefense remove-jpeg photo.jpg clean.png")
+@options.spread
 def remove_jpeg_file(
     source: Source,
     target: Target,
-    config: ConfigFile = None,
-    published: Published = False,
-    tv: Variation = None,
-    iterations: Iterations = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    fit: Fit = Fit(),
 ) -> None:
     """Remove blocks and ringing of JPEG compression from an image file."""
     task = "remove_jpeg_artifacts"
-    settings = _settings(task, PUBLISHED[task], config, published, tv, iterations)
-    _restore([source], target, device, remove_jpeg_artifacts, config=settings, seed=seed, tv=tv or 0.0)
+    settings = fit.settings(task, PUBLISHED[task])
+    _restore([source], target, fit, remove_jpeg_artifacts, config=settings)
 
 
 @restoring.command("flash", epilog="Example: dipdefense flash flash.png dark.png restored.png")
+@options.spread
 def flash_file(
     flash: Annotated[Path, typer.Argument(metavar="FLASH", help="Image file taken with a flash.")],
     no_flash: Annotated[
         Path, typer.Argument(metavar="NO_FLASH", help="Image file of the same view taken without flash.")
     ],
     target: Target,
-    config: ConfigFile = None,
-    published: Published = False,
-    tv: Variation = None,
-    iterations: Iterations = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    fit: Fit = Fit(),
 ) -> None:
     """Restore a dark image file with the detail of an image that was taken with a flash."""
-    settings = _settings("flash_no_flash", PUBLISHED["flash_no_flash"], config, published, tv, iterations)
-    _restore([flash, no_flash], target, device, flash_no_flash, config=settings, seed=seed, tv=tv or 0.0)
+    settings = fit.settings("flash_no_flash", PUBLISHED["flash_no_flash"])
+    _restore([flash, no_flash], target, fit, flash_no_flash, config=settings)
 
 
 @restoring.command(
     "invert-features", epilog="Example: dipdefense invert-features photo.png seen.png --layer features.5"
 )
+@options.spread
 def invert_features_file(
     source: Source,
     target: Target,
     layer: Layer,
     classifier: Classifier = "torchvision:squeezenet1_0",
-    weights: Weights = None,
-    config: ConfigFile = None,
-    published: Published = False,
-    tv: Variation = None,
-    iterations: Iterations = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    weights: options.Weights = None,
+    fit: Fit = Fit(),
 ) -> None:
     """Show what a classifier's layer keeps of an image file: a natural image with the same features."""
     from eval.classifiers import load_classifier
 
-    settings = _settings("invert_features", PUBLISHED["invert_features"], config, published, tv, iterations)
-    net = load_classifier(classifier, weights).to(device_named(device))
+    settings = fit.settings("invert_features", PUBLISHED["invert_features"])
+    net = load_classifier(classifier, weights).to(options.device_named(fit.device))
 
     def invert(image: Tensor, **keywords: Any) -> Tensor:
         return invert_features(net, layer, image, **keywords)
 
-    _restore([source], target, device, invert, config=settings, seed=seed, tv=tv or 0.0)
+    _restore([source], target, fit, invert, config=settings)
 
 
 @restoring.command(
@@ -164,6 +160,7 @@ def invert_features_file(
     epilog="Example: dipdefense maximise-activation swan.png --classifier torchvision:squeezenet1_0 "
     "--weights squeezenet.pt --layer classifier.1 --channel 100",
 )
+@options.spread
 def maximise_activation_file(
     target: Target,
     layer: Layer,
@@ -171,45 +168,24 @@ def maximise_activation_file(
     size: Annotated[int, typer.Option(help="Side of the image in pixels.")] = 112,
     channels: Annotated[int, typer.Option(help="Channels of the image: 3, or 1 for grey.")] = 3,
     classifier: Classifier = "torchvision:squeezenet1_0",
-    weights: Weights = None,
-    config: ConfigFile = None,
-    published: Published = False,
-    tv: Variation = None,
-    iterations: Iterations = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
+    weights: options.Weights = None,
+    fit: Fit = Fit(),
 ) -> None:
     """Show what a channel of a classifier's layer responds to: a natural image that activates it most."""
     from eval.classifiers import load_classifier
 
-    settings = _settings("maximise_activation", PUBLISHED["maximise_activation"], config, published, tv, iterations)
-    net = load_classifier(classifier, weights).to(device_named(device))
+    settings = fit.settings("maximise_activation", PUBLISHED["maximise_activation"])
+    net = load_classifier(classifier, weights).to(options.device_named(fit.device))
 
     def excite(**keywords: Any) -> Tensor:
         return maximise_activation(net, layer, channel, shape=(channels, size, size), **keywords)
 
-    _restore([], target, device, excite, config=settings, seed=seed, tv=tv or 0.0)
+    _restore([], target, fit, excite, config=settings)
 
 
-def _settings(
-    task: str,
-    large: FitConfig,
-    config: Path | None,
-    published: bool,
-    tv: float | None,
-    iterations: int | None,
-) -> FitConfig:
-    """The settings that the options name; at most one of the three, and the small ones without any."""
-    if (config is not None) + published + (tv is not None) > 1:
-        raise ValueError("config, published and tv must not be given together: each names the settings of the fit")
-    small = PIXELS if tv is not None else SMALL[task]
-    chosen = fit_config(config) or (large if published else small)
-    return chosen if iterations is None else replace(chosen, iterations=iterations)
-
-
-def _restore(sources: list[Path], target: Path, device: str, function: Callable[..., Tensor], **keywords: Any) -> None:
+def _restore(sources: list[Path], target: Path, fit: Fit, function: Callable[..., Tensor], **keywords: Any) -> None:
     """Read, restore with a progress bar, and write; a target that cannot be written is reported before the work."""
-    where = device_named(device)
+    where = options.device_named(fit.device)
     if target.exists() and any(target.samefile(source) for source in sources):
         raise ValueError(f"OUTPUT must not replace an image that it comes from, {target} would be")
     images = [read_image(source)[None].to(where) for source in sources]
@@ -219,5 +195,5 @@ def _restore(sources: list[Path], target: Path, device: str, function: Callable[
         def report(state: Progress) -> None:
             progress(round(100 * state.share), 100)
 
-        result = function(*images, callback=report, **keywords)
+        result = function(*images, callback=report, seed=fit.seed, tv=fit.tv or 0.0, **keywords)
     write_image(result[0].cpu(), target)

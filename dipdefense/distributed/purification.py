@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -16,7 +15,7 @@ from dipdefense.distributed.pool import Lost, compute
 from dipdefense.distributed.shard_plan import Plan
 from dipdefense.distributed.shards import Failure, Made, Record, Shards
 from dipdefense.distributed.sources import Source, find_images
-from dipdefense.distributed.storage import READERS, Storage
+from dipdefense.distributed.storage import Storage, read_many
 from dipdefense.files.same_shape import Purified, Result, purify_each
 from dipdefense.files.writing import encode_png
 
@@ -191,8 +190,7 @@ def _found(shards: Shards, images: Source, numbers: Sequence[int]) -> dict[int, 
     def read(shard: int) -> Made | None:
         return shards.read(shard, images.part(*shards.plan.span(shard)))
 
-    with ThreadPoolExecutor(READERS) as pool:
-        return {shard: made for shard, made in zip(numbers, pool.map(read, numbers), strict=True) if made is not None}
+    return {shard: made for shard, made in zip(numbers, read_many(read, numbers), strict=True) if made is not None}
 
 
 def _check(shards: Shards, images: Source, made: dict[int, Made]) -> None:

@@ -4,15 +4,14 @@ import hashlib
 import io
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import accumulate, repeat
+from itertools import accumulate, chain, repeat
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from dipdefense.distributed.storage import READERS, Storage
+from dipdefense.distributed.storage import Storage, read_many
 from dipdefense.distributed.storage_retries import open_table, persist
 from dipdefense.files.reading import READABLE, decode_image, pixel_limit
 
@@ -177,11 +176,8 @@ def find_images(where: str, column: str = "image") -> Source:
     if tables and pictures:
         raise ValueError(f"{where}: must hold images or Parquet files, got both: {pictures[0]}, {tables[0]}")
     if tables:
-        with ThreadPoolExecutor(READERS) as pool:
-            pieces = list(pool.map(partial(_pieces, folder, column), tables))
-        source: Source = Rows(
-            folder, column, tuple(piece for of_file in pieces for piece in of_file if piece.stop), pixel_limit()
-        )
+        pieces = chain.from_iterable(read_many(partial(_pieces, folder, column), tables))
+        source: Source = Rows(folder, column, tuple(piece for piece in pieces if piece.stop), pixel_limit())
     else:
         source = Files(folder, tuple((name, sizes[name]) for name in pictures), pixel_limit())
     if not len(source):

@@ -79,16 +79,25 @@ def benchmark_stopping(
     cells = {
         (noise, level): _with_measured_sigma(rules, images, noise, level, seed) for noise in noises for level in levels
     }
-    described = _description(cells, images, config, longest, seed, device)
+    settings = {"fit": dataclasses.asdict(config), "longest": longest, "seed": seed, "device": str(device)}
+    settings |= made_with("dipdefense", "torch")
+    described = {
+        "run": "benchmark stopping",
+        **settings,
+        "rules": {
+            f"{rule} under {noise} noise, {level}": dict(options)
+            for (noise, level), informed in cells.items()
+            for rule, options in informed.items()
+        },
+        "images": {name: digest(image) for name, image in images},
+    }
     key = ("config", "noise", "level", "image", "pixels")
     run, records = Run(out, key, described, grows=("rules", "images")), list[Record]()
     run.begin()
     total = len(cells) * len(images) * len(rules)
     for (noise, level), informed in cells.items():
         noisy = _all_noisy(images, noise, level, seed)
-        heads = {
-            rule: _heads(rule, informed[rule], images, noise, level, config, longest, seed, device) for rule in rules
-        }
+        heads = {rule: _heads(rule, options, images, noise, level, settings) for rule, options in informed.items()}
         missing = [i for i in range(len(images)) if run.missing(rows[i] for rows in heads.values())]
         for start in range(0, len(missing), batch_size):
             here = missing[start : start + batch_size]
@@ -221,46 +230,16 @@ def _all_noisy(images: Sequence[tuple[str, Tensor]], noise: str, level: str, see
     )
 
 
-def _description(
-    cells: Mapping[tuple[str, str], Rules],
-    images: Sequence[tuple[str, Tensor]],
-    config: FitConfig,
-    longest: int,
-    seed: int,
-    device: str | torch.device,
-) -> dict[str, Any]:
-    """Everything that the records depend on, in plain values."""
-    return {
-        "run": "benchmark stopping",
-        "fit": dataclasses.asdict(config),
-        "longest": longest,
-        "seed": seed,
-        "device": str(device),
-        "rules": {
-            f"{rule} under {noise} noise, {level}": dict(options)
-            for (noise, level), informed in cells.items()
-            for rule, options in informed.items()
-        },
-        "images": {name: digest(image) for name, image in images},
-        **made_with("dipdefense", "torch"),
-    }
-
-
 def _heads(
     rule: str,
     options: Mapping[str, Any],
     images: Sequence[tuple[str, Tensor]],
     noise: str,
     level: str,
-    config: FitConfig,
-    longest: int,
-    seed: int,
-    device: str | torch.device,
+    settings: Mapping[str, Any],
 ) -> list[Record]:
     """The names of the records of all images; `config` is the hash of everything else that they depend on."""
-    settings = {"fit": dataclasses.asdict(config), "longest": longest, "seed": seed, "device": str(device)}
-    made = made_with("dipdefense", "torch")
-    key = configuration_hash({"rule": rule, "options": dict(options), **settings, **made})
+    key = configuration_hash({"rule": rule, "options": dict(options), **settings})
     head = {"config": key, "rule": rule, "options": dict(options), "noise": noise, "level": level}
     return [head | {"image": name, "pixels": digest(image)} for name, image in images]
 

@@ -6,7 +6,7 @@ robustness against an adaptive attack.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,20 +22,45 @@ from eval.robustness.experiment import Cell, Experiment, run_experiment, write_t
 from eval.robustness.scored_defences import Method, Setting
 from eval.robustness.summary import paired_differences, summarise
 
-__all__ = ["FURTHER", "benchmark_defence"]
+__all__ = ["FURTHER", "ComparisonConfig", "benchmark_defence"]
 
 FURTHER = ("strength", "attack_seconds", "peak_gb")  # columns of the table besides those of every run
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonConfig(RunConfig):
+    """Settings of one comparison. Its attacks are untargeted, and crafted on the bare classifier.
+
+    Raises:
+        TypeError: as `RunConfig`.
+        ValueError: as `RunConfig`; attacks that are targeted or crafted on the defended model; no radius, one twice, or
+            one out of range.
+    """
+
+    radii: Sequence[float] | None = None  # of the attacks; that of `eps` alone if None
+    baseline: tuple[str, float] | None = None  # method and strength that all others are compared with; None: the first
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crafted_on != "bare" or self.targeted:
+            raise ValueError("config must have untargeted attacks, crafted on the bare classifier")
+        radii = self.chosen_radii
+        if not radii or len(set(radii)) < len(radii):
+            raise ValueError(f"radii must be one or more, each once, got {', '.join(map(str, radii)) or 'none'}")
+
+    @property
+    def chosen_radii(self) -> tuple[float, ...]:
+        """The radii of the attacks."""
+        return (self.eps,) if self.radii is None else tuple(map(float, self.radii))
 
 
 def benchmark_defence(
     classifier: nn.Module,
     dataset: ImageDataset,
     methods: Sequence[Method],
-    config: RunConfig | None = None,
+    config: ComparisonConfig | None = None,
     *,
     out: str | Path,
-    eps: Sequence[float] | None = None,
-    baseline: Setting | tuple[str, float] | None = None,
     classifier_name: str | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[int, int], None] | None = None,
@@ -46,10 +71,8 @@ def benchmark_defence(
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), in eval mode, on `device`.
         dataset: labelled images.
         methods: those that are compared, see `eval.robustness.scored_defences.Method`.
-        config: attacks, images and seed; `RunConfig()` if None.
+        config: settings of the run; `ComparisonConfig()` if None.
         out: folder of the run, made if missing.
-        eps: radii of the attacks; that of `config` alone if None.
-        baseline: the setting that all others are compared with in `paired.csv`; the first if None.
         classifier_name: for config.json; the class name if None.
         device: where the classifier is and the images go.
         progress: called with (records made, records in all) after every batch, attack and method.
@@ -59,28 +82,24 @@ def benchmark_defence(
         `strength` and the cost of the attack (seconds per image, and peak memory).
 
     Raises:
-        ValueError: no method, two with one setting, a baseline that is none of them, attacks that are targeted or
-            crafted on the defended model, a method whose logits or scores are not finite or not (B, K) and (B,), or a
-            classifier, data set, settings or folder that `evaluate_robustness` refuses.
+        ValueError: no method, two with one setting, a baseline that is none of them, a method whose logits or scores
+            are not finite or not (B, K) and (B,), or a classifier, data set or folder that `evaluate_robustness`
+            refuses.
         OSError: the folder cannot be written.
     """
-    config = config or RunConfig()
-    radii = (config.eps,) if eps is None else tuple(eps)
+    config = config or ComparisonConfig()
     settings = _checked_settings(methods)
-    against = settings[0] if baseline is None else Setting(*baseline)
-    if against not in settings:
+    baseline = settings[0] if config.baseline is None else Setting(*config.baseline)
+    if baseline not in settings:
         raise ValueError(f"baseline must be a setting of the methods, such as {tuple(settings[0])}, got {baseline}")
-    if config.crafted_on != "bare" or config.targeted:
-        raise ValueError("config must have untargeted attacks, crafted on the bare classifier")
     experiment = Experiment(
         kind="benchmark defence",
         classifier=classifier,
         dataset=dataset,
         config=config,
-        cells=_cells(classifier, methods, config, radii),
+        cells=_cells(classifier, methods, config),
         attacks=describe_attacks(config.chosen_attacks),
-        further={"radii": list(radii)},
-        free=("eps",),  # the radii replace it
+        free=("eps", "baseline"),  # the radii replace eps
         classifier_name=classifier_name,
         device=device,
     )
@@ -88,7 +107,7 @@ def benchmark_defence(
     run.begin()
     records = run_experiment(experiment, run, progress=progress)
     table, roc = summarise(records, experiment.description, FURTHER), detection_table(records)
-    write_tables(run.folder, table, paired=paired_differences(records, against), roc=roc)
+    write_tables(run.folder, table, paired=paired_differences(records, baseline), roc=roc)
     if attacks := config.chosen_attacks:
         shown = "pgd" if "pgd" in attacks else attacks[-1]
         save_curves(run.folder / "curves.png", table, shown)
@@ -106,13 +125,11 @@ def _checked_settings(methods: Sequence[Method]) -> list[Setting]:
     return settings
 
 
-def _cells(classifier: nn.Module, methods: Sequence[Method], config: RunConfig, radii: Sequence[float]) -> list[Cell]:
+def _cells(classifier: nn.Module, methods: Sequence[Method], config: ComparisonConfig) -> list[Cell]:
     """Every method on the clean images, then under each attack at each radius."""
-    if not radii or len(set(radii)) < len(radii):
-        raise ValueError(f"eps must be one or more radii, each once, got {', '.join(map(str, radii)) or 'none'}")
     cells = [Cell("clean", "", 0.0, "", config.n, methods)]
     for attack in config.chosen_attacks:
-        for eps in map(float, radii):
+        for eps in config.chosen_radii:
             crafted = partial(craft, attack, classifier, config=replace(config, eps=eps))
             cells.append(Cell(attack, "bare", eps, "exact", config.n, methods, crafted))
     return cells

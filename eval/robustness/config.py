@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from attacks import ATTACKS, CONTROLS
 from attacks.gradient import NORMS_OF
 from dipdefense import Purifier
+from dipdefense.arguments import check_finite, check_integer, check_positive
 from dipdefense.defence.check_logits import check_logits
 from dipdefense.digest import configuration_hash, describe, fingerprint
 from eval.classifier_probe import probe_images
@@ -24,9 +24,7 @@ __all__ = [
     "AttackConfig",
     "RunConfig",
     "attacks_in",
-    "check_count",
     "check_names",
-    "check_number",
     "check_run",
     "craft",
     "describe_attacks",
@@ -43,8 +41,7 @@ class AttackConfig:
     """Settings of every run of attacks.
 
     Raises:
-        TypeError: a setting of another type.
-        ValueError: an unknown norm, a number out of range.
+        ValueError: an unknown norm, a number of another type or out of range.
     """
 
     norm: str = "linf"
@@ -55,15 +52,13 @@ class AttackConfig:
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
             raise ValueError(f"norm must be one of linf, l2, got {self.norm!r}")
-        check_number("eps", self.eps)
-        if not (math.isfinite(self.eps) and self.eps >= 0):
+        check_finite("eps", self.eps)
+        if self.eps < 0:
             raise ValueError(f"eps must not be negative, in [0, 1] units such as 8/255, got {self.eps}")
         if self.norm == "linf" and self.eps > 1:
             raise ValueError(f"eps must be at most 1 in the linf norm, in [0, 1] units such as 8/255, got {self.eps}")
-        check_count("seed", self.seed, least=None)
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        check_count("batch_size", self.batch_size)
+        check_integer("seed", self.seed, 0)
+        check_integer("batch_size", self.batch_size, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +66,9 @@ class RunConfig(AttackConfig):
     """Settings of one evaluation.
 
     Raises:
-        TypeError: a setting of another type.
-        ValueError: an unknown attack or `crafted_on` (the message lists the known ones), a number out of range.
+        TypeError: attacks that are no sequence of names, a `targeted` that is no bool.
+        ValueError: an unknown attack or `crafted_on` (the message lists the known ones), a number of another type or
+            out of range.
     """
 
     attacks: Sequence[str] | None = None  # keys of ATTACKS and CONTROLS; None: all of ATTACKS that have the norm
@@ -106,32 +102,15 @@ class RunConfig(AttackConfig):
         if not isinstance(self.targeted, bool):
             raise TypeError(f"targeted must be true or false, got {self.targeted!r}")
         if self.alpha is not None:
-            check_number("alpha", self.alpha)
-            if not (math.isfinite(self.alpha) and self.alpha > 0):
-                raise ValueError(f"alpha must be positive, in [0, 1] units such as 2/255, got {self.alpha}")
-        check_count("n", self.n)
-        check_count("steps", self.steps)
-        if self.n_defended is not None:
-            check_count("n_defended", self.n_defended)
+            check_positive("alpha", self.alpha)
+        check_integer("n", self.n, 1)
+        check_integer("steps", self.steps, 1)
+        check_integer("n_defended", self.n_defended, 1, none=True)
 
     @property
     def chosen_attacks(self) -> tuple[str, ...]:
         """The names of the attacks; if none are given, all that have the norm."""
         return attacks_in(self.norm) if self.attacks is None else tuple(self.attacks)
-
-
-def check_count(name: str, value: Any, least: int | None = 1) -> None:
-    """Raise unless the value is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if least is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-def check_number(name: str, value: Any) -> None:
-    """Raise unless the value is a real number."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def check_names(name: str, value: Any) -> None:

@@ -93,9 +93,9 @@ def build_methods(
                 decisions |= {Setting(viewed(name, seen), s): decision for s, decision in family.items()}
         elif name in FILTERS:
             keyword, strengths = FILTERS[name]
-            methods.append(Filtered(name, classifier, both, BASELINES[name], keyword, strengths))
+            methods.append(Filtered(name, classifier, BASELINES[name], keyword, strengths, both))
         elif name == "bare":
-            methods.append(Filtered(name, classifier, both))
+            methods.append(Filtered(name, classifier, views=both))
         elif name == "noise_level":
             methods.append(NoiseLevel(classifier))
         elif name == "default" and default is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dipdefense import Decision, DefendedClassifier, Purifier
 from dipdefense.digest import describe
@@ -19,7 +19,7 @@ from eval.datasets import ImageDataset
 from eval.records import Record
 from eval.robustness.config import CRAFTED_ON, RunConfig, craft, describe_attacks
 from eval.robustness.experiment import Cell, Experiment, run_experiment, write_tables
-from eval.robustness.scored_defences import Defended, Filter, Method, Plain
+from eval.robustness.scored_defences import Defended, Filter, Filtered, Method
 from eval.robustness.summary import paired_differences, summarise
 
 __all__ = ["evaluate", "evaluate_robustness", "evaluation", "finish"]
@@ -104,8 +104,10 @@ def evaluation(
         raise ValueError(f"filters must not be named {', '.join(taken)}")
     if defended.gradient == "none" and config.crafted_on != "bare" and config.chosen_attacks:
         raise ValueError("gradient must not be none if attacks are crafted on the defended model")
-    behind = [Plain(name, classifier, function) for name, function in filters.items()]
-    methods: list[Method] = [Plain("none", classifier), dip, *behind]
+    none, *behind = (
+        Filtered(name, classifier, function, detects=False) for name, function in {"none": None, **filters}.items()
+    )
+    methods: list[Method] = [none, dip, *behind]
     gradient = describe(defended.gradient)
     cells = [Cell("clean", "", 0.0, "", config.n, methods)]
     for crafted_on in CRAFTED_ON[config.crafted_on]:
@@ -124,6 +126,24 @@ def evaluation(
         cells=cells,
         attacks=describe_attacks(config.chosen_attacks),
         further={"gradient": gradient},
-        probed={f"filter {plain.name}": plain.logits for plain in behind if not plain.fits},
+        probed={
+            f"filter {name}": partial(_classify_filtered, classifier, function)
+            for name, function in filters.items()
+            if not _fits(function)
+        },
         **subject,
     )
+
+
+def _fits(function: Filter) -> bool:
+    """Whether a filter is, or contains, a purifier.
+
+    The result of a fit may change with the number of threads, so such a filter is identified by its code and settings
+    instead of its answers.
+    """
+    return isinstance(function, nn.Module) and any(isinstance(module, Purifier) for module in function.modules())
+
+
+def _classify_filtered(classifier: nn.Module, function: Filter, images: Tensor) -> Tensor:
+    logits: Tensor = classifier(function(images))
+    return logits

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from attacks.adaptive import COSTS, LADDER, SURROGATES, Ensemble, GradientAttack, Oblivious, Query, Rung
 from dipdefense import DefendedClassifier
+from dipdefense.arguments import check_integer, check_positive
 from dipdefense.digest import describe, fingerprint
 from dipdefense.fitting.problem import build_problem
 from dipdefense.fitting.unroll import unroll_bytes
 from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.records import Run
-from eval.robustness.config import AttackConfig, check_count, check_names, check_number
+from eval.robustness.config import AttackConfig, check_names
 from eval.robustness.experiment import Cell, Experiment, run_experiment, write_tables
 from eval.robustness.ladder_table import QUERIES, tabulate
 from eval.robustness.scored_defences import Defended, Setting, Verdict
@@ -38,8 +39,9 @@ class AdaptiveConfig(AttackConfig):
     """Settings of one run of the ladder.
 
     Raises:
-        TypeError: a setting of another type.
-        ValueError: an unknown rung or cost (the message lists the known ones), a number out of range.
+        TypeError: rungs that are no sequence of names, an `n` that is no mapping.
+        ValueError: an unknown rung or cost (the message lists the known ones), a number of another type or out of
+            range.
     """
 
     rungs: Sequence[str] | None = None  # keys of LADDER; None: all that have the norm and need no other classifier
@@ -65,11 +67,10 @@ class AdaptiveConfig(AttackConfig):
             names = ", ".join(map(str, self.n))
             raise ValueError(f"n must name each of the costs {', '.join(COSTS)} and no other, got {names}")
         for cost, count in self.n.items():
-            check_count(f"n of {cost}", count)
-        check_count("queries", self.queries)
-        check_number("budget", self.budget)
-        if not self.budget > 0:
-            raise ValueError(f"budget must be positive, in seconds, got {self.budget}")
+            check_integer(f"n of {cost}", count, 1)
+        check_integer("queries", self.queries, 1)
+        if self.budget != math.inf:
+            check_positive("budget", self.budget)
 
     @property
     def chosen_rungs(self) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ class RunSpec(Generic[Config]):
     fit: FitConfig | None = None
     tile: int | None = None
     decision: str | None = None
+    mirror: bool = True  # False: no mirrored views, for classes that change in the mirror
     fresh: bool = False  # True: the defence draws its seed at every query; False: the seed of the config
     filters: tuple[str, ...] = ()  # keys of BASELINES, for comparison with the defence
 
@@ -47,8 +48,7 @@ class RunSpec(Generic[Config]):
         images = load_dataset(self.dataset, self.data).between(*self.index)
         classifier = load_classifier(self.classifier, self.weights).to(device)
         purifier = Purifier(self.fit, seed=None if self.fresh else self.config.seed, tile=self.tile)
-        defended = DefendedClassifier(classifier, purifier, decision=self.decision)
-        return defended, images
+        return DefendedClassifier(classifier, purifier, decision=self.decision, mirror=self.mirror), images
 
     def evaluation(self: "RunSpec[RunConfig]", device: Any = "cpu", **subject: Any) -> Experiment:
         """The experiment of `evaluate_robustness`; `subject` are further fields of it."""

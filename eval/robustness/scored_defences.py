@@ -18,7 +18,7 @@ from eval.clock import clock
 from eval.robustness.config import describe_purifier
 from eval.robustness.cross_boundary import CrossBoundary
 
-__all__ = ["Defended", "Filter", "Filtered", "Method", "NoiseLevel", "OneFit", "Plain", "Setting", "Verdict", "viewed"]
+__all__ = ["Defended", "Filter", "Filtered", "Method", "NoiseLevel", "OneFit", "Setting", "Verdict", "viewed"]
 
 
 Filter = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> same
@@ -62,64 +62,20 @@ def viewed(name: str, views: tuple[str, ...]) -> str:
 
 
 @dataclass(frozen=True)
-class Plain:
-    """The classifier alone, or with a filter in front."""
-
-    name: str
-    classifier: nn.Module
-    filter: Filter | None = None
-
-    @property
-    def settings(self) -> list[Setting]:
-        """See `Method.settings`."""
-        return [Setting(self.name, 0)]
-
-    @property
-    def fits(self) -> bool:
-        """Whether the filter is, or contains, a purifier.
-
-        The result of a fit may change with the number of threads, so such a filter is identified by its code and
-        settings instead of its answers.
-        """
-        modules = self.filter.modules() if isinstance(self.filter, nn.Module) else ()
-        return any(isinstance(module, Purifier) for module in modules)
-
-    def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
-        """See `Method.describe`: the filter's name, code and parameters."""
-        inner = getattr(self.filter, "func", self.filter)
-        if self.filter is None:
-            return {}
-        if not isinstance(self.filter, nn.Module) and "<lambda>" in getattr(inner, "__qualname__", "<lambda>"):
-            raise ValueError(
-                f"filters must be functions with a name, or modules, so that a run knows them, got {self.filter!r}"
-            )
-        return {"filter": describe(self.filter)}
-
-    def logits(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> (B, K)."""
-        return self(images)[self.settings[0]].logits
-
-    def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
-        """See `Method`."""
-        start = clock(images.device)
-        purified = None if self.filter is None else self.filter(images)
-        logits = self.classifier(images if purified is None else purified)
-        return {self.settings[0]: Verdict(logits, None, clock(images.device) - start, purified)}
-
-
-@dataclass(frozen=True)
 class Filtered:
-    """A filter in front of the classifier, at each strength and for every tuple of views (mean softmax over them).
+    """The classifier, behind a filter if there is one, at each strength and for every tuple of views.
 
-    Its detection score is the disagreement of the filtered image with the bare prediction, as for a fit.
+    The logits are the mean softmax over the views. The detection score is the disagreement of the filtered image with
+    the bare prediction, as for a fit.
     """
 
     name: str
     classifier: nn.Module
-    views: tuple[tuple[str, ...], ...] = (("identity",),)
-    filter: Callable[..., Tensor] | None = None  # None: the bare classifier
-    keyword: str = ""  # the filter's argument for the strength
+    filter: Callable[..., Tensor] | None = None
+    keyword: str = ""  # the filter's argument for the strength; empty if it has none
     strengths: tuple[float, ...] = (0,)
+    views: tuple[tuple[str, ...], ...] = (("identity",),)
+    detects: bool = True  # False: no detection score
 
     @property
     def settings(self) -> list[Setting]:
@@ -127,26 +83,34 @@ class Filtered:
         return [Setting(viewed(self.name, views), s) for views in self.views for s in self.strengths]
 
     def describe(self, setting: Setting, images: Tensor) -> dict[str, Any]:
-        """See `Method.describe`."""
-        name = "" if self.filter is None else describe(self.filter)
+        """See `Method.describe`: the filter's name, code and parameters."""
+        inner = getattr(self.filter, "func", self.filter)
+        named = isinstance(inner, nn.Module | None) or "<lambda>" not in getattr(inner, "__qualname__", "<lambda>")
+        if not named:
+            raise ValueError(
+                f"filters must be functions with a name, or modules, so that a run knows them, got {self.filter!r}"
+            )
         (views,) = (views for views in self.views if viewed(self.name, views) == setting.method)
-        return {"filter": name, self.keyword: setting.strength, "views": list(views)}
+        name = None if self.filter is None else describe(self.filter)
+        return {"filter": name, **self._options(setting.strength), "views": list(views)}
+
+    def _options(self, strength: float) -> dict[str, float]:
+        return {self.keyword: strength} if self.keyword else {}
 
     def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
         """See `Method`."""
-        start = clock(images.device)
-        bare, verdicts = self.classifier(images), {}
+        start, verdicts = clock(images.device), {}
+        bare = self.classifier(images) if self.detects else None
         glance = clock(images.device) - start
         for strength in self.strengths:
             start = clock(images.device)
-            filtered = images if self.filter is None else self.filter(images, **{self.keyword: strength})
+            purified = None if self.filter is None else self.filter(images, **self._options(strength))
             filtering = clock(images.device) - start
             for views in self.views:
-                start = clock(images.device)
-                along = torch.stack([classify_view(self.classifier, filtered, view) for view in views])
-                logits, scores = log_mean_softmax(along), disagreement(bare, along)
+                start, seen = clock(images.device), images if purified is None else purified
+                along = torch.stack([classify_view(self.classifier, seen, view) for view in views])
+                logits, scores = log_mean_softmax(along), None if bare is None else disagreement(bare, along)
                 seconds = glance + filtering + clock(images.device) - start
-                purified = None if self.filter is None else filtered
                 verdicts[Setting(viewed(self.name, views), strength)] = Verdict(logits, scores, seconds, purified)
         return verdicts
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -186,7 +187,7 @@ def test_the_ladder_prints_and_writes_one_table(tmp_path, config):
         (("--crafted-on", "both:many"), "crafted_on must be bare, defended, both, or such as both:32, got 'both:many'"),
         (("--crafted-on", "bare:3"), "crafted_on must be bare, defended, both, or such as both:32, got 'bare:3'"),
         (("--crafted-on", "none:3"), "crafted_on must be one of bare, defended, both, got 'none'"),
-        (("--crafted-on", "both:0"), "n_defended must be at least 1, got 0"),
+        (("--crafted-on", "both:0"), "n_defended must be None or an integer of at least 1, got 0"),
         (("--decision", "magic"), "decision must be one of"),
         (("--tile", "0"), "tile must be"),
         (("--device", "ray:workers=many"), "device must be such as ray:workers=4,cpus=1,gpus=0,address=HOST:PORT"),
@@ -263,6 +264,29 @@ def test_a_variant_of_the_defence_is_what_its_options_say(tmp_path, config):
     assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
     described = json.loads((tmp_path / "run" / "config.json").read_text())["defences"]["dip"]
     assert (described["tile"], described["decision"].partition("(")[0]) == (16, "MeanSoftmax")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ladder", "--rungs", "oblivious", "--images", "cheap=1"),
+        ("benchmark", "defence", "--methods", "default", "--attacks", "", "--looks", "1", "--n", "1"),
+    ],
+)
+@pytest.mark.parametrize(("option", "mirrored"), [((), True), (("--no-mirror",), False)])
+def test_no_mirror(tmp_path, words, option, mirrored):
+    """The default decision for colour images classifies mirror images, and without the mirror none."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "test.npz", images=pixels, labels=np.array([0, 1]))
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())\n"
+    )
+    subject = ["--dataset", "cifar10", "--data", f"{tmp_path}/test.npz", "--classifier", f"{tmp_path}/net.py:build"]
+    command = [*words, *subject, *option, "--out", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    defences = json.loads((tmp_path / "run" / "config.json").read_text())["defences"].values()
+    (decision,) = (defence["decision"] for defence in defences if "decision" in defence)
+    assert ("mirror" in decision) == mirrored
 
 
 def test_evaluate_refuses_in_one_line(config, tmp_path):

@@ -27,7 +27,7 @@ from eval.report.detection import roc_charts
 from eval.report.line_chart import COLOURS, Chart, Point, Series, draw
 from eval.report.runs import find_runs, records_of
 from eval.report.text_tables import cells, radius
-from eval.robustness.comparison import benchmark_defence
+from eval.robustness.comparison import ComparisonConfig, benchmark_defence
 from eval.robustness.config import RunConfig
 from eval.robustness.defences_by_name import build_methods
 from eval.robustness.evaluate import evaluate_robustness
@@ -48,7 +48,8 @@ def runs(tmp_path_factory) -> Path:
     evaluate_robustness(classifier, digits, RUN, out=folder / "evaluated", purifier=purifier)
     gallery_of_run(folder / "evaluated", DefendedClassifier(classifier, purifier), digits, RUN, n=2)
     methods = build_methods(["bare", "noise_level", "jpeg", "dip"], classifier, purifier, iterations=[12, 24])
-    benchmark_defence(classifier, digits, methods, RUN, out=folder / "defences", eps=(0.1, 0.2))
+    compared = ComparisonConfig(attacks=("pgd",), steps=3, n=8, radii=(0.1, 0.2))
+    benchmark_defence(classifier, digits, methods, compared, out=folder / "defences")
     (folder / "along").mkdir()
     along = accuracy_along_fit(classifier, load_dataset("digits_train"), RUN, QUICK, every=12)
     along.to_csv(folder / "along" / "iterations.csv", index=False)

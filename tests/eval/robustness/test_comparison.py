@@ -10,12 +10,11 @@ import torch
 
 from attacks import pgd
 from dipdefense import FitConfig, Purifier
-from eval import RunConfig
 from eval.baselines import BASELINES
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.metrics import psnr, ssim
-from eval.robustness.comparison import FURTHER, benchmark_defence
+from eval.robustness.comparison import FURTHER, ComparisonConfig, benchmark_defence
 from eval.robustness.comparison_plots import save_curves, save_rocs
 from eval.robustness.defences_by_name import build_methods
 from eval.robustness.detection import detection_table
@@ -23,8 +22,7 @@ from eval.robustness.scored_defences import Setting, Verdict
 from eval.robustness.summary import COLUMNS, paired_differences, summarise
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=20)
-RUN = RunConfig(attacks=("fgsm", "pgd"), steps=3, n=10, batch_size=4)
-EPS = (0.1, 0.3)
+RUN = ComparisonConfig(attacks=("fgsm", "pgd"), steps=3, n=10, batch_size=4, radii=(0.1, 0.3))
 NAMES = ("bare", "median", "dip", "detector_gated", "cross_boundary")
 EXACT = ["defence", "strength", "attack", "eps", "n", "accuracy", "ci_low", "ci_high"]
 
@@ -41,9 +39,7 @@ def classifier():
 
 def run(classifier, digits, out, config=RUN, names=NAMES, methods=None, fit=QUICK, **options):
     built = build_methods(names, classifier, Purifier(fit), iterations=(10, 20))
-    return benchmark_defence(
-        classifier, digits, built if methods is None else methods, config, out=out, **({"eps": EPS} | options)
-    )
+    return benchmark_defence(classifier, digits, built if methods is None else methods, config, out=out, **options)
 
 
 def lines(out):
@@ -84,8 +80,8 @@ def test_tables_and_pictures(tmp_path, classifier, digits):
 
 def test_psnr_and_ssim_are_those_of_what_was_classified(tmp_path, classifier, digits):
     """Of each iteration alone, of the mean of several, and of a filtered image, against the clean one."""
-    names, config = ("bare", "noise_level", "median", "dip", "dip_mean"), dataclasses.replace(RUN, n=4)
-    table = run(classifier, digits, tmp_path, config, names, eps=(0.3,)).set_index(["defence", "strength", "attack"])
+    names, config = ("bare", "noise_level", "median", "dip", "dip_mean"), dataclasses.replace(RUN, n=4, radii=(0.3,))
+    table = run(classifier, digits, tmp_path, config, names).set_index(["defence", "strength", "attack"])
     positions = digits.first(4, config.seed)
     images, labels = digits.batch(positions.tolist()), digits.labels[positions]
     for attack, inputs in (("clean", images), ("pgd", pgd(classifier, images, labels, eps=0.3, steps=3))):
@@ -105,7 +101,7 @@ def test_a_killed_run_ends_with_the_same_table(tmp_path, classifier, digits):
         if made > total // 2:
             raise KeyboardInterrupt
 
-    few = {"config": dataclasses.replace(RUN, attacks=("pgd",), n=6), "names": ("bare", "dip"), "eps": (0.2,)}
+    few = {"config": dataclasses.replace(RUN, attacks=("pgd",), n=6, radii=(0.2,)), "names": ("bare", "dip")}
     whole = run(classifier, digits, tmp_path / "whole", **few)
     with pytest.raises(KeyboardInterrupt):
         run(classifier, digits, tmp_path / "killed", progress=kill, **few)
@@ -120,19 +116,19 @@ def test_a_killed_run_ends_with_the_same_table(tmp_path, classifier, digits):
 def test_more_methods_attacks_and_radii_keep_the_records_there_are(tmp_path, classifier, digits):
     calls = []
     count = {"progress": lambda *n: calls.append(n)}
-    small = dataclasses.replace(RUN, attacks=("pgd",), n=4)
-    run(classifier, digits, tmp_path, small, ("bare", "dip"), eps=(0.1,))
-    run(classifier, digits, tmp_path, small, ("bare", "dip"), eps=(0.1,), **count)
+    small = dataclasses.replace(RUN, attacks=("pgd",), n=4, radii=(0.1,))
+    run(classifier, digits, tmp_path, small, ("bare", "dip"))
+    run(classifier, digits, tmp_path, small, ("bare", "dip"), **count)
     assert calls == []
     before = len(lines(tmp_path))
-    table = run(classifier, digits, tmp_path, dataclasses.replace(small, attacks=("fgsm", "pgd")))
+    table = run(classifier, digits, tmp_path, dataclasses.replace(RUN, n=4))
     assert len(lines(tmp_path)) == 4 * len(table)
     assert before == 4 * 3 * 2
     other = dataclasses.replace(QUICK, lr=0.02)
     with pytest.raises(
         ValueError, match=r"defences\.dip 10\.0\.fit\.lr 0\.01 where this one has 0\.02, .*: name another"
     ):
-        run(classifier, digits, tmp_path, small, ("bare", "dip"), eps=(0.1,), fit=other)
+        run(classifier, digits, tmp_path, small, ("bare", "dip"), fit=other)
     assert len(lines(tmp_path)) == 4 * len(table)
 
 
@@ -164,10 +160,11 @@ def test_a_method_that_does_not_detect(tmp_path, classifier, digits):
     [
         ({"methods": []}, "methods must be at least one, got none"),
         ({"methods": [Constant(), Constant()]}, r"must have each setting once, got \('constant', 1\) twice"),
-        ({"baseline": ("jpeg", 75)}, r"baseline must be a setting of the methods, such as \('bare', 0\), got"),
-        ({"eps": (8.0,)}, "eps must be at most 1"),
-        ({"config": dataclasses.replace(RUN, crafted_on="both")}, "untargeted attacks, crafted on the bare"),
-        ({"config": dataclasses.replace(RUN, targeted=True)}, "untargeted attacks, crafted on the bare"),
+        (
+            {"config": dataclasses.replace(RUN, baseline=("jpeg", 75))},
+            r"baseline must be a setting of the methods, such as \('bare', 0\), got",
+        ),
+        ({"config": dataclasses.replace(RUN, radii=(8.0,))}, "eps must be at most 1"),
         ({"config": dataclasses.replace(RUN, n=450)}, "n must be at most the 449 images"),
         ({"methods": [Constant((4,))]}, r"constant must return logits \(B, K\) for 4 images, got shape \(4,\)"),
         ({"methods": [Constant(value=torch.nan)]}, "constant must return finite logits"),
@@ -178,6 +175,34 @@ def test_a_method_that_does_not_detect(tmp_path, classifier, digits):
 def test_bad_runs_are_refused(tmp_path, classifier, digits, options, message):
     with pytest.raises(ValueError, match=message):
         run(classifier, digits, tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crafted_on": "both"}, "untargeted attacks, crafted on the bare"),
+        ({"targeted": True}, "untargeted attacks, crafted on the bare"),
+        ({"radii": ()}, "radii must be one or more, each once, got none"),
+        ({"radii": (0.1, 0.2, 0.1)}, r"radii must be one or more, each once, got 0\.1, 0\.2, 0\.1"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ComparisonConfig(**settings)
+
+
+def test_the_settings_of_a_comparison_stand_in_its_folder(tmp_path, classifier, digits):
+    """All of them; the baseline may change when the run is continued, and `paired.csv` then follows it."""
+    for baseline in (None, ("median", 5)):
+        config = dataclasses.replace(RUN, attacks=(), n=4, baseline=baseline)
+        run(classifier, digits, tmp_path, config, ("bare", "median"))
+        described = json.loads((tmp_path / "config.json").read_text())
+        settings = json.loads(json.dumps(dataclasses.asdict(config)))
+        assert {name: described[name] for name in settings if name != "attacks"} == {
+            name: value for name, value in settings.items() if name != "attacks"
+        }
+        against = pd.read_csv(tmp_path / "paired.csv")[["against", "against_strength"]].drop_duplicates()
+        assert against.to_numpy().tolist() == [list(baseline or ("bare", 0))]
 
 
 DESCRIBED = {"dataset": "d", "classifier": "c", "norm": "linf", "seed": 0}

@@ -43,7 +43,7 @@ def images():
 
 @torch.no_grad()
 def test_a_filter_with_and_without_views(classifier, images):
-    method = Filtered("jpeg", classifier, (("identity",), VIEWS), jpeg, "quality", (75, 30))
+    method = Filtered("jpeg", classifier, jpeg, "quality", (75, 30), (("identity",), VIEWS))
     verdicts = method(images)
     assert list(verdicts) == [("jpeg", 75), ("jpeg+mirror", 75), ("jpeg", 30), ("jpeg+mirror", 30)]
     assert set(verdicts) == set(method.settings)

@@ -187,7 +187,11 @@ def test_too_little_time_or_memory_is_said_before_the_start(tmp_path, digits):
     [
         ({"rungs": ["bpda", "magic"]}, "rungs must be among oblivious, .*, got 'magic'"),
         ({"n": {"cheap": 1}}, "n must name each of the costs cheap, gradient, unrolled, queries"),
-        ({"n": N | {"queries": 0}}, "n of queries must be at least 1, got 0"),
+        ({"n": N | {"queries": 0}}, "n of queries must be an integer of at least 1, got 0"),
+        ({"n": N | {"cheap": "8"}}, "n of cheap must be an integer of at least 1, got '8'"),
+        ({"queries": "5"}, "queries must be an integer of at least 1, got '5'"),
+        ({"budget": "60"}, "budget must be positive and finite, got '60'"),
+        ({"eps": None}, "eps must be a finite number, got None"),
         ({"rungs": []}, "rungs must be one or more, got none"),
         ({"rungs": ["bpda", "bpda"]}, "rungs must name each once, got bpda, bpda"),
         ({"budget": 0.0}, "budget must be positive"),
@@ -203,11 +207,7 @@ def test_bad_numbers_are_refused(numbers, message):
     ("numbers", "message"),
     [
         ({"n": "8"}, "n must be a mapping of the costs cheap, gradient, unrolled, queries to images, got '8'"),
-        ({"n": N | {"cheap": "8"}}, "n of cheap must be an integer, got '8'"),
         ({"rungs": "bpda"}, "rungs must be a sequence of names, got 'bpda'"),
-        ({"queries": "5"}, "queries must be an integer, got '5'"),
-        ({"budget": "60"}, "budget must be a number, got '60'"),
-        ({"eps": None}, "eps must be a number, got None"),
     ],
 )
 def test_numbers_of_another_type_are_named(numbers, message):

@@ -15,12 +15,13 @@ from eval import RunConfig, evaluate_robustness, records
 from eval.baselines import gaussian_blur
 from eval.classifiers import Normalize, load_classifier
 from eval.datasets import load_dataset
-from eval.robustness.comparison import benchmark_defence
+from eval.robustness.comparison import ComparisonConfig, benchmark_defence
 from eval.robustness.defences_by_name import build_methods
 from eval.robustness.ladder import AdaptiveConfig, evaluate_adaptive
 
 TINY = FitConfig(architecture_options={"channels": [4], "skip_channels": 0}, input_channels=4, iterations=5)
 RUN = RunConfig(attacks=("fgsm",), eps=0.2, steps=2, n=4)
+COMPARED = ComparisonConfig(steps=2, n=4, radii=(0.1,))
 CLIMB = AdaptiveConfig(rungs=["blur"], eps=0.2, n={"cheap": 2, "gradient": 2, "unrolled": 1, "queries": 1})
 HIDDEN = {"scale": 1.0}  # a description of a function does not look into it
 
@@ -252,8 +253,8 @@ def test_a_source_may_be_added_with_the_rung_that_needs_it_and_stays(tmp_path, n
 def test_methods_may_be_added_to_a_comparison_and_nothing_else(tmp_path, net, digits):
     def compare(names, fit=TINY, net=net, **changes):
         methods = build_methods(names, net, Purifier(fit), iterations=(5,))
-        config = dataclasses.replace(RUN, **changes)
-        return benchmark_defence(net, digits, methods, config, out=tmp_path, eps=(0.1,), classifier_name="net")
+        config = dataclasses.replace(COMPARED, **changes)
+        return benchmark_defence(net, digits, methods, config, out=tmp_path, classifier_name="net")
 
     compare(["bare"], attacks=())
     assert set(compare(["bare", "dip"])["defence"]) == {"bare", "dip"}
