@@ -7,6 +7,7 @@ import typer
 
 from dipdefense.cli.options import (
     Address,
+    CheckpointFile,
     ConfigFile,
     Cpus,
     Device,
@@ -19,6 +20,7 @@ from dipdefense.cli.options import (
     fit_config,
 )
 from dipdefense.cli.output import errors, progress_bar
+from dipdefense.cli.restore import restore_file
 from dipdefense.defence.purifier import Purifier
 from dipdefense.distributed import Cluster, purify_shards
 from dipdefense.files.purify_files import purify_files
@@ -47,6 +49,7 @@ def purify(
     gpus: Gpus = 0,
     shard_size: Annotated[int, typer.Option(help="With --engine ray: images of a shard.")] = 256,
     column: Annotated[str, typer.Option(help="With --engine ray: column of the images in Parquet files.")] = "image",
+    checkpoint: CheckpointFile = None,
 ) -> None:
     """Purify an image file, or every image of a folder, into PNG files of the same names.
 
@@ -59,7 +62,14 @@ def purify(
     """
     cluster = cluster_of(context, engine, address, workers, cpus, gpus, "shard_size", "column")
     purifier = Purifier(fit_config(config), seed=seed, tile=tile)
-    if cluster is None:
+    if checkpoint is not None:
+        if cluster is not None or Path(source).is_dir():
+            raise ValueError(
+                "--checkpoint must come with a single image file; leave it out for a folder, and with --engine ray"
+            )
+        into = Path(target, f"{Path(source).stem}.png") if Path(target).is_dir() else Path(target)
+        restore_file([Path(source)], into, device, checkpoint, purifier.reconstruct)
+    elif cluster is None:
         _purify_here(Path(source), Path(target), purifier, device)
     else:
         _purify_there(source, target, purifier, cluster, shard_size, column)

@@ -9,7 +9,16 @@ import torch
 import typer
 from torch import Tensor
 
-from dipdefense.cli.options import ConfigFile, Device, Iterations, Seed, Weights, device_named, fit_config
+from dipdefense.cli.options import (
+    CheckpointFile,
+    ConfigFile,
+    Device,
+    Iterations,
+    Seed,
+    Weights,
+    device_named,
+    fit_config,
+)
 from dipdefense.cli.output import progress_bar
 from dipdefense.files.reading import read_image
 from dipdefense.files.writing import check_target, write_image
@@ -19,7 +28,7 @@ from dipdefense.restoration.preimage import invert_features, maximise_activation
 from dipdefense.restoration.presets import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
 from dipdefense.restoration.tasks import denoise, flash_no_flash, inpaint, remove_jpeg_artifacts, super_resolve
 
-__all__ = ["restoring"]
+__all__ = ["restore_file", "restoring"]
 
 restoring = typer.Typer()
 Source = Annotated[Path, typer.Argument(metavar="INPUT", help="Image file.")]
@@ -44,10 +53,11 @@ def denoise_file(
     iterations: Iterations = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    checkpoint: CheckpointFile = None,
 ) -> None:
     """Remove noise of any kind and unknown level from an image file."""
     settings = _settings("denoise", PUBLISHED["denoise"], config, published, tv, iterations)
-    _restore([source], target, device, denoise, runs=runs, config=settings, seed=seed, tv=tv or 0.0)
+    restore_file([source], target, device, checkpoint, denoise, runs=runs, config=settings, seed=seed, tv=tv or 0.0)
 
 
 @restoring.command("inpaint", epilog="Example: dipdefense inpaint photo.png mask.png whole.png --kind text")
@@ -65,6 +75,7 @@ def inpaint_file(
     iterations: Iterations = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    checkpoint: CheckpointFile = None,
 ) -> None:
     """Fill in the unknown pixels of an image file: text, holes, missing pixels."""
     if kind not in PUBLISHED_INPAINTING:
@@ -75,7 +86,7 @@ def inpaint_file(
         grey = known[:, :1] if torch.equal(known, known[:, :1].expand_as(known)) else known
         return inpaint(image, grey, paste=paste, **keywords)
 
-    _restore([source, mask], target, device, fill, config=settings, seed=seed, tv=tv or 0.0)
+    restore_file([source, mask], target, device, checkpoint, fill, config=settings, seed=seed, tv=tv or 0.0)
 
 
 @restoring.command("super-resolve", epilog="Example: dipdefense super-resolve small.png large.png --factor 4")
@@ -89,10 +100,13 @@ def super_resolve_file(
     iterations: Iterations = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    checkpoint: CheckpointFile = None,
 ) -> None:
     """Enlarge an image file by an integer factor."""
     settings = _settings("super_resolve", published_super_resolution(factor), config, published, tv, iterations)
-    _restore([source], target, device, super_resolve, factor=factor, config=settings, seed=seed, tv=tv or 0.0)
+    restore_file(
+        [source], target, device, checkpoint, super_resolve, factor=factor, config=settings, seed=seed, tv=tv or 0.0
+    )
 
 
 @restoring.command("remove-jpeg", epilog="Example: dipdefense remove-jpeg photo.jpg clean.png")
@@ -105,11 +119,12 @@ def remove_jpeg_file(
     iterations: Iterations = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    checkpoint: CheckpointFile = None,
 ) -> None:
     """Remove blocks and ringing of JPEG compression from an image file."""
     task = "remove_jpeg_artifacts"
     settings = _settings(task, PUBLISHED[task], config, published, tv, iterations)
-    _restore([source], target, device, remove_jpeg_artifacts, config=settings, seed=seed, tv=tv or 0.0)
+    restore_file([source], target, device, checkpoint, remove_jpeg_artifacts, config=settings, seed=seed, tv=tv or 0.0)
 
 
 @restoring.command("flash", epilog="Example: dipdefense flash flash.png dark.png restored.png")
@@ -125,10 +140,13 @@ def flash_file(
     iterations: Iterations = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    checkpoint: CheckpointFile = None,
 ) -> None:
     """Restore a dark image file with the detail of an image that was taken with a flash."""
     settings = _settings("flash_no_flash", PUBLISHED["flash_no_flash"], config, published, tv, iterations)
-    _restore([flash, no_flash], target, device, flash_no_flash, config=settings, seed=seed, tv=tv or 0.0)
+    restore_file(
+        [flash, no_flash], target, device, checkpoint, flash_no_flash, config=settings, seed=seed, tv=tv or 0.0
+    )
 
 
 @restoring.command(
@@ -146,6 +164,7 @@ def invert_features_file(
     iterations: Iterations = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    checkpoint: CheckpointFile = None,
 ) -> None:
     """Show what a classifier's layer keeps of an image file: a natural image with the same features."""
     from eval.classifiers import load_classifier
@@ -156,7 +175,7 @@ def invert_features_file(
     def invert(image: Tensor, **keywords: Any) -> Tensor:
         return invert_features(net, layer, image, **keywords)
 
-    _restore([source], target, device, invert, config=settings, seed=seed, tv=tv or 0.0)
+    restore_file([source], target, device, checkpoint, invert, config=settings, seed=seed, tv=tv or 0.0)
 
 
 @restoring.command(
@@ -178,6 +197,7 @@ def maximise_activation_file(
     iterations: Iterations = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    checkpoint: CheckpointFile = None,
 ) -> None:
     """Show what a channel of a classifier's layer responds to: a natural image that activates it most."""
     from eval.classifiers import load_classifier
@@ -188,7 +208,7 @@ def maximise_activation_file(
     def excite(**keywords: Any) -> Tensor:
         return maximise_activation(net, layer, channel, shape=(channels, size, size), **keywords)
 
-    _restore([], target, device, excite, config=settings, seed=seed, tv=tv or 0.0)
+    restore_file([], target, device, checkpoint, excite, config=settings, seed=seed, tv=tv or 0.0)
 
 
 def _settings(
@@ -207,7 +227,14 @@ def _settings(
     return chosen if iterations is None else replace(chosen, iterations=iterations)
 
 
-def _restore(sources: list[Path], target: Path, device: str, function: Callable[..., Tensor], **keywords: Any) -> None:
+def restore_file(
+    sources: list[Path],
+    target: Path,
+    device: str,
+    checkpoint: Path | None,
+    function: Callable[..., Tensor],
+    **keywords: Any,
+) -> None:
     """Read, restore with a progress bar, and write; a target that cannot be written is reported before the work."""
     where = device_named(device)
     if target.exists() and any(target.samefile(source) for source in sources):
@@ -219,5 +246,5 @@ def _restore(sources: list[Path], target: Path, device: str, function: Callable[
         def report(state: Progress) -> None:
             progress(round(100 * state.share), 100)
 
-        result = function(*images, callback=report, **keywords)
+        result = function(*images, callback=report, checkpoint=checkpoint, **keywords)
     write_image(result[0].cpu(), target)
