@@ -8,11 +8,11 @@ stand when the file is written. They may be ahead of the copies; the chunks then
 import contextlib
 import dataclasses
 import errno
+import hashlib
+import io
 import os
-import pickle
 import threading
 import time
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from dipdefense.stopping import StoppingRule
 
 __all__ = ["Checkpoint", "CheckpointFile", "CheckpointLike"]
 
-FORMAT = "dipdefense checkpoint 1"
+MAGIC = b"dipdefense checkpoint 1\n"  # a file: this, the SHA-256 of what follows, what `torch.save` writes
 SECONDS = 60.0  # between two copies of a fit
 REMEDY = "name another path, or delete the file to begin anew"
 
@@ -166,7 +166,7 @@ class CheckpointFile:
 
     def _write(self) -> None:
         state = {"finished": self.finished, "diverged": list(self.diverged), "chunks": self.chunks}
-        self._replace({"format": FORMAT, "identity": self.identity, **self.filled, **state})
+        self._replace({"identity": self.identity, **self.filled, **state})
         if self.copied >= self.under_way:
             self.copied.clear()
             self.due = time.monotonic() + self.seconds
@@ -175,12 +175,14 @@ class CheckpointFile:
         """Replace the file as a whole, or leave it as it is; None only tries whether its folder takes a file."""
         try:
             with self.temporary.open("wb") as file:
-                if content is not None:
-                    torch.save(content, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-            if content is not None:
-                self.temporary.replace(self.path)
+                if content is None:
+                    return
+                torch.save(content, saved := io.BytesIO())
+                file.write(MAGIC + hashlib.sha256(saved.getbuffer()).digest())
+                file.write(saved.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            self.temporary.replace(self.path)
         except OSError as error:
             raise OSError(error.errno or errno.EIO, error.strerror or str(error), os.fspath(self.path)) from error
         finally:
@@ -204,16 +206,13 @@ class CheckpointFile:
 
 
 def _loaded(path: Path) -> dict[str, Any] | None:
-    """The content of a checkpoint; None if the file is none, or does not hold what was written (CRC-32)."""
-    with path.open("rb") as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                whole = archive.testzip() is None
-            file.seek(0)
-            saved = torch.load(file, map_location="cpu", weights_only=True) if whole else None
-        except (*TORN, pickle.UnpicklingError):
-            return None
-    return saved if isinstance(saved, dict) and saved.get("format") == FORMAT else None
+    """The content of a checkpoint; None if the file is none, or does not hold what was written."""
+    content = memoryview(path.read_bytes())
+    start = len(MAGIC) + hashlib.sha256().digest_size
+    if content[:start] != MAGIC + hashlib.sha256(content[start:]).digest():
+        return None
+    saved: dict[str, Any] = torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
+    return saved
 
 
 def _identity(problem: Problem, config: FitConfig, kept: Mapping[str, Tensor]) -> dict[str, str]:

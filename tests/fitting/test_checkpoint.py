@@ -1,15 +1,14 @@
 """Checkpoints: a fit that is killed and started again gives the bits of one that was not; nothing else is taken."""
 
 import contextlib
-import os
+import errno
 import random
 import signal
 import subprocess
 import sys
-import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,12 @@ TINY = FitConfig(
 OPTIONS: dict[str, dict[str, Any]] = {
     "wmv": {"window": 4, "patience": 4},
     "emv": {"rate": 0.5, "patience": 4},
-    "dipdefend": {"rate": 0.5, "patience": 4},
+    "dipdefend": {"rate": 0.5, "patience": 2},
     "discrepancy": {"sigma": 0.2},
     "sure": {"sigma": 0.1, "rate": 1.0, "patience": 2},
     "validation": {"fraction": 0.2, "rate": 1.0, "patience": 2},
     "sub_image": {"rate": 1.0},
-    "blind_discrepancy": {"factor": 12.0},
+    "blind_discrepancy": {"factor": 4.0},
 }
 
 
@@ -45,7 +44,7 @@ def images(n: int = 6) -> Tensor:
     """Waves with more and more noise, so that they leave at different iterations."""
     generator = torch.Generator().manual_seed(0)
     waves = torch.nn.functional.interpolate(torch.rand(n, 3, 2, 2, generator=generator), (8, 8), mode="bilinear")
-    noise = torch.randn(waves.shape, generator=generator) * torch.linspace(0.01, 0.2, n).view(-1, 1, 1, 1)
+    noise = torch.randn(waves.shape, generator=generator) * torch.linspace(0.01, 1, n).view(-1, 1, 1, 1)
     return (waves + noise).clamp(0, 1)
 
 
@@ -58,6 +57,10 @@ def in_chunks(config: FitConfig, observed: Tensor, together: float) -> FitConfig
 def same(a: FitResult, b: FitResult) -> bool:
     names = [field.name for field in fields(FitResult) if field.name != "seconds"]
     return all(bool(torch.eq(torch.as_tensor(getattr(a, n)), torch.as_tensor(getattr(b, n))).all()) for n in names)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def killed_after(calls: int, then: Callable[[Progress], None] = lambda state: None) -> Callable[[Progress], None]:
@@ -125,15 +128,13 @@ def test_a_process_that_is_killed_leaves_a_whole_file_and_the_same_bits(tmp_path
                 assert process.stdout.readline()
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
-        with zipfile.ZipFile(path) as archive:
-            assert archive.testzip() is None
-        assert {*os.listdir(tmp_path)} <= {"fit.ckpt", ".fit.ckpt.tmp"}
+        assert names(tmp_path) in (["fit.ckpt"], [".fit.ckpt.tmp", "fit.ckpt"])
     with threads(2):
         whole, seen = fit(images(), in_chunks(TINY, images(), 4.5)), []
         resumed = fit(images(), in_chunks(TINY, images(), 4.5), checkpoint=path, callback=seen.append)
     assert 0 < len(seen) < 4 * TINY.iterations
     assert same(resumed, whole)
-    assert os.listdir(tmp_path) == ["fit.ckpt"]
+    assert names(tmp_path) == ["fit.ckpt"]
 
 
 def test_the_share_goes_on_where_it_was(tmp_path, one_thread):
@@ -246,17 +247,13 @@ def test_other_code_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_torn_or_foreign_file_is_refused(tmp_path):
-    path, foreign = tmp_path / "fit", tmp_path / "foreign"
+    path, foreign, draw = tmp_path / "fit", tmp_path / "foreign", random.Random(0)
     fit(images(1), TINY, checkpoint=path)
-    whole, draw = path.read_bytes(), random.Random(0)
+    whole = path.read_bytes()
     torch.save({"weight": torch.zeros(3)}, foreign)
-    module_file, middle = tmp_path / "module", len(whole) // 2
-    torch.save(torch.nn.Linear(1, 1), module_file)
-    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
-        archive.writestr("data.pkl", b"not a pickle")
-    contents = [b"", b"text", whole[:middle], whole[:-1], whole[middle:], b"PK\x03\x04" + draw.randbytes(99)]
-    contents += [file.read_bytes() for file in (foreign, module_file, tmp_path / "zip")]
-    contents += [whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :] for at in data_bytes(path, draw)]
+    contents = [b"", b"text", foreign.read_bytes(), whole[:40], whole[:-1], whole[9:], whole + b" "]
+    for at in draw.sample(range(len(whole)), 20):
+        contents.append(whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)]) + whole[at + 1 :])
     for content in contents:
         path.write_bytes(content)
         with pytest.raises(
@@ -264,14 +261,6 @@ def test_a_torn_or_foreign_file_is_refused(tmp_path):
         ):
             fit(images(1), TINY, checkpoint=path)
         assert path.read_bytes() == content
-
-
-def data_bytes(path: Path, draw: random.Random) -> list[int]:
-    """Positions of some bytes of the tensors in a checkpoint."""
-    with zipfile.ZipFile(path) as archive:
-        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
-        at = path.read_bytes().index(archive.read(largest))
-    return [at + draw.randrange(largest.file_size) for _ in range(5)]
 
 
 def test_a_checkpoint_needs_a_seed_and_seconds():
@@ -294,16 +283,15 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path, monkeypatch):
         fit(images(1), TINY, checkpoint=Checkpoint(path, 0), callback=killed_after(5))
     before = path.read_bytes()
 
-    def full(content: Any, file: Any) -> None:
-        file.write(before[: len(before) // 2])
-        raise OSError(28, "No space left on device")
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
+        patch.setattr("os.fsync", full)
         with pytest.raises(OSError, match=r"No space left on device: '.*fit'"):
             fit(images(1), TINY, checkpoint=Checkpoint(path, 0))
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["fit"]
+    assert names(tmp_path) == ["fit"]
     assert same(fit(images(1), TINY, checkpoint=path), fit(images(1), TINY))
 
 
@@ -313,33 +301,26 @@ def test_a_fit_that_fails_at_once_leaves_no_file(tmp_path):
 
     with pytest.raises(RuntimeError, match="must be finite from its start"):
         fit(images(1), TINY, loss=loss, checkpoint=tmp_path / "fit")
-    assert not os.listdir(tmp_path)
+    assert not names(tmp_path)
 
 
 def test_what_a_callback_keeps_is_put_back(tmp_path):
     """The averages that a purifier collects along the fit."""
-    iterations, purifier, path = (2, 9, 20), Purifier(TINY), tmp_path / "fit"
-    whole = purifier.frames(images(2), iterations, config=TINY, gradient="none")
+    frames, path = partial(Purifier(TINY).frames, config=TINY, gradient="none"), tmp_path / "fit"
     with pytest.raises(KilledError):
-        saved = Checkpoint(path, 0)
-        purifier.frames(
-            images(2), iterations, config=TINY, gradient="none", checkpoint=saved, callback=killed_after(12)
-        )
+        frames(images(2), (2, 9, 20), checkpoint=Checkpoint(path, 0), callback=killed_after(12))
     for _ in range(2):  # the second time the fit has ended
-        frames = purifier.frames(images(2), iterations, config=TINY, gradient="none", checkpoint=path)
-        assert torch.equal(frames, whole)
+        assert torch.equal(frames(images(2), (2, 9, 20), checkpoint=path), frames(images(2), (2, 9, 20)))
     with pytest.raises(ValueError, match=r"of another \(kept\)"):
-        purifier.frames(images(2), (3, 9, 20), config=TINY, gradient="none", checkpoint=path)
+        frames(images(2), (3, 9, 20), checkpoint=path)
 
 
 def test_several_runs_have_a_file_each(tmp_path):
     whole, path = denoise(images(1), runs=2, config=TINY), tmp_path / "fit"
     with pytest.raises(KilledError):
         denoise(images(1), runs=2, config=TINY, checkpoint=path, callback=killed_after(TINY.iterations + 5))
-    assert os.listdir(tmp_path) == ["fit.1"]
+    assert names(tmp_path) == ["fit.1"]
     assert torch.equal(denoise(images(1), runs=2, config=TINY, checkpoint=path), whole)
-    assert sorted(os.listdir(tmp_path)) == ["fit.1", "fit.2"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        again = denoise(images(1), runs=2, config=TINY, checkpoint=path, callback=killed_after(0))
+    assert names(tmp_path) == ["fit.1", "fit.2"]
+    again = denoise(images(1), runs=2, config=TINY, checkpoint=path, callback=killed_after(0))
     assert torch.equal(again, whole)
