@@ -166,7 +166,7 @@ def test_another_number_of_threads_goes_on(tmp_path):
         resumed = fit(
             images(), config, checkpoint=tmp_path / "fit", callback=lambda state: sizes.append(len(state.index))
         )
-    torch.testing.assert_close(resumed.reconstruction, whole.reconstruction)
+    torch.testing.assert_close(resumed.reconstruction, whole.reconstruction, rtol=0, atol=1e-3)
     assert max(sizes) <= 4
 
 
@@ -182,7 +182,7 @@ def test_a_chunk_that_is_halved_begins_anew(tmp_path, one_thread):
     path = tmp_path / "fit"
     with pytest.warns(UserWarning, match="chunks of 2 images"):
         result = fit(images(4), TINY, degrade=degrade, checkpoint=Checkpoint(path, 0))
-    torch.testing.assert_close(result.reconstruction, fit(images(4), TINY).reconstruction)
+    torch.testing.assert_close(result.reconstruction, fit(images(4), TINY).reconstruction, rtol=0, atol=1e-3)
 
 
 def test_images_that_were_given_up_are_named_again(tmp_path):
