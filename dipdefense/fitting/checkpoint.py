@@ -5,9 +5,7 @@ copies its state between two iterations. Results of images that have left, and w
 stand when the file is written. They may be ahead of the copies; the chunks then come to the same values again.
 """
 
-import contextlib
 import dataclasses
-import errno
 import hashlib
 import io
 import os
@@ -26,6 +24,7 @@ from dipdefense.fitting.batch import Batch
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.problem import Problem
 from dipdefense.stopping import StoppingRule
+from dipdefense.whole_file import beside
 
 __all__ = ["Checkpoint", "CheckpointFile", "CheckpointLike"]
 
@@ -80,7 +79,7 @@ class CheckpointFile:
 
     def __init__(self, checkpoint: Checkpoint, problem: Problem, config: FitConfig, results: Mapping[str, Tensor]):
         self.path = Path(checkpoint.path)
-        self.temporary = self.path.with_name(f".{self.path.name}.tmp")
+        self.temporary = f".{self.path.name}.tmp"  # what a kill leaves of it, the next write replaces
         self.seconds = checkpoint.seconds
         self.identity = _identity(problem, config, checkpoint.kept)
         self.filled = {"results": dict(results), "kept": dict(checkpoint.kept)}
@@ -95,7 +94,8 @@ class CheckpointFile:
         if self.path.exists():
             self._read()
         else:
-            self._replace(None)
+            with beside(self.path, self.temporary):  # a place that takes no file is reported before the work
+                pass
 
     def steps(self, iterations: int) -> int:
         """Iterations done or no longer needed, summed over the images, in a fit of at most `iterations`."""
@@ -166,28 +166,17 @@ class CheckpointFile:
 
     def _write(self) -> None:
         state = {"finished": self.finished, "diverged": list(self.diverged), "chunks": self.chunks}
-        self._replace({"identity": self.identity, **self.filled, **state})
+        torch.save({"identity": self.identity, **self.filled, **state}, content := io.BytesIO())
+        with beside(self.path, self.temporary) as file:
+            file.write(MAGIC + hashlib.sha256(content.getbuffer()).digest())
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+            Path(file.name).replace(self.path)
         if self.copied >= self.under_way:
             self.copied.clear()
             self.due = time.monotonic() + self.seconds
-
-    def _replace(self, content: dict[str, Any] | None) -> None:
-        """Replace the file as a whole, or leave it as it is; None only tries whether its folder takes a file."""
-        try:
-            with self.temporary.open("wb") as file:
-                if content is None:
-                    return
-                torch.save(content, saved := io.BytesIO())
-                file.write(MAGIC + hashlib.sha256(saved.getbuffer()).digest())
-                file.write(saved.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            self.temporary.replace(self.path)
-        except OSError as error:
-            raise OSError(error.errno or errno.EIO, error.strerror or str(error), os.fspath(self.path)) from error
-        finally:
-            with contextlib.suppress(OSError):  # there is none if it was moved, or if its folder is missing
-                self.temporary.unlink()
 
     def _read(self) -> None:
         saved = _loaded(self.path)
