@@ -253,8 +253,6 @@ def _fit_chunk(run: _Run, problem: Problem, index: Tensor) -> None:
     target, hidden = rule.prepare(observed, torch.Generator("cpu").manual_seed(problem.rule_seed))
     hidden = None if hidden is None else hidden.expand_as(target)
     for iteration in range(done + 1, config.iterations + 1):
-        if run.chunks.ended:
-            return
         z = draw_input(problem, batch.index, config.jitter, generator)
         batch.state, (losses, output, _, sane) = step(
             problem, batch.state, z, target, iteration, config, index=batch.index, hidden=hidden
@@ -274,6 +272,8 @@ def _fit_chunk(run: _Run, problem: Problem, index: Tensor) -> None:
             batch.done |= stopped
             batch.iterations += 1
         run.report(iteration, batch, losses, sane)
+        if run.chunks.ended:
+            return
         if check and _may_leave(batch.done, config):
             run.outcome.take(batch.rows(batch.done))
             run.count(int(batch.done.sum()) * (config.iterations - iteration))
