@@ -14,6 +14,7 @@ from dipdefense.defence.presets import default_config as _default_config
 from dipdefense.defence.presets import default_defence as _default_defence
 from dipdefense.defence.purifier import Purifier
 from dipdefense.distributed.devices import OnDevices
+from dipdefense.fitting.checkpoint import Checkpoint
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.fit import FitResult, Progress, fit
 from dipdefense.fitting.learn_start import learn_start
@@ -32,6 +33,7 @@ __all__ = [
     "LOSSES",
     "STOPPING_RULES",
     "Autoencoder",
+    "Checkpoint",
     "Compatibility",
     "Decision",
     "Defence",

@@ -17,7 +17,7 @@ ADAPTERS = "dipdefense/adapters/"  # the core imports none of them, so that each
 CLI_LIBRARIES = {"typer", "rich"}
 # The rooms of `dipdefense`, from the lowest layer up: a room imports those of lower layers only, when it is loaded.
 LAYERS = (
-    {"arguments", "digest", "image_tensors"},
+    {"arguments", "digest", "image_tensors", "whole_file"},
     {"stopping"},
     {"fitting"},
     {"defence", "restoration"},

@@ -21,6 +21,7 @@ __all__ = [
     "Attacks",
     "AttackSteps",
     "BatchSize",
+    "CheckpointFile",
     "ClassifierSpec",
     "ConfigFile",
     "Count",
@@ -83,6 +84,12 @@ ResizeTo = Annotated[int, typer.Option("--resize", help="Short side of the image
 CropTo = Annotated[int, typer.Option("--crop", help="Side of the centre that is cut out, in pixels.")]
 
 ConfigFile = Annotated[Path | None, defence_option("--config", help="JSON file of FitConfig settings.")]
+CheckpointFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--checkpoint", help="File that saves the fit every minute; a killed command, given again, goes on from there."
+    ),
+]
 Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")]
 DecisionName = Annotated[
     str | None, defence_option("--decision", help=f"How reconstructions become logits: {', '.join(DECISIONS)}.")

@@ -7,6 +7,7 @@ import typer
 
 from dipdefense.cli import options
 from dipdefense.cli.output import errors, progress_bar
+from dipdefense.cli.restore import restore_file
 from dipdefense.defence.purifier import Purifier
 from dipdefense.distributed import Cluster, purify_shards
 from dipdefense.files.purify_files import purify_files
@@ -35,6 +36,7 @@ def purify(
     gpus: options.Gpus = 0,
     shard_size: Annotated[int, typer.Option(help="With --engine ray: images of a shard.")] = 256,
     column: Annotated[str, typer.Option(help="With --engine ray: column of the images in Parquet files.")] = "image",
+    checkpoint: options.CheckpointFile = None,
 ) -> None:
     """Purify an image file, or every image of a folder, into PNG files of the same names.
 
@@ -47,7 +49,14 @@ def purify(
     """
     cluster = options.cluster_of(context, engine, address, workers, cpus, gpus, "shard_size", "column")
     purifier = Purifier(options.fit_config(config), seed=seed, tile=tile)
-    if cluster is None:
+    if checkpoint is not None:
+        if cluster is not None or Path(source).is_dir():
+            raise ValueError(
+                "--checkpoint must come with a single image file; leave it out for a folder, and with --engine ray"
+            )
+        into = Path(target, f"{Path(source).stem}.png") if Path(target).is_dir() else Path(target)
+        restore_file([Path(source)], into, device, purifier.reconstruct, checkpoint=checkpoint)
+    elif cluster is None:
         _purify_here(Path(source), Path(target), purifier, device)
     else:
         _purify_there(source, target, purifier, cluster, shard_size, column)

@@ -19,7 +19,7 @@ from dipdefense.restoration.preimage import invert_features, maximise_activation
 from dipdefense.restoration.presets import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
 from dipdefense.restoration.tasks import denoise, flash_no_flash, inpaint, remove_jpeg_artifacts, super_resolve
 
-__all__ = ["restoring"]
+__all__ = ["restore_file", "restoring"]
 
 restoring = typer.Typer()
 Source = Annotated[Path, typer.Argument(metavar="INPUT", help="Image file.")]
@@ -43,6 +43,7 @@ class Fit:
     iterations: options.Iterations = None
     seed: options.Seed = 0
     device: options.Device = "cpu"
+    checkpoint: options.CheckpointFile = None
 
     def settings(self, task: str, large: FitConfig) -> FitConfig:
         """The settings that the options name; at most one of the three, and the small ones without any."""
@@ -184,8 +185,15 @@ def maximise_activation_file(
 
 
 def _restore(sources: list[Path], target: Path, fit: Fit, function: Callable[..., Tensor], **keywords: Any) -> None:
+    keywords |= {"seed": fit.seed, "tv": fit.tv or 0.0, "checkpoint": fit.checkpoint}
+    restore_file(sources, target, fit.device, function, **keywords)
+
+
+def restore_file(
+    sources: list[Path], target: Path, device: str, function: Callable[..., Tensor], **keywords: Any
+) -> None:
     """Read, restore with a progress bar, and write; a target that cannot be written is reported before the work."""
-    where = options.device_named(fit.device)
+    where = options.device_named(device)
     if target.exists() and any(target.samefile(source) for source in sources):
         raise ValueError(f"OUTPUT must not replace an image that it comes from, {target} would be")
     images = [read_image(source)[None].to(where) for source in sources]
@@ -195,5 +203,5 @@ def _restore(sources: list[Path], target: Path, fit: Fit, function: Callable[...
         def report(state: Progress) -> None:
             progress(round(100 * state.share), 100)
 
-        result = function(*images, callback=report, seed=fit.seed, tv=fit.tv or 0.0, **keywords)
+        result = function(*images, callback=report, **keywords)
     write_image(result[0].cpu(), target)

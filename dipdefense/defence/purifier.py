@@ -12,6 +12,7 @@ from dipdefense.defence.gradients import Fitted, Gradient, known_gradient, purif
 from dipdefense.defence.presets import defence_for
 from dipdefense.defence.tiles import cut, join
 from dipdefense.defence.wrapper import shallow_copy
+from dipdefense.fitting.checkpoint import Checkpoint, CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.fit import FitResult, Progress, fit
 from dipdefense.image_tensors import check_images
@@ -102,24 +103,31 @@ class Purifier(nn.Module):
         return self._purify(images, gradient=self.gradient)
 
     @torch.no_grad()
-    def reconstruct(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> Tensor:
+    def reconstruct(
+        self,
+        images: Tensor,
+        callback: Callable[[Progress], None] | None = None,
+        checkpoint: CheckpointLike | None = None,
+    ) -> Tensor:
         """Purify images (B, C, H, W) in [0, 1], without gradient; in tiles if they are larger than a tile.
 
-        Values above 1, which the gain of the cosine loss can give, are clipped.
+        Values above 1, which the gain of the cosine loss can give, are clipped. `callback` and `checkpoint` are those
+        of `dipdefense.fit`.
         """
         check_images(images, empty=True)
-        return self._purify(images, gradient="none", callback=callback)
+        return self._purify(images, gradient="none", callback=callback, checkpoint=checkpoint)
 
-    def _purify(
-        self, images: Tensor, *, gradient: str | Gradient, callback: Callable[[Progress], None] | None = None
-    ) -> Tensor:
-        """The reconstructions; with the default fit, the mean of the iterates that the default decision classifies."""
+    def _purify(self, images: Tensor, *, gradient: str | Gradient, **options: Any) -> Tensor:
+        """The reconstructions; with the default fit, the mean of the iterates that the default decision classifies.
+
+        `options` are the callback and the checkpoint of `frames`.
+        """
         config, iterations = self.config_for(images), None
         if self.config is None:
             default = defence_for(tuple(images.shape[1:]))
             if config == default.fit:  # a derived class may have another fit
                 iterations = default.decision.iterations_of(config.iterations) or None
-        return self.frames(images, iterations, config=config, gradient=gradient, callback=callback).mean(0)
+        return self.frames(images, iterations, config=config, gradient=gradient, **options).mean(0)
 
     @torch.no_grad()
     def trajectory(self, images: Tensor, iterations: Sequence[int], *, restart: int = 0) -> Tensor:
@@ -149,6 +157,7 @@ class Purifier(nn.Module):
         gradient: str | Gradient,
         restart: int = 0,
         callback: Callable[[Progress], None] | None = None,
+        checkpoint: CheckpointLike | None = None,
     ) -> Tensor:
         """The result of `trajectory` for this `config`, with the given meaning of a backward pass.
 
@@ -164,10 +173,10 @@ class Purifier(nn.Module):
         tile = self.tile_for(images)
         pieces = images if tile is None else cut(images, tile, tile // 4)
         if iterations is None:
-            result = fit(pieces, config, seed=seed, callback=callback)
+            result = fit(pieces, config, seed=seed, callback=callback, checkpoint=checkpoint)
             frames, chosen, seed = result.reconstruction[None], result.chosen[None], result.seed
         else:
-            frames, chosen, seed = _watch(pieces, config, seed, iterations, callback)
+            frames, chosen, seed = _watch(pieces, config, seed, iterations, callback, checkpoint)
         fitted = Fitted(pieces.detach().clone(), config, seed, chosen)  # the caller may write to the images
         passed = purification(pieces, frames.clamp(max=1), fitted, gradient)
         if tile is None:
@@ -201,6 +210,7 @@ def _watch(
     seed: int | None,
     iterations: Sequence[int],
     callback: Callable[[Progress], None] | None,
+    checkpoint: CheckpointLike | None,
 ) -> tuple[Tensor, Tensor, int]:
     """The averages at these iterations of one fit, (T, B, C, H, W), their iterations (T, B), and the seed."""
     with torch.inference_mode(False):  # the fit writes to these frames outside that mode
@@ -213,7 +223,9 @@ def _watch(
         if callback is not None:
             callback(state)
 
-    result = fit(images, config, seed=seed, callback=keep)
+    if checkpoint is not None:
+        checkpoint = Checkpoint.at(checkpoint, {f"averages at {tuple(iterations)}": frames})
+    result = fit(images, config, seed=seed, callback=keep, checkpoint=checkpoint)
     chosen = torch.tensor(iterations, device=images.device)[:, None].expand(-1, len(images)).clone()
     for frame, number, iteration in zip(frames, chosen, iterations, strict=True):
         ended = result.iterations < iteration  # an image that was given up keeps its last average

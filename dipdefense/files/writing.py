@@ -4,16 +4,15 @@ import errno
 import io
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from dipdefense.image_tensors import check_images
+from dipdefense.whole_file import beside
 
 __all__ = ["WRITABLE", "check_target", "encode_png", "write_image"]
 
@@ -47,7 +46,7 @@ def write_image(image: Tensor, path: str | Path) -> None:
     path = Path(path)
     options = _saving_options(path)
     encoded = _eight_bit(image)
-    with _beside(path) as file:
+    with beside(path, _temporary()) as file:
         encoded.save(file, **options)
         file.close()
         Path(file.name).replace(path)
@@ -80,7 +79,7 @@ def check_target(path: str | Path) -> None:
     _saving_options(Path(path))
     if Path(path).is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    with _beside(Path(path)):
+    with beside(Path(path), _temporary()):
         pass
 
 
@@ -91,15 +90,6 @@ def _saving_options(path: Path) -> dict[str, Any]:
     return options
 
 
-@contextmanager
-def _beside(path: Path) -> Iterator[IO[bytes]]:
-    """A temporary file in the folder of `path`, deleted at the end unless it was moved; errors name `path`."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-    except OSError as error:
-        raise OSError(error.errno or errno.EIO, error.strerror or str(error), os.fspath(path)) from error
-    finally:
-        with suppress(OSError):  # there is none if it was moved, or if its folder is missing
-            temporary.unlink()
+def _temporary() -> str:
+    """A name that no other process writes to."""
+    return f".{secrets.token_hex(8)}.tmp"

@@ -1,3 +1,5 @@
-"""The engine in reading order: config, networks, layers, inputs, losses, problem, step, batch, workers, fit, unroll."""
+"""The engine in reading order: config, networks, layers, inputs, losses, problem, step, batch, workers, checkpoint,
+fit, unroll.
+"""
 
 __all__: list[str] = []

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dipdefense.arguments import check_integer
 from dipdefense.fitting.batch import Batch
+from dipdefense.fitting.checkpoint import Checkpoint, CheckpointFile, CheckpointLike
 from dipdefense.fitting.config import FitConfig, build_rule
 from dipdefense.fitting.losses import Loss
 from dipdefense.fitting.problem import Degrade, Prior, Problem, build_problem, per_row
@@ -72,6 +73,7 @@ def fit(
     prior: Prior | None = None,
     shape: tuple[int, int, int] | None = None,
     callback: Callable[[Progress], None] | None = None,
+    checkpoint: CheckpointLike | None = None,
 ) -> FitResult:
     """Fit one network to each observed image and return the iterate that the stopping rule chooses.
 
@@ -90,6 +92,10 @@ def fit(
             from the shape of `observed` (or, if z is given, from the size of z).
         callback: called with a `Progress` after every iteration of every chunk, by one thread at a time, which need
             not be the caller's; an exception that it raises ends the fit.
+        checkpoint: file, or a `Checkpoint`, that saves the fit every minute and whenever a chunk ends. The same call
+            goes on from there after an interruption: to the same bits on the same machine with the same number of
+            threads, elsewhere up to rounding. The callback does not see the iterations before. The file stays; of a fit
+            that has ended it returns the result at once. One fit at a time may use it.
 
     Returns:
         A `FitResult`; its reconstruction has no gradient.
@@ -97,22 +103,25 @@ def fit(
     Raises:
         TypeError: `observed` is not a floating tensor.
         ValueError: a shape that does not fit, values that are not finite, a memory budget below one image, a
-            precision that the device or the dtype does not have.
+            precision that the device or the dtype does not have; a checkpoint without a seed, of another fit, or torn.
+        OSError: the checkpoint cannot be read or written.
         RuntimeError: the loss is not finite at the first iteration.
     """
     start = time.perf_counter()
     config = config or FitConfig()
     check_integer("seed", seed, 0, none=True)
+    if seed is None and checkpoint is not None:
+        raise ValueError("seed must be given with a checkpoint, which belongs to one seed, got None")
     seed = secrets.randbits(32) if seed is None else seed
     device = observed.device if isinstance(observed, Tensor) else torch.device("cpu")
     with fit_context(device, config.precision):
         problem = build_problem(observed, config, seed, degrade, z, loss, prior, shape)
-        run = _fit_chunks(problem, config, callback)
+        run = _fit_chunks(problem, config, callback, None if checkpoint is None else Checkpoint.at(checkpoint))
     if run.chunks.halved:
         text = f"out of memory: going on with chunks of {run.chunks.largest} images; lower memory_gb"
         warnings.warn(text, stacklevel=2)
     if run.diverged:
-        text = f"the fit of images {sorted(run.diverged)} keeps diverging and was ended early: lower lr"
+        text = f"the fit of images {sorted(set(run.diverged))} keeps diverging and was ended early: lower lr"
         warnings.warn(text, stacklevel=2)
     return FitResult(
         reconstruction=run.outcome.reconstruction,
@@ -151,6 +160,7 @@ class _Run:
     callback: Callable[[Progress], None] | None
     outcome: "_Outcome"
     chunks: Chunks
+    file: CheckpointFile | None
     steps: int = 0  # iterations done or no longer needed, summed over the images
     diverged: list[int] = field(default_factory=list)  # positions of images that were given up
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -175,7 +185,12 @@ class _Run:
                     self.chunks.end()  # while the lock is held, so that the callback is not called again
 
 
-def _fit_chunks(problem: Problem, config: FitConfig, callback: Callable[[Progress], None] | None) -> _Run:
+def _fit_chunks(
+    problem: Problem,
+    config: FitConfig,
+    callback: Callable[[Progress], None] | None,
+    checkpoint: Checkpoint | None,
+) -> _Run:
     """Fit all images, chunk by chunk, with as many workers as there are threads and memory for."""
     device = problem.observed.device
     most = most_images(
@@ -186,7 +201,13 @@ def _fit_chunks(problem: Problem, config: FitConfig, callback: Callable[[Progres
     )
     # torch cannot compile in several threads
     workers, chunks = plan_chunks(len(problem.observed), most, device, alone=config.compile)
-    run = _Run(problem, config, callback, _Outcome.empty(problem), Chunks(chunks))
+    outcome, file = _Outcome.empty(problem), None
+    if checkpoint is not None:
+        file = CheckpointFile(checkpoint, problem, config, vars(outcome))
+        workers, chunks = file.plan(workers, chunks, most)
+    run = _Run(problem, config, callback, outcome, Chunks(chunks), file)
+    if file is not None:
+        run.steps, run.diverged = file.steps(config.iterations), file.diverged
 
     def work(worker: int) -> None:
         copy = problem.thread_copy(config.compile)
@@ -223,14 +244,15 @@ class _Outcome:
 
 def _fit_chunk(run: _Run, problem: Problem, index: Tensor) -> None:
     """Fit the images at `index` together: the one fitting loop."""
-    config, observed = run.config, problem.observed[index]
+    config, file, done = run.config, run.file, 0
     generator = torch.Generator(problem.z.device).manual_seed(problem.jitter_seed)
     rule, batch = build_rule(config), Batch.begin(problem.theta, index, run.outcome.reconstruction[index])
+    if file is not None:
+        done, batch = file.resume(index, batch, rule, generator)
+    observed = problem.observed[batch.index]
     target, hidden = rule.prepare(observed, torch.Generator("cpu").manual_seed(problem.rule_seed))
     hidden = None if hidden is None else hidden.expand_as(target)
-    for iteration in range(1, config.iterations + 1):
-        if run.chunks.ended:
-            return
+    for iteration in range(done + 1, config.iterations + 1):
         z = draw_input(problem, batch.index, config.jitter, generator)
         batch.state, (losses, output, _, sane) = step(
             problem, batch.state, z, target, iteration, config, index=batch.index, hidden=hidden
@@ -250,6 +272,8 @@ def _fit_chunk(run: _Run, problem: Problem, index: Tensor) -> None:
             batch.done |= stopped
             batch.iterations += 1
         run.report(iteration, batch, losses, sane)
+        if run.chunks.ended:
+            return
         if check and _may_leave(batch.done, config):
             run.outcome.take(batch.rows(batch.done))
             run.count(int(batch.done.sum()) * (config.iterations - iteration))
@@ -259,8 +283,12 @@ def _fit_chunk(run: _Run, problem: Problem, index: Tensor) -> None:
             hidden = None if hidden is None else hidden[stay]
             batch = batch.rows(stay)
             if len(batch.index) == 0:
-                return
+                break
+        if file is not None:
+            file.keep(index, iteration, batch, rule, generator)
     run.outcome.take(batch)
+    if file is not None:
+        file.finish(index)
 
 
 def _may_leave(done: Tensor, config: FitConfig) -> bool:

@@ -162,10 +162,14 @@ def build_problem(
         rule_seed=for_rule,
         crop=crop,
         degrade=degrade or (lambda images, index: images),
-        loss=loss or (lambda output, target, index: LOSSES[config.loss](output, target)),
+        loss=loss or _without_index(LOSSES[config.loss]),
         prior=prior,
         blind=loss is None and config.loss in SCALE_BLIND,
     )
+
+
+def _without_index(loss: Callable[[Tensor, Tensor], Tensor]) -> Loss:
+    return lambda output, target, index: loss(output, target)
 
 
 def canvas(net: nn.Module, height: int, width: int) -> tuple[int, int]:

@@ -82,7 +82,7 @@ class Chunks:
 
     def __init__(self, chunks: Sequence[Tensor]):
         self.waiting = deque(chunks)
-        self.largest = max(len(chunk) for chunk in chunks)  # images of a chunk, at most
+        self.largest = max((len(chunk) for chunk in chunks), default=0)  # images of a chunk, at most
         self.halved = False
         self.ended = False  # nothing more is to be fitted: workers that have begun stop
         self.lock = threading.Lock()

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.fit import Progress, fit
 from dipdefense.fitting.problem import check_shape
@@ -33,6 +34,7 @@ def invert_features(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callable[[Progress], None] | None = None,
+    checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Find natural images with given features: what a layer keeps of an image.
 
@@ -44,7 +46,7 @@ def invert_features(
         target: images (B, C, H, W) in [0, 1], whose features are inverted; or, if `shape` is given, the features
             themselves, (B, ...).
         shape: (C, H, W) of the pre-images, if `target` holds features.
-        config, seed, tv, callback: see `dipdefense.restoration.tasks`.
+        config, seed, tv, callback, checkpoint: see `dipdefense.restoration.tasks`.
 
     Returns:
         (B, C, H, W) in [0, 1].
@@ -87,6 +89,7 @@ def invert_features(
             prior=prior,
             shape=shape,
             callback=callback,
+            checkpoint=checkpoint,
         )
     return result.reconstruction.clamp(0, 1)
 
@@ -101,6 +104,7 @@ def maximise_activation(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callable[[Progress], None] | None = None,
+    checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Find a natural image that excites a channel of a layer most, on average over positions.
 
@@ -109,7 +113,7 @@ def maximise_activation(
         layer: a name of `classifier.named_modules()`.
         channel: position along the second dimension of its output; for the last layer, a class.
         shape: (C, H, W) of the image.
-        config, seed, tv, callback: see `dipdefense.restoration.tasks`. Stopping rules that look
+        config, seed, tv, callback, checkpoint: see `dipdefense.restoration.tasks`. Stopping rules that look
             at the residual do not apply here.
 
     Returns:
@@ -143,6 +147,7 @@ def maximise_activation(
             prior=prior,
             shape=shape,
             callback=callback,
+            checkpoint=checkpoint,
         )
     return result.reconstruction.clamp(0, 1)
 

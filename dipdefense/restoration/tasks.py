@@ -5,7 +5,7 @@
 All functions take the same keywords. `config`: settings of the fit, with any architecture and stopping rule; None for
 the small ones of `presets.SMALL`, made for a CPU; `presets.PUBLISHED` holds the published ones. `seed`: as in `fit`.
 `tv`: weight of the total variation in the loss; with `presets.PIXELS` as config it is the only prior, which is the
-learning-free rival. `callback`: as in `fit`. Images of a batch do not affect each other.
+learning-free rival. `callback`, `checkpoint`: as in `fit`. Images of a batch do not affect each other.
 
 Source: Ulyanov, Vedaldi, Lempitsky (2018), "Deep image prior", sections 3.1 to 3.6.
 """
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dipdefense.arguments import check_integer
+from dipdefense.fitting.checkpoint import Checkpoint, CheckpointLike
 from dipdefense.fitting.config import FitConfig, build_network
 from dipdefense.fitting.fit import Progress, fit
 from dipdefense.fitting.losses import masked_mse
@@ -41,13 +42,15 @@ def denoise(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callback | None = None,
+    checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Remove noise of any kind and unknown level.
 
     Args:
         images: noisy, (B, C, H, W) in [0, 1].
         runs: how many fits, with the seeds `seed`, `seed + 1`, ..., are averaged.
-        config, seed, tv, callback: see the module; `Progress.share` counts all runs.
+        config, seed, tv, callback, checkpoint: see the module; `Progress.share` counts all runs. Several runs have a
+            checkpoint each: the path with `.1`, `.2`, ... behind it.
 
     Returns:
         (B, C, H, W) in [0, 1], the moving average of the iterates (`FitConfig.ema`).
@@ -64,7 +67,9 @@ def denoise(
             if callback is not None:
                 callback(replace(state, share=(run + state.share) / runs))
 
-        total += _fitted("denoise", images, config, None if seed is None else seed + run, tv, report)
+        of_run = checkpoint if checkpoint is None or runs == 1 else Checkpoint.at(checkpoint).numbered(run + 1)
+        nth = None if seed is None else seed + run
+        total += _fitted("denoise", images, config, nth, tv, report, checkpoint=of_run)
     return total / runs
 
 
@@ -77,6 +82,7 @@ def inpaint(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callback | None = None,
+    checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Fill in unknown pixels: text, holes, or a large share of pixels that are missing.
 
@@ -87,7 +93,7 @@ def inpaint(
         images: (B, C, H, W), in [0, 1] where they are known.
         mask: (B or 1, 1 or C, H, W), boolean or 0 / 1; 1 = known pixel.
         paste: put the known pixels back into the result; a score over all pixels is then too good.
-        config, seed, tv, callback: see the module.
+        config, seed, tv, callback, checkpoint: see the module.
 
     Returns:
         (B, C, H, W) in [0, 1], all pixels as the network gives them, unless `paste`.
@@ -108,7 +114,7 @@ def inpaint(
     everyone = torch.arange(len(images), device=images.device)
     known = degrade(images, everyone)
     check_images(known)
-    filled = _fitted("inpaint", known, config, seed, tv, callback, degrade=degrade, loss=loss)
+    filled = _fitted("inpaint", known, config, seed, tv, callback, degrade=degrade, loss=loss, checkpoint=checkpoint)
     return torch.where(mask.bool(), images, filled) if paste else filled
 
 
@@ -120,13 +126,14 @@ def super_resolve(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callback | None = None,
+    checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Enlarge images: find larger ones whose Lanczos reduction (`operators.downsampling`) they are.
 
     Args:
         images: small, (B, C, H, W) in [0, 1].
         factor: an integer of at least 2.
-        config, seed, tv, callback: see the module.
+        config, seed, tv, callback, checkpoint: see the module.
 
     Returns:
         (B, C, factor H, factor W) in [0, 1].
@@ -139,7 +146,9 @@ def super_resolve(
     check_integer("factor", factor, 2)
     degrade = downsampling(factor, factor * H, factor * W, dtype=images.dtype, device=images.device)
     shape = (C, factor * H, factor * W)
-    return _fitted("super_resolve", images, config, seed, tv, callback, degrade=degrade, shape=shape)
+    return _fitted(
+        "super_resolve", images, config, seed, tv, callback, degrade=degrade, shape=shape, checkpoint=checkpoint
+    )
 
 
 def remove_jpeg_artifacts(
@@ -149,6 +158,7 @@ def remove_jpeg_artifacts(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callback | None = None,
+    checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Remove blocks and ringing of JPEG compression: (B, C, H, W) in [0, 1] -> same. As `denoise`, with other settings.
 
@@ -156,7 +166,7 @@ def remove_jpeg_artifacts(
         TypeError, ValueError: no image batch in [0, 1], a negative `tv`; what `fit` raises.
     """
     check_images(images)
-    return _fitted("remove_jpeg_artifacts", images, config, seed, tv, callback)
+    return _fitted("remove_jpeg_artifacts", images, config, seed, tv, callback, checkpoint=checkpoint)
 
 
 def flash_no_flash(
@@ -167,13 +177,14 @@ def flash_no_flash(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callback | None = None,
+    checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Restore a dark, noisy photograph with the detail of one taken with a flash, which is the network's input z.
 
     Args:
         flash: (B, C, H, W) in [0, 1], or (1, C, H, W) for all.
         no_flash: what is restored, (B, C', H, W) in [0, 1].
-        config, seed, tv, callback: see the module; `input` and `input_channels` of the config are not used.
+        config, seed, tv, callback, checkpoint: see the module; `input` and `input_channels` of the config are not used.
 
     Returns:
         (B, C', H, W) in [0, 1], with the light of `no_flash`.
@@ -189,7 +200,7 @@ def flash_no_flash(
         raise ValueError(f"flash and no_flash must have one size, got {shapes}")
     settings = replace(config or SMALL["flash_no_flash"], input="noise", input_channels=flash.shape[1])
     z, shape = _on_canvas(flash, settings), tuple(no_flash.shape[1:])
-    return _fitted("flash_no_flash", no_flash, settings, seed, tv, callback, z=z, shape=shape)
+    return _fitted("flash_no_flash", no_flash, settings, seed, tv, callback, z=z, shape=shape, checkpoint=checkpoint)
 
 
 def _fitted(

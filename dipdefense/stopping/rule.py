@@ -42,7 +42,8 @@ class StoppingRule:
     least_side = 1  # smallest side of the observed images that the rule accepts, in pixels
 
     def __init__(self) -> None:
-        self.state: dict[str, Tensor] = {}  # one row for each image
+        # All that changes along the fit, one row for each image: a checkpoint saves and replaces it.
+        self.state: dict[str, Tensor] = {}
 
     def prepare(self, observed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Determine what is fitted; called once, before the first iteration.

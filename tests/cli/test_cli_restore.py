@@ -10,6 +10,7 @@ from dipdefense.cli import app
 from dipdefense.files.reading import read_image
 from dipdefense.files.writing import write_image
 from dipdefense.fitting.config import FitConfig
+from dipdefense.fitting.step import step
 
 QUICK = {"architecture_options": {"channels": [8, 8], "skip_channels": 0}, "input_channels": 4, "iterations": 4}
 
@@ -132,3 +133,45 @@ def test_benchmark_restoration_refuses(folder):
     refused("tasks must be among text, holes", *command, "--tasks", "magic")
     refused("size must be at least 16 pixels, got 8", *command, "--size", 8)
     assert not (folder / "run").exists()
+
+
+class KilledError(BaseException):
+    pass
+
+
+def kill_after(steps: int, patch: pytest.MonkeyPatch) -> None:
+    """End what computes after so many steps of fits."""
+    left = iter(range(steps))
+
+    def last(*arguments, **keywords):
+        if next(left, None) is None:
+            raise KilledError
+        return step(*arguments, **keywords)
+
+    patch.setattr("dipdefense.fitting.fit.step", last)
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "purify"])
+def test_a_killed_command_goes_on_from_its_checkpoint(folder, command, monkeypatch):
+    """To the same file; after the end it computes nothing."""
+    monkeypatch.setattr("dipdefense.fitting.checkpoint.SECONDS", 0)
+    line = ["purify", folder / "image.png"] if command == "purify" else arguments(folder, command)
+    options = ("--config", folder / "config.json")
+    assert dipdefense(*line, folder / "whole.png", *options).exit_code == 0
+    options = (*options, "--checkpoint", folder / "fit")
+    for steps, ends in ((2, False), (2, True), (0, True)):
+        with monkeypatch.context() as patch:
+            kill_after(steps, patch)
+            if ends:
+                assert dipdefense(*line, folder / "o.png", *options).exit_code == 0
+                assert (folder / "o.png").read_bytes() == (folder / "whole.png").read_bytes()
+            else:
+                with pytest.raises(KilledError):
+                    dipdefense(*line, folder / "o.png", *options)
+    refused("of another (seed", *line, folder / "o.png", "--seed", 1, *options)
+
+
+def test_purify_has_one_checkpoint_for_one_file(folder):
+    (folder / "images").mkdir()
+    for more in ((folder / "images", folder / "o"), (folder / "image.png", folder / "o", "--engine", "ray")):
+        refused("--checkpoint must come with a single image file", "purify", *more, "--checkpoint", folder / "fit")
