@@ -8,7 +8,6 @@ those that come with the package are in `learned_starts/`.
 import functools
 import hashlib
 import json
-import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+
+from dipdefense.whole_file import beside
 
 __all__ = ["LEARNED", "RANDOM", "Start", "check_start", "find_start", "read_start"]
 
@@ -46,12 +47,10 @@ class Start:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in {**self.theta, Z: self.z}.items()}
         content = save(tensors, {RECIPE: json.dumps(dict(self.recipe))})
         path = Path(path)
-        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)  # noqa: PTH105 (Path.replace is the same)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with beside(path, f".{secrets.token_hex(8)}.tmp") as file:
+            file.write(content)
+            file.close()
+            Path(file.name).replace(path)
 
     def input(self, height: int, width: int) -> Tensor:
         """The central part of z, (1, C_in, height, width).
