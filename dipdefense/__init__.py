@@ -17,8 +17,10 @@ from dipdefense.distributed.devices import OnDevices
 from dipdefense.fitting.checkpoint import Checkpoint
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.fit import FitResult, Progress, fit
+from dipdefense.fitting.learn_start import learn_start
 from dipdefense.fitting.losses import LOSSES, masked_mse
 from dipdefense.fitting.networks import ARCHITECTURES, Autoencoder, SkipNet, UNet
+from dipdefense.fitting.starts import Start, read_start
 from dipdefense.restoration.preimage import invert_features, maximise_activation
 from dipdefense.restoration.tasks import denoise, flash_no_flash, inpaint, remove_jpeg_artifacts, super_resolve
 from dipdefense.restoration.total_variation import total_variation
@@ -46,6 +48,7 @@ __all__ = [
     "Progress",
     "Purifier",
     "SkipNet",
+    "Start",
     "Detector",
     "DetectorGated",
     "UNet",
@@ -58,8 +61,10 @@ __all__ = [
     "flash_no_flash",
     "inpaint",
     "invert_features",
+    "learn_start",
     "masked_mse",
     "maximise_activation",
+    "read_start",
     "remove_jpeg_artifacts",
     "super_resolve",
     "total_variation",

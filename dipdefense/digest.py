@@ -27,12 +27,13 @@ def configuration_hash(configuration: Mapping[str, Any]) -> str:
 
 @functools.cache
 def source_hash(*packages: str) -> str:
-    """Sixteen hex digits that name the Python files of packages: they change with any line of code."""
+    """Sixteen hex digits that name the code and the learned starts of packages: they change with any line of code."""
     digest = hashlib.sha256()
     for package in packages:
         spec = find_spec(package)
         for folder in (spec and spec.submodule_search_locations) or ():
-            for path in sorted(Path(folder).rglob("*.py")):
+            files = (path for suffix in ("py", "safetensors") for path in Path(folder).rglob(f"*.{suffix}"))
+            for path in sorted(files):
                 content = hashlib.sha256(path.read_bytes()).hexdigest()
                 digest.update(f"{package} {path.relative_to(folder).as_posix()} {content}\n".encode())
     return digest.hexdigest()[:16]

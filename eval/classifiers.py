@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eval.digits_cnn import TORN, DigitsCNN, trained_digits_cnn
@@ -221,11 +223,6 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def _read_file(path: Path) -> object:
     if path.suffix == ".safetensors":
-        try:
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ImportError(f"{path} needs safetensors: pip install 'dipdefense[eval]'") from error
         try:
             return load_file(path)
         except (SafetensorError, OSError) as error:

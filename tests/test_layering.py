@@ -27,7 +27,7 @@ LAYERS = (
 )
 LINES, MODULES_OF_A_FOLDER, BODY = 400, 15, 60  # at most
 # What the core may need at import time.
-AT_IMPORT = {"dipdefense", "torch", "torchvision", "numpy", "PIL"} | sys.stdlib_module_names
+AT_IMPORT = {"dipdefense", "torch", "torchvision", "numpy", "PIL", "safetensors"} | sys.stdlib_module_names
 
 
 def imports(node: ast.AST, deferred: bool = False) -> Iterator[tuple[str, int, bool]]:

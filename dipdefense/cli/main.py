@@ -14,6 +14,7 @@ from dipdefense.cli.check import check
 from dipdefense.cli.diagnose import diagnose
 from dipdefense.cli.evaluate import evaluate
 from dipdefense.cli.ladder import ladder
+from dipdefense.cli.learn_start import learn_start
 from dipdefense.cli.output import accuracies_as_made, errors, manner, note, print_frame, progress_bar
 from dipdefense.cli.purify import purify
 from dipdefense.cli.report import report
@@ -53,6 +54,7 @@ app.add_typer(benchmark, name="benchmark")
 app.command(epilog="Example: dipdefense purify photo.png purified.png")(purify)
 app.command(epilog="Example: dipdefense evaluate --attacks pgd --eps 0.2 --n 50 --gallery 4 --out runs/pgd")(evaluate)
 app.command(epilog="Example: dipdefense ladder --eps 0.2 --rungs oblivious,bpda --images cheap=20,gradient=20")(ladder)
+app.command(epilog="Example: dipdefense learn-start start.safetensors --n 500 --outer 100")(learn_start)
 app.command(epilog="Example: dipdefense check torchvision:resnet18 --shape 3,224,224")(check)
 app.command(epilog="Example: dipdefense diagnose --eps 0.2 --n 16 --bare")(diagnose)
 app.command(epilog="Example: dipdefense report runs/demo -o report.html")(report)

@@ -14,6 +14,7 @@ from dipdefense.fitting.inputs import INPUTS
 from dipdefense.fitting.losses import LOSSES
 from dipdefense.fitting.networks import ARCHITECTURES
 from dipdefense.fitting.pixel_generator import Pixels
+from dipdefense.fitting.starts import RANDOM, check_start
 from dipdefense.stopping import STOPPING_RULES, StoppingRule
 
 __all__ = ["GENERATORS", "PRECISIONS", "FitConfig", "build_network", "build_rule"]
@@ -30,13 +31,17 @@ class FitConfig:
 
     Raises:
         ValueError: a number out of its range, an unknown name (the message lists the known ones), an option
-            that the architecture or the stopping rule does not have.
+            that the architecture or the stopping rule does not have, a start for another network.
+        FileNotFoundError: there is no file of that start.
     """
 
     architecture: str = "skip"  # a key of GENERATORS: one of ARCHITECTURES, or `pixels`, which is no network
     architecture_options: Mapping[str, Any] = field(default_factory=dict)  # keywords of its class
     input: str = "noise"  # a key of INPUTS
     input_channels: int = 32  # channels of z; 2 for the meshgrid
+    # Parameters and z at the beginning: "random", drawn from the seed; "learned", the start that comes with the package
+    # for this network; or a file of `dipdefense learn-start`, whose path gets its SHA-256 appended.
+    start: str = RANDOM
     iterations: int = 3000  # upper bound; a stopping rule may end sooner
     lr: float = 1e-2  # Adam step size
     jitter: float = 1 / 30  # std of the Gaussian noise added to z at each iteration
@@ -60,6 +65,8 @@ class FitConfig:
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if not isinstance(self.start, str) or not self.start:
+            raise ValueError(f"start must be random, learned or the path of a file, got {self.start!r}")
         for name in ("lr", "jitter", "ema", "rollback_db", "memory_gb"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
@@ -82,7 +89,8 @@ class FitConfig:
             plain = {k: list(v) if isinstance(v, tuple) else v for k, v in getattr(self, name).items()}
             object.__setattr__(self, name, plain)  # JSON has lists only
         with torch.device("meta"):  # on the meta device this checks the options and costs nothing
-            build_network(self, out_channels=3)
+            net = build_network(self, out_channels=3)
+        object.__setattr__(self, "start", check_start(vars(self), net))
         warm_up = build_rule(self).warm_up
         if warm_up > self.iterations:
             raise ValueError(

@@ -19,6 +19,7 @@ from dipdefense.fitting.config import FitConfig, build_network
 from dipdefense.fitting.inputs import INPUTS
 from dipdefense.fitting.layers import Conv
 from dipdefense.fitting.losses import LOSSES, SCALE_BLIND, Loss, least_squares_gain
+from dipdefense.fitting.starts import RANDOM, find_start
 
 __all__ = ["Degrade", "Prior", "Problem", "canvas", "check_shape", "build_problem", "per_row"]
 
@@ -128,7 +129,14 @@ def build_problem(
         net = build_network(config, C)
     stride = int(net.stride)  # type: ignore[arg-type]
     height, width = canvas(net, H, W)
-    if z is None:
+    start = None if config.start == RANDOM else find_start(vars(config), C)
+    if start is not None and z is not None:
+        raise ValueError(
+            f"z must be None where start is {config.start}, which has its own, got one: set start to random"
+        )
+    if start is not None:
+        z = start.input(height, width).to(observed)
+    elif z is None:
         with torch.device("cpu"):
             generator = torch.Generator().manual_seed(for_z)
             z = INPUTS[config.input](config.input_channels, height, width, generator=generator).to(observed)
@@ -141,7 +149,8 @@ def build_problem(
     crop = (..., slice(top, top + H), slice(left, left + W))
     if any(is_lazy(parameter) for parameter in net.parameters()):
         net(z[:1])  # a network may take its size from z
-    theta = {name: parameter.detach().to(observed) for name, parameter in net.named_parameters()}
+    initial = net.named_parameters() if start is None else start.theta.items()
+    theta = {name: parameter.detach().to(observed) for name, parameter in initial}
     return Problem(
         net=net,
         compiled=False,
