@@ -4,9 +4,10 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from safetensors.torch import save_file
+from sklearn.datasets import load_sample_image
 from torch.func import functional_call
 
-from dipdefense import FitConfig, Start, fit, learn_start, read_start
+from dipdefense import FitConfig, Start, defence_for, fit, learn_start, read_start
 from dipdefense.fitting.config import build_network
 from dipdefense.fitting.unroll import pull_back
 from eval.datasets import load_dataset
@@ -125,14 +126,14 @@ def test_the_unrolled_gradient_is_that_of_the_fit_from_the_start(learned):
 
 
 def test_a_configuration_names_the_contents_of_its_start(start, learned, tmp_path):
-    digits_ = learned.start.rpartition("@")[2]
-    assert len(digits_) == 16
+    appended = learned.start.rpartition("@")[2]
+    assert len(appended) == 16
     assert FitConfig(**json.loads(json.dumps(asdict(learned)))) == learned
     assert replace(learned, iterations=5).start == learned.start
     other = tmp_path / "other.safetensors"
     replace(start, z=start.z + 1).save(other)
     with pytest.raises(ValueError, match="start must be the file that the settings name"):
-        replace(learned, start=f"{other}@{digits_}")
+        replace(learned, start=f"{other}@{appended}")
 
 
 @pytest.mark.parametrize(
@@ -202,3 +203,32 @@ def test_fits_that_diverge_are_an_error():
 
 def test_a_start_has_the_type_that_the_package_names(start):
     assert isinstance(start, Start)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The settings of the default for small colour images, and the same from a random start."""
+    config = defence_for((3, 32, 32)).fit
+    assert config.start == "learned"
+    return config, replace(config, start="random", lr=0.01)
+
+
+def decibels(images, config, iterations):
+    error = fit(images, replace(config, iterations=iterations)).reconstruction - images
+    return -10 * error.square().mean((1, 2, 3)).log10()
+
+
+def test_the_start_that_ships_fits_a_photograph_in_half_of_the_iterations(shipped):
+    learned, random = shipped
+    photograph = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1) / 255
+    tiles = photograph[:, 32:416, 64:576].unfold(1, 32, 96).unfold(2, 32, 96).flatten(1, 2).movedim(1, 0)
+    assert (decibels(tiles, learned, 20) > decibels(tiles, random, 20)).all()
+    ahead = decibels(tiles, learned, 30) - decibels(tiles, random, 60)
+    assert ahead.mean() > 2 * ahead.std() / len(ahead) ** 0.5
+
+
+def test_noise_stays_slow_from_the_start_that_ships(shipped):
+    """Otherwise the network would no longer prefer images to perturbations."""
+    learned, random = shipped
+    noise = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert (decibels(noise, learned, 60) < decibels(noise, random, 80)).all()
