@@ -161,6 +161,7 @@ BAD: dict[Callable[..., Any], dict[str, st.SearchStrategy[Any]]] = {
         "architecture_options": no_options,
         "input": unknown(INPUTS),
         "input_channels": no_count,
+        "start": st.just("") | st.none() | st.booleans() | st.integers() | st.lists(texts, max_size=2),
         "iterations": no_count,
         "lr": no_positive,
         "jitter": not_finite | negative | no_number,
