@@ -10,6 +10,7 @@ from dipdefense.cli import options
 from dipdefense.cli.output import note, progress_bar
 from dipdefense.defence.presets import defence_for
 from dipdefense.fitting.learn_start import learn_start as learn
+from dipdefense.whole_file import beside
 
 __all__ = ["learn_start"]
 
@@ -43,14 +44,22 @@ def learn_start(
         raise ValueError(f"n must be at most the {len(images)} images of {dataset} {index}, got {n}")
     if target.suffix != ".safetensors":
         raise ValueError(f"OUTPUT must end in .safetensors, got {target}")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"No such file or directory: OUTPUT needs the folder {target.parent}")
+    if target.is_dir():
+        raise IsADirectoryError(f"OUTPUT must be a file, {target} is a folder")
+    with beside(target, f".{target.name}.tmp"):  # a place that takes no file is reported before the work
+        pass
     shown = images.batch(positions).to(options.device_named(device))
     defence = defence_for(tuple(shown.shape[1:]))
     if size is None and defence.tile is not None and max(shown.shape[2:]) > defence.tile:
         size = defence.tile
     fit = options.fit_config(config) or replace(defence.fit, start="random")
+    levels: list[float] = []
     with progress_bar("steps") as progress:
+
+        def report(number: int, decibels: float) -> None:
+            levels.append(-decibels)
+            progress(number, outer)
+
         start = learn(
             shown,
             fit,
@@ -59,7 +68,8 @@ def learn_start(
             batch=batch,
             size=size,
             seed=seed,
-            callback=lambda number, decibels: progress(number, outer),
+            callback=report,
         )
     start.save(target)
+    note(f"after {inner} iterations: {levels[0]:.1f} dB in the first outer step, {levels[-1]:.1f} dB in the last")
     note(f'start: {target}\nuse it as "start" in a file of settings for --config, or as FitConfig(start=...)')

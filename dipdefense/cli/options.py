@@ -87,7 +87,9 @@ ConfigFile = Annotated[Path | None, defence_option("--config", help="JSON file o
 CheckpointFile = Annotated[
     Path | None,
     typer.Option(
-        "--checkpoint", help="File that saves the fit every minute; a killed command, given again, goes on from there."
+        "--checkpoint",
+        help="File that saves the fit every minute; a killed command, given again, goes on from there. It stays, and "
+        "serves this image and these options only.",
     ),
 ]
 Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")]

@@ -30,7 +30,7 @@ COLOUR = FitConfig(
     ema=0.5,
 )
 # For several reconstructions along a fit. With half the channels the perturbation passes later. From the learned start
-# the reconstructions are there in a third of the iterations that a random one needs; the detector needs half of them.
+# they come after a third of the iterations that a random one needs, and the detector needs half as many.
 TRAJECTORY = FitConfig(
     architecture_options={"channels": [8, 16, 32], "skip_channels": 4, "upsampling": "nearest"},
     start="learned",

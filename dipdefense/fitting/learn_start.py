@@ -18,10 +18,11 @@ from torch import Tensor
 from dipdefense.arguments import check_integer, check_positive
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.fit import fit_context
+from dipdefense.fitting.networks import ARCHITECTURES
 from dipdefense.fitting.problem import Problem, build_problem
 from dipdefense.fitting.starts import Start
 from dipdefense.fitting.step import begin, draw_input, step
-from dipdefense.fitting.workers import map_in_threads, plan_chunks
+from dipdefense.fitting.workers import map_in_threads, most_images, plan_chunks
 from dipdefense.image_tensors import check_images
 
 __all__ = ["learn_start"]
@@ -62,7 +63,7 @@ def learn_start(
 
     Raises:
         TypeError, ValueError: not a floating image batch, or outside [0, 1]; a number out of its range; a size larger
-            than the images.
+            than the images; a memory budget below one image; an architecture that is no network.
         RuntimeError: a fit diverged.
     """
     check_images(images)
@@ -73,18 +74,22 @@ def learn_start(
     if size is not None and size > min(images.shape[2:]):
         raise ValueError(f"size must be at most the sides of the images, {tuple(images.shape[2:])}, got {size}")
     config = replace(config or FitConfig(), iterations=inner, stopping="fixed", stopping_options={})
+    if config.architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {config.architecture!r}")
+    images = images.detach()
+    drawn_from = {"shape": list(images.shape), "sha256": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()}
     generator = torch.Generator().manual_seed(seed)
     with fit_context(images.device, config.precision):
         problem = build_problem(_draw(images, 1, size, generator), config, seed, None, None, None)
+        most = most_images(problem.bytes_per_image(), config.memory_gb, "for one image of this size", "raise it")
         for number in range(outer):
             observed = _draw(images, batch, size, generator)
-            mean, decibels = _fit(problem, config, observed, jitter_seed=problem.jitter_seed + number)
+            mean, decibels = _fit(problem, config, observed, most, jitter_seed=problem.jitter_seed + number)
             moved = {name: p.lerp(mean[name], rate * (1 - number / outer)) for name, p in problem.theta.items()}
             problem = replace(problem, theta=moved)
             if callback is not None:
                 callback(number + 1, decibels)
     learnt = {"inner": inner, "outer": outer, "batch": batch, "rate": rate, "size": size, "seed": seed}
-    drawn_from = {"shape": list(images.shape), "sha256": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()}
     recipe = {"fit": asdict(config), "channels": images.shape[1], "images": drawn_from, **learnt}
     return Start(problem.theta, problem.z, recipe)
 
@@ -100,9 +105,12 @@ def _draw(images: Tensor, count: int, size: int | None, generator: torch.Generat
     )
 
 
-def _fit(problem: Problem, config: FitConfig, observed: Tensor, jitter_seed: int) -> tuple[Theta, float]:
-    """Fit images (B, C, H, W) from theta; the mean of the parameters at the end, and of the losses in decibels."""
-    workers, chunks = plan_chunks(len(observed), len(observed), observed.device)
+def _fit(problem: Problem, config: FitConfig, observed: Tensor, most: int, jitter_seed: int) -> tuple[Theta, float]:
+    """Fit images (B, C, H, W) from theta, at most `most` at the same time.
+
+    Returns the mean of the parameters at the end, and that of the losses in decibels.
+    """
+    workers, chunks = plan_chunks(len(observed), most, observed.device)
 
     def one(index: Tensor) -> tuple[Theta, Tensor]:
         copy, target = problem.thread_copy(False), observed[index]

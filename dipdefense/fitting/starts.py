@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from dipdefense.whole_file import beside
 
@@ -75,19 +76,38 @@ def read_start(path: str | Path) -> Start:
         FileNotFoundError: there is no such file.
         ValueError: it is no safetensors file, or none that `Start.save` wrote.
     """
+    return _parsed(_content(path), path)
+
+
+def _content(path: str | Path) -> bytes:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist: expected a start, which `dipdefense learn-start` writes")
+        raise FileNotFoundError(
+            f"start must be {RANDOM}, {LEARNED} or a file that `dipdefense learn-start` wrote, {path} does not exist"
+        )
+    return Path(path).read_bytes()
+
+
+def _parsed(content: bytes, path: str | Path) -> Start:
     try:
-        with safe_open(path, "pt") as file:
-            recipe = json.loads((file.metadata() or {}).get(RECIPE, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        tensors, length = load(content), int.from_bytes(content[:8], "little")  # of the header, which is JSON
+        recipe = json.loads(json.loads(content[8 : 8 + length]).get("__metadata__", {}).get(RECIPE, "{}"))
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     z = tensors.pop(Z, None)
     fitted = recipe.get("fit") if isinstance(recipe, dict) else None
     if z is None or z.dim() != 4 or not isinstance(fitted, dict) or not all(name in fitted for name in NETWORK):
         raise ValueError(f"{path} must hold a start with its recipe: write it with `dipdefense learn-start`")
     return Start(tensors, z, recipe)
+
+
+def _read_named(named: str) -> tuple[Start, str]:
+    """The start of a file that a configuration names, and the name with the digits of its SHA-256."""
+    path, digits = _split(named)
+    content = _content(path)
+    found = hashlib.sha256(content).hexdigest()[:DIGITS]
+    if digits not in ("", found):
+        raise ValueError(f"start must be the file that the settings name, {path} now has the SHA-256 {found}...")
+    return _parsed(content, path), f"{path}@{found}"
 
 
 def check_start(settings: Mapping[str, Any], net: nn.Module) -> str:
@@ -100,11 +120,15 @@ def check_start(settings: Mapping[str, Any], net: nn.Module) -> str:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: no start comes with the package for this network; the file is no start, one for another network, or
-            another one than when the digits were appended.
+            another one than when the digits were appended; a network whose parameters depend on the image.
     """
     named = settings["start"]
     if named == RANDOM:
         return RANDOM
+    if any(is_lazy(parameter) for parameter in net.parameters()):
+        raise ValueError(
+            f"start must be {RANDOM!r} for {settings['architecture']}, which takes its size from the image"
+        )
     if named == LEARNED:
         if not any(_is_for(settings, start) for start in _shipped()):
             raise ValueError(
@@ -112,18 +136,14 @@ def check_start(settings: Mapping[str, Any], net: nn.Module) -> str:
                 "learn one with `dipdefense learn-start`"
             )
         return LEARNED
-    path, digits = _split(named)
-    start = read_start(path)
+    start, named = _read_named(named)
     if not _is_for(settings, start):
-        wanted = {name: start.recipe["fit"][name] for name in NETWORK}
+        path, wanted = _split(named)[0], {name: start.recipe["fit"][name] for name in NETWORK}
         raise ValueError(f"start must be one for the network of the fit, {path} is for {json.dumps(wanted)}")
     names = {name: parameter.shape[1:] for name, parameter in net.named_parameters()}
     if names != {name: parameter.shape[1:] for name, parameter in start.theta.items()}:
-        raise ValueError(f"{path} must hold the parameters of its network, as another version did not: learn it again")
-    found = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:DIGITS]
-    if digits not in ("", found):
-        raise ValueError(f"start must be the file that the settings name, {path} now has the SHA-256 {found}...")
-    return f"{path}@{found}"
+        raise ValueError(f"{named} must hold the parameters of its network, as another version did not: learn it again")
+    return named
 
 
 def find_start(settings: Mapping[str, Any], channels: int) -> Start:
@@ -135,7 +155,7 @@ def find_start(settings: Mapping[str, Any], channels: int) -> Start:
     if settings["start"] == LEARNED:
         known = [start for start in _shipped() if _is_for(settings, start)]
     else:
-        known = [read_start(_split(settings["start"])[0])]
+        known = [_read_named(settings["start"])[0]]
     for start in known:
         if start.recipe["channels"] == channels:
             return start

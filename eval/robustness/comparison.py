@@ -9,11 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
 
+from dipdefense.arguments import check_finite
 from eval.datasets import ImageDataset
 from eval.robustness.comparison_plots import save_curves, save_rocs
 from eval.robustness.config import RunConfig, craft, describe_attacks
@@ -44,14 +46,27 @@ class ComparisonConfig(RunConfig):
         super().__post_init__()
         if self.crafted_on != "bare" or self.targeted:
             raise ValueError("config must have untargeted attacks, crafted on the bare classifier")
+        if self.radii is not None:
+            if not isinstance(self.radii, tuple | list):
+                raise ValueError(f"radii must be one or more numbers, got {self.radii!r}")
+            for radius in self.radii:
+                check_finite("radii", radius)
+                replace(self, eps=radius, radii=None, baseline=None)  # raises if it is out of range
+            object.__setattr__(self, "radii", tuple(map(float, self.radii)))  # JSON has lists only
         radii = self.chosen_radii
         if not radii or len(set(radii)) < len(radii):
             raise ValueError(f"radii must be one or more, each once, got {', '.join(map(str, radii)) or 'none'}")
+        if self.baseline is not None:
+            named: list[Any] = list(self.baseline) if isinstance(self.baseline, tuple | list) else []
+            if len(named) != 2 or not isinstance(named[0], str):
+                raise ValueError(f"baseline must be the name of a method and a strength, got {self.baseline!r}")
+            check_finite("baseline", named[1])
+            object.__setattr__(self, "baseline", (named[0], named[1]))
 
     @property
     def chosen_radii(self) -> tuple[float, ...]:
         """The radii of the attacks."""
-        return (self.eps,) if self.radii is None else tuple(map(float, self.radii))
+        return (self.eps,) if self.radii is None else tuple(self.radii)
 
 
 def benchmark_defence(

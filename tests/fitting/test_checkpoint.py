@@ -83,7 +83,7 @@ def threads(number: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("rule", STOPPING_RULES)
-def test_a_fit_that_is_killed_ten_times_gives_the_same_bits(rule, tmp_path):
+def test_a_fit_that_is_killed_again_and_again_gives_the_same_bits(rule, tmp_path):
     """Two workers, four chunks, images that leave, states that roll back; some kills undo several iterations."""
     draw, path, seen = random.Random(rule), tmp_path / "fit.ckpt", []
     config = replace(TINY, stopping=rule, stopping_options=OPTIONS.get(rule, {}), rollback_db=0.01)

@@ -77,7 +77,7 @@ def test_learning_is_a_function_of_its_seed_and_goes_on_from_a_start(start, lear
     settings = {"inner": 8, "outer": 2, "batch": 8}
     for name, config, seed in (("first", CONFIG, 0), ("more", learned, 0), ("other", CONFIG, 1)):
         learn_start(images, config, seed=seed, callback=lambda k, db, name=name: losses[name].append(db), **settings)
-    again = learn_start(images, CONFIG, inner=8, outer=24, batch=8)
+    again = learn_start(images.requires_grad_(), CONFIG, inner=8, outer=24, batch=8)
     for name, parameter in again.theta.items():
         torch.testing.assert_close(parameter, start.theta[name], rtol=0, atol=1e-5)
     assert losses["more"][0] < losses["first"][0] - 3  # dB
@@ -134,6 +134,10 @@ def test_a_configuration_names_the_contents_of_its_start(start, learned, tmp_pat
     replace(start, z=start.z + 1).save(other)
     with pytest.raises(ValueError, match="start must be the file that the settings name"):
         replace(learned, start=f"{other}@{appended}")
+    config = replace(CONFIG, start=str(other))
+    start.save(other)
+    with pytest.raises(ValueError, match="start must be the file that the settings name"):
+        fit(digits("digits", 1), config)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +148,7 @@ def test_a_configuration_names_the_contents_of_its_start(start, learned, tmp_pat
         ({"start": ""}, "start must be random, learned or the path of a file, got ''"),
         ({"start": None}, "start must be random, learned or the path of a file, got None"),
         ({"start": "learned"}, "start must be 'random' or a file for this network, for which no start comes"),
+        ({"architecture": "pixels", "architecture_options": {}}, "start must be 'random' for pixels"),
     ],
 )
 def test_a_start_for_another_network_is_refused(learned, change, match):
@@ -162,7 +167,7 @@ def test_images_that_a_start_does_not_fit_are_refused(learned):
 
 def test_files_that_hold_no_start_are_refused(start, tmp_path):
     path = tmp_path / "start.safetensors"
-    with pytest.raises(FileNotFoundError, match="does not exist: expected a start, which `dipdefense learn-start`"):
+    with pytest.raises(FileNotFoundError, match=r"start must be random, learned or a file .* does not exist"):
         read_start(path)
     path.write_bytes(b"no such format")
     with pytest.raises(ValueError, match="is not a readable safetensors file"):
@@ -188,6 +193,8 @@ def test_files_that_hold_no_start_are_refused(start, tmp_path):
         ({"rate": 0.0}, "rate must lie in"),
         ({"size": 33}, "size must be at most the sides of the images"),
         ({"images": torch.full((1, 1, 32, 32), 2.0)}, "images must be within"),
+        ({"config": replace(CONFIG, memory_gb=1e-9)}, "memory_gb must be at least"),
+        ({"config": FitConfig(architecture="pixels")}, "architecture must be one of"),
     ],
 )
 def test_bad_arguments_of_learning_are_refused(change, match):
@@ -231,4 +238,5 @@ def test_noise_stays_slow_from_the_start_that_ships(shipped):
     """Otherwise the network would no longer prefer images to perturbations."""
     learned, random = shipped
     noise = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert (decibels(noise, learned, 60) < decibels(noise, random, 80)).all()
+    assert (decibels(noise, learned, 60) < decibels(noise, random, 60) + 1).all()  # a photograph gains six times that
+    assert (decibels(noise, learned, 100) < decibels(noise, random, 100)).all()

@@ -164,7 +164,6 @@ def test_a_method_that_does_not_detect(tmp_path, classifier, digits):
             {"config": dataclasses.replace(RUN, baseline=("jpeg", 75))},
             r"baseline must be a setting of the methods, such as \('bare', 0\), got",
         ),
-        ({"config": dataclasses.replace(RUN, radii=(8.0,))}, "eps must be at most 1"),
         ({"config": dataclasses.replace(RUN, n=450)}, "n must be at most the 449 images"),
         ({"methods": [Constant((4,))]}, r"constant must return logits \(B, K\) for 4 images, got shape \(4,\)"),
         ({"methods": [Constant(value=torch.nan)]}, "constant must return finite logits"),
@@ -183,12 +182,22 @@ def test_bad_runs_are_refused(tmp_path, classifier, digits, options, message):
         ({"crafted_on": "both"}, "untargeted attacks, crafted on the bare"),
         ({"targeted": True}, "untargeted attacks, crafted on the bare"),
         ({"radii": ()}, "radii must be one or more, each once, got none"),
+        ({"radii": 0.1}, r"radii must be one or more numbers, got 0\.1"),
+        ({"radii": ("x",)}, "radii must be a finite number, got 'x'"),
+        ({"radii": (5.0,)}, "at most 1 in the linf norm"),
+        ({"baseline": "bare"}, "baseline must be the name of a method and a strength, got 'bare'"),
+        ({"baseline": ("bare", "x")}, "baseline must be a finite number, got 'x'"),
         ({"radii": (0.1, 0.2, 0.1)}, r"radii must be one or more, each once, got 0\.1, 0\.2, 0\.1"),
     ],
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         ComparisonConfig(**settings)
+
+
+def test_settings_survive_json():
+    config = ComparisonConfig(radii=[0.1, 0.2], baseline=("bare", 0.0))
+    assert ComparisonConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
 def test_the_settings_of_a_comparison_stand_in_its_folder(tmp_path, classifier, digits):
