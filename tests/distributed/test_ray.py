@@ -113,7 +113,7 @@ def test_a_stopped_driver_goes_on_where_it_was(address, tmp_path, folder):
 
     A shard takes seconds, since the command may take as long to end.
     """
-    (tmp_path / "config.json").write_text(json.dumps(QUICK | {"iterations": 1000}))
+    (tmp_path / "config.json").write_text(json.dumps(QUICK | {"iterations": 2000}))
     contents = [path.read_bytes() for path in sorted(folder.glob("[01]*.png"))]
     pq.write_table(pa.table({"image": [*contents, None]}), tmp_path / "in.parquet", row_group_size=5)
     out = tmp_path / "out"
@@ -136,7 +136,7 @@ def test_a_stopped_driver_goes_on_where_it_was(address, tmp_path, folder):
     assert {path.name: path.stat().st_mtime_ns for path in out.glob("part-*") if path.name in found} == found
     records = records_of(out)
     assert [record["key"] for record in records] == [f"in.parquet:{i}" for i in range(13)]
-    assert [record["iterations"] for record in records] == [1000] * 12 + [None]
+    assert [record["iterations"] for record in records] == [2000] * 12 + [None]
 
 
 def test_evaluate_agrees_with_the_local_engine(address, tmp_path):
