@@ -25,4 +25,5 @@ class Pixels(nn.Module):
         if isinstance(self.image, UninitializedParameter):
             self.image.materialize((self.out_channels, *z.shape[2:]), device=z.device, dtype=z.dtype)
             nn.init.constant_(self.image, 0.5)
-        return self.image if self.image.dim() == 4 else self.image[None]
+        image = self.image.clone()  # a fit keeps its iterates and writes to its parameters
+        return image if image.dim() == 4 else image[None]

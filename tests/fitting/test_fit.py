@@ -435,3 +435,8 @@ def test_memory_grows_with_the_chunk_not_with_the_data():
     convolutions = sum(parameter.dim() == 4 for parameter in build_network(config, 3).parameters())
     # theta and moments of each, and the state kept to roll back to
     assert all(rows == 2 * convolutions * chunk for chunk, rows in held)
+
+
+def test_an_iterate_of_pixels_is_not_changed_by_the_step_that_follows():
+    config = FitConfig(architecture="pixels", input_channels=1, iterations=1, jitter=0.0)
+    assert (fit(images(2), config).reconstruction == 0.5).all()
