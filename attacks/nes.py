@@ -31,7 +31,7 @@ def nes(
     batch_size: int = 64,
     seed: int | None = 0,
 ) -> Tensor:
-    """Projected ascent of the lost margin along estimated gradients; asks for logits only.
+    """PGD that lowers the margin along estimated gradients; asks for logits only.
 
     Arguments, result and errors are those of `pgd`. An image that is misclassified, at first or after a step, is
     returned as it is then, without more queries; for the others, the iterate with the smallest margin is returned.
@@ -64,12 +64,14 @@ def nes(
 
     with as_found(classifier, images.device, seed) as seed, torch.no_grad():
         generator = torch.Generator().manual_seed(seed ^ 1)  # not the seed from which the classifier draws
-        mean, estimates = torch.zeros_like(images), iter(range(steps))
+        mean, left = torch.zeros_like(images), steps  # estimates that are left
 
         def objective(points: Tensor, index: Tensor) -> Rated:
+            nonlocal left
             logits, truth = ask(points), labels[index]
-            lead, standing = -margin(logits, truth), logits.argmax(1) == truth
-            if standing.any() and next(estimates, None) is not None:  # the last iterate needs no gradient
+            loss, standing = -margin(logits, truth), logits.argmax(1) == truth
+            if standing.any() and left > 0:  # the last iterate needs no gradient
+                left -= 1
                 rows, asked = index[standing], truth[standing].repeat(samples)
                 gradient = estimate_gradient(
                     lambda points: -margin(ask(points), asked),
@@ -80,7 +82,7 @@ def nes(
                 )
                 mean[rows] = decay * mean[rows] + (1 - decay) * gradient
             # an infinite success ends the attack on an image
-            return Rated(lead, mean[index], torch.where(standing, lead, math.inf).to(images))
+            return Rated(loss, mean[index], torch.where(standing, loss, math.inf).to(images))
 
         adversarial, _ = ascend(objective, images, eps=eps, norm=norm, steps=steps, alpha=alpha)
     return adversarial

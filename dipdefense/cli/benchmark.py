@@ -48,7 +48,7 @@ def speed(
 
 
 @benchmark.command(epilog="Example: dipdefense benchmark iterations --longest 120 --every 10 --out runs/iterations")
-@options.spread
+@options.fields_as_options
 def iterations(
     subject: options.Subject = TRAINING,
     eps: options.Eps = "0.2",
@@ -134,7 +134,7 @@ def stopping(
 @benchmark.command(
     epilog="Example: dipdefense benchmark defence --methods bare,jpeg,dip --attacks pgd --eps 0.1,0.2 --n 50"
 )
-@options.spread
+@options.fields_as_options
 def defence(
     subject: options.Subject = options.ON_DIGITS,
     methods: Annotated[
@@ -220,7 +220,7 @@ def defence(
 
 
 @benchmark.command(epilog="Example: dipdefense benchmark gradients --n 4 --steps 10,20")
-@options.spread
+@options.fields_as_options
 def gradients(
     subject: options.Subject = options.ON_DIGITS,
     compared: Annotated[

@@ -18,7 +18,7 @@ __all__ = ["diagnose"]
 VERDICTS = {True: "pass", False: "FAIL", None: "-"}
 
 
-@options.spread
+@options.fields_as_options
 def diagnose(
     subject: options.Subject = options.ON_DIGITS,
     defended: Annotated[

@@ -9,7 +9,7 @@ from dipdefense.cli.output import note, print_accuracies, progress_bar
 __all__ = ["evaluate"]
 
 
-@options.spread
+@options.fields_as_options
 def evaluate(
     subject: options.Subject = options.ON_DIGITS,
     config: options.ConfigFile = None,

@@ -16,7 +16,7 @@ SHOWN = (  # columns that are printed
 )
 
 
-@options.spread
+@options.fields_as_options
 def ladder(
     subject: options.Subject = options.ON_DIGITS,
     config: options.ConfigFile = None,

@@ -61,7 +61,7 @@ __all__ = [
     "device_or_cluster",
     "rule_options",
     "run_option",
-    "spread",
+    "fields_as_options",
 ]
 
 # groups of options in a command's help
@@ -283,7 +283,7 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def spread(command: Callable[..., None]) -> Callable[..., None]:
+def fields_as_options(command: Callable[..., None]) -> Callable[..., None]:
     """A command for typer: each field of a parameter that is a dataclass becomes an option of its own."""
     given: list[tuple[str, Any, Any]] = []
     groups: dict[str, Any] = {}

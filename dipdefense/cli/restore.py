@@ -55,7 +55,7 @@ class Fit:
 
 
 @restoring.command("denoise", epilog="Example: dipdefense denoise noisy.png clean.png --runs 2")
-@options.spread
+@options.fields_as_options
 def denoise_file(
     source: Source,
     target: Target,
@@ -68,7 +68,7 @@ def denoise_file(
 
 
 @restoring.command("inpaint", epilog="Example: dipdefense inpaint photo.png mask.png whole.png --kind text")
-@options.spread
+@options.fields_as_options
 def inpaint_file(
     source: Source,
     mask: Annotated[Path, typer.Argument(metavar="MASK", help="Black and white image file; white = known pixel.")],
@@ -92,7 +92,7 @@ def inpaint_file(
 
 
 @restoring.command("super-resolve", epilog="Example: dipdefense super-resolve small.png large.png --factor 4")
-@options.spread
+@options.fields_as_options
 def super_resolve_file(
     source: Source,
     target: Target,
@@ -105,7 +105,7 @@ def super_resolve_file(
 
 
 @restoring.command("remove-jpeg", epilog="Example: dipdefense remove-jpeg photo.jpg clean.png")
-@options.spread
+@options.fields_as_options
 def remove_jpeg_file(
     source: Source,
     target: Target,
@@ -118,7 +118,7 @@ def remove_jpeg_file(
 
 
 @restoring.command("flash", epilog="Example: dipdefense flash flash.png dark.png restored.png")
-@options.spread
+@options.fields_as_options
 def flash_file(
     flash: Annotated[Path, typer.Argument(metavar="FLASH", help="Image file taken with a flash.")],
     no_flash: Annotated[
@@ -135,7 +135,7 @@ def flash_file(
 @restoring.command(
     "invert-features", epilog="Example: dipdefense invert-features photo.png seen.png --layer features.5"
 )
-@options.spread
+@options.fields_as_options
 def invert_features_file(
     source: Source,
     target: Target,
@@ -161,7 +161,7 @@ def invert_features_file(
     epilog="Example: dipdefense maximise-activation swan.png --classifier torchvision:squeezenet1_0 "
     "--weights squeezenet.pt --layer classifier.1 --channel 100",
 )
-@options.spread
+@options.fields_as_options
 def maximise_activation_file(
     target: Target,
     layer: Layer,
