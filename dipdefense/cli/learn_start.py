@@ -10,7 +10,7 @@ from dipdefense.cli import options
 from dipdefense.cli.output import note, progress_bar
 from dipdefense.defence.presets import defence_for
 from dipdefense.fitting.learn_start import learn_start as learn
-from dipdefense.whole_file import beside
+from dipdefense.whole_file import check_writable
 
 __all__ = ["learn_start"]
 
@@ -46,8 +46,7 @@ def learn_start(
         raise ValueError(f"OUTPUT must end in .safetensors, got {target}")
     if target.is_dir():
         raise IsADirectoryError(f"OUTPUT must be a file, {target} is a folder")
-    with beside(target, f".{target.name}.tmp"):  # a place that takes no file is reported before the work
-        pass
+    check_writable(target)  # before the work
     shown = images.batch(positions).to(options.device_named(device))
     defence = defence_for(tuple(shown.shape[1:]))
     if size is None and defence.tile is not None and max(shown.shape[2:]) > defence.tile:

@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from dipdefense.image_tensors import check_images
-from dipdefense.whole_file import beside
+from dipdefense.whole_file import check_writable, replacing
 
 __all__ = ["WRITABLE", "check_target", "encode_png", "write_image"]
 
@@ -46,10 +45,8 @@ def write_image(image: Tensor, path: str | Path) -> None:
     path = Path(path)
     options = _saving_options(path)
     encoded = _eight_bit(image)
-    with beside(path, _temporary()) as file:
+    with replacing(path) as file:
         encoded.save(file, **options)
-        file.close()
-        Path(file.name).replace(path)
 
 
 def encode_png(image: Tensor) -> bytes:
@@ -79,8 +76,7 @@ def check_target(path: str | Path) -> None:
     _saving_options(Path(path))
     if Path(path).is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    with beside(Path(path), _temporary()):
-        pass
+    check_writable(Path(path))
 
 
 def _saving_options(path: Path) -> dict[str, Any]:
@@ -88,8 +84,3 @@ def _saving_options(path: Path) -> dict[str, Any]:
     if options is None:
         raise ValueError(f"{path}: the suffix must be one of {', '.join(WRITABLE)}, got {path.suffix!r}")
     return options
-
-
-def _temporary() -> str:
-    """A name that no other process writes to."""
-    return f".{secrets.token_hex(8)}.tmp"

@@ -24,7 +24,7 @@ from dipdefense.fitting.batch import Batch
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.problem import Problem
 from dipdefense.stopping import StoppingRule
-from dipdefense.whole_file import beside
+from dipdefense.whole_file import check_writable, replacing
 
 __all__ = ["Checkpoint", "CheckpointFile", "CheckpointLike"]
 
@@ -94,8 +94,7 @@ class CheckpointFile:
         if self.path.exists():
             self._read()
         else:
-            with beside(self.path, self.temporary):  # a place that takes no file is reported before the work
-                pass
+            check_writable(self.path, self.temporary)  # before the work
 
     def steps(self, iterations: int) -> int:
         """Iterations done or no longer needed, summed over the images, in a fit of at most `iterations`."""
@@ -167,13 +166,11 @@ class CheckpointFile:
     def _write(self) -> None:
         state = {"finished": self.finished, "diverged": list(self.diverged), "chunks": self.chunks}
         torch.save({"identity": self.identity, **self.filled, **state}, content := io.BytesIO())
-        with beside(self.path, self.temporary) as file:
+        with replacing(self.path, self.temporary) as file:
             file.write(MAGIC + hashlib.sha256(content.getbuffer()).digest())
             file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-            file.close()
-            Path(file.name).replace(self.path)
         if self.copied >= self.under_way:
             self.copied.clear()
             self.due = time.monotonic() + self.seconds

@@ -8,7 +8,6 @@ those that come with the package are in `learned_starts/`.
 import functools
 import hashlib
 import json
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from dipdefense.whole_file import beside
+from dipdefense.whole_file import replacing
 
 __all__ = ["LEARNED", "RANDOM", "Start", "check_start", "find_start", "read_start"]
 
@@ -47,11 +46,8 @@ class Start:
         """
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in {**self.theta, Z: self.z}.items()}
         content = save(tensors, {RECIPE: json.dumps(dict(self.recipe))})
-        path = Path(path)
-        with beside(path, f".{secrets.token_hex(8)}.tmp") as file:
+        with replacing(Path(path)) as file:
             file.write(content)
-            file.close()
-            Path(file.name).replace(path)
 
     def input(self, height: int, width: int) -> Tensor:
         """The central part of z, (1, C_in, height, width).
