@@ -66,3 +66,15 @@ def test_restore_an_image(tmp_path):
     assert gains[0] > 4  # dB, noise of 25/255
     assert gains[1] > 12  # dB, half of the pixels
     assert (tmp_path / "restored.png").is_file()
+
+
+def test_learned_start(tmp_path):
+    rows = (re.split(r"  +", line) for line in run("learned_start", tmp_path).splitlines()[1:])
+    levels = {kind: [float(level) for level in row] for kind, *row in rows}
+    noise = levels.pop("uniform noise")
+    assert len(levels) == 3
+    for random_50, random_100, _, _, learned_50, learned_100 in levels.values():
+        assert learned_50 > random_50 + 2  # dB
+        assert learned_100 > random_100 + 2
+    assert noise[4] < noise[0] + 1
+    assert noise[5] < noise[1]
