@@ -37,6 +37,7 @@ __all__ = [
     "Gpus",
     "Index",
     "Iterations",
+    "Mirror",
     "Norm",
     "ON_DIGITS",
     "DeviceOrCluster",

@@ -18,7 +18,7 @@ from torch import nn
 from dipdefense.arguments import check_finite
 from eval.datasets import ImageDataset
 from eval.robustness.comparison_plots import save_curves, save_rocs
-from eval.robustness.config import RunConfig, craft, describe_attacks
+from eval.robustness.config import RunConfig, check_radius, craft, describe_attacks
 from eval.robustness.detection import detection_table
 from eval.robustness.experiment import Cell, Experiment, run_experiment, write_tables
 from eval.robustness.scored_defences import Method, Setting
@@ -50,8 +50,7 @@ class ComparisonConfig(RunConfig):
             if not isinstance(self.radii, tuple | list):
                 raise ValueError(f"radii must be one or more numbers, got {self.radii!r}")
             for radius in self.radii:
-                check_finite("radii", radius)
-                replace(self, eps=radius, radii=None, baseline=None)  # raises if it is out of range
+                check_radius("radii", radius, self.norm)
             object.__setattr__(self, "radii", tuple(map(float, self.radii)))  # JSON has lists only
         radii = self.chosen_radii
         if not radii or len(set(radii)) < len(radii):

@@ -25,6 +25,7 @@ __all__ = [
     "RunConfig",
     "attacks_in",
     "check_names",
+    "check_radius",
     "check_run",
     "craft",
     "describe_attacks",
@@ -52,11 +53,7 @@ class AttackConfig:
     def __post_init__(self) -> None:
         if self.norm not in ("linf", "l2"):
             raise ValueError(f"norm must be one of linf, l2, got {self.norm!r}")
-        check_finite("eps", self.eps)
-        if self.eps < 0:
-            raise ValueError(f"eps must not be negative, in [0, 1] units such as 8/255, got {self.eps}")
-        if self.norm == "linf" and self.eps > 1:
-            raise ValueError(f"eps must be at most 1 in the linf norm, in [0, 1] units such as 8/255, got {self.eps}")
+        check_radius("eps", self.eps, self.norm)
         check_integer("seed", self.seed, 0)
         check_integer("batch_size", self.batch_size, 1)
 
@@ -111,6 +108,15 @@ class RunConfig(AttackConfig):
     def chosen_attacks(self) -> tuple[str, ...]:
         """The names of the attacks; if none are given, all that have the norm."""
         return attacks_in(self.norm) if self.attacks is None else tuple(self.attacks)
+
+
+def check_radius(name: str, value: float, norm: str) -> None:
+    """Raise unless the value is a radius of a ball around images in [0, 1]."""
+    check_finite(name, value)
+    if value < 0:
+        raise ValueError(f"{name} must not be negative, in [0, 1] units such as 8/255, got {value}")
+    if norm == "linf" and value > 1:
+        raise ValueError(f"{name} must be at most 1 in the linf norm, in [0, 1] units such as 8/255, got {value}")
 
 
 def check_names(name: str, value: Any) -> None:

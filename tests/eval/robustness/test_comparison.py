@@ -184,7 +184,7 @@ def test_bad_runs_are_refused(tmp_path, classifier, digits, options, message):
         ({"radii": ()}, "radii must be one or more, each once, got none"),
         ({"radii": 0.1}, r"radii must be one or more numbers, got 0\.1"),
         ({"radii": ("x",)}, "radii must be a finite number, got 'x'"),
-        ({"radii": (5.0,)}, "at most 1 in the linf norm"),
+        ({"radii": (5.0,)}, "radii must be at most 1 in the linf norm"),
         ({"baseline": "bare"}, "baseline must be the name of a method and a strength, got 'bare'"),
         ({"baseline": ("bare", "x")}, "baseline must be a finite number, got 'x'"),
         ({"radii": (0.1, 0.2, 0.1)}, r"radii must be one or more, each once, got 0\.1, 0\.2, 0\.1"),
