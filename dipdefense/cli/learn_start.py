@@ -22,6 +22,7 @@ def learn_start(
     index: options.Index = ":",
     n: options.Count = 1000,
     config: options.ConfigFile = None,
+    memory_gb: options.MemoryGb = None,
     size: Annotated[
         int | None,
         options.image_option(help="Side of the squares cut from the images at random; the default tile, or uncut."),
@@ -52,6 +53,7 @@ def learn_start(
     if size is None and defence.tile is not None and max(shown.shape[2:]) > defence.tile:
         size = defence.tile
     fit = options.fit_config(config) or replace(defence.fit, start="random")
+    fit = fit if memory_gb is None else replace(fit, memory_gb=memory_gb)
     levels: list[float] = []
     with progress_bar("steps") as progress:
 

@@ -37,6 +37,7 @@ __all__ = [
     "Gpus",
     "Index",
     "Iterations",
+    "MemoryGb",
     "Mirror",
     "Norm",
     "ON_DIGITS",
@@ -94,6 +95,13 @@ CheckpointFile = Annotated[
     ),
 ]
 Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")]
+MemoryGb = Annotated[
+    float | None,
+    typer.Option(
+        "--memory-gb",
+        help="GiB that the fit may take; by default those of its settings, or else 1, on CUDA 60 % of the free memory.",
+    ),
+]
 DecisionName = Annotated[
     str | None, defence_option("--decision", help=f"How reconstructions become logits: {', '.join(DECISIONS)}.")
 ]

@@ -41,6 +41,7 @@ class Fit:
     published: Published = False
     tv: Variation = None
     iterations: options.Iterations = None
+    memory_gb: options.MemoryGb = None
     seed: options.Seed = 0
     device: options.Device = "cpu"
     checkpoint: options.CheckpointFile = None
@@ -51,7 +52,8 @@ class Fit:
             raise ValueError("config, published and tv must not be given together: each names the settings of the fit")
         small = PIXELS if self.tv is not None else SMALL[task]
         chosen = options.fit_config(self.config) or (large if self.published else small)
-        return chosen if self.iterations is None else replace(chosen, iterations=self.iterations)
+        given: dict[str, Any] = {"iterations": self.iterations, "memory_gb": self.memory_gb}
+        return replace(chosen, **{name: value for name, value in given.items() if value is not None})
 
 
 @restoring.command("denoise", epilog="Example: dipdefense denoise noisy.png clean.png --runs 2")

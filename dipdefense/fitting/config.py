@@ -50,7 +50,8 @@ class FitConfig:
     stopping: str = "fixed"  # a key of STOPPING_RULES
     stopping_options: Mapping[str, Any] = field(default_factory=dict)  # keywords of its class
     rollback_db: float = 5.0  # an image whose loss rises by more, in 10 log10, returns to its last good state
-    memory_gb: float = 1.0  # GiB; the fit works in chunks of images that stay within it
+    # GiB; the fit works in chunks of images that stay within it. None: 60 % of what is free on a CUDA device, else 1.
+    memory_gb: float | None = None
     precision: str = "full"  # of the network, one of PRECISIONS; weights, loss and Adam keep that of the images
     compile: bool = False  # run the network through torch.compile; on CUDA as captured graphs
 
@@ -67,13 +68,14 @@ class FitConfig:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if not isinstance(self.start, str) or not self.start:
             raise ValueError(f"start must be random, learned or the path of a file, got {self.start!r}")
-        for name in ("lr", "jitter", "ema", "rollback_db", "memory_gb"):
+        numbers = ("lr", "rollback_db", *(("memory_gb",) if self.memory_gb is not None else ()))
+        for name in ("jitter", "ema", *numbers):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"{name} must be a number, got {value!r}")
         for name, least in (("iterations", 1), ("input_channels", 1)):
             check_integer(name, getattr(self, name), least)
-        for name in ("lr", "rollback_db", "memory_gb"):
+        for name in numbers:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")

@@ -31,7 +31,7 @@ from dipdefense.fitting.config import FitConfig, build_rule
 from dipdefense.fitting.losses import Loss
 from dipdefense.fitting.problem import Degrade, Prior, Problem, build_problem, per_row
 from dipdefense.fitting.step import draw_input, is_check, step
-from dipdefense.fitting.workers import Chunks, map_in_threads, most_images, plan_chunks
+from dipdefense.fitting.workers import Chunks, map_in_threads, memory_budget, most_images, plan_chunks
 from dipdefense.stopping import Iterate
 
 __all__ = ["FitResult", "Progress", "fit", "fit_context"]
@@ -94,8 +94,9 @@ def fit(
             not be the caller's; an exception that it raises ends the fit.
         checkpoint: file, or a `Checkpoint`, that saves the fit every minute and whenever a chunk ends. The same call
             goes on from there after an interruption: to the same bits on the same machine with the same number of
-            threads, elsewhere up to rounding. The callback does not see the iterations before. The file stays; of a fit
-            that has ended it returns the result at once. One fit at a time may use it.
+            threads, elsewhere up to rounding. Where the chunks may be others, which is with `compile`, and on CUDA
+            without a `memory_gb`, it is up to rounding, too. The callback does not see the iterations before. The file
+            stays; of a fit that has ended it returns the result at once. One fit at a time may use it.
 
     Returns:
         A `FitResult`; its reconstruction has no gradient.
@@ -195,7 +196,7 @@ def _fit_chunks(
     device = problem.observed.device
     most = most_images(
         problem.bytes_per_image(),
-        config.memory_gb,
+        memory_budget(config.memory_gb, device),
         "for one image of this size",
         "raise it, or cut it into tiles (Purifier(tile=...), purify --tile)",
     )

@@ -22,7 +22,7 @@ from dipdefense.fitting.networks import ARCHITECTURES
 from dipdefense.fitting.problem import Problem, build_problem
 from dipdefense.fitting.starts import Start
 from dipdefense.fitting.step import begin, draw_input, step
-from dipdefense.fitting.workers import map_in_threads, most_images, plan_chunks
+from dipdefense.fitting.workers import map_in_threads, memory_budget, most_images, plan_chunks
 from dipdefense.image_tensors import check_images
 
 __all__ = ["learn_start"]
@@ -81,7 +81,8 @@ def learn_start(
     generator = torch.Generator().manual_seed(seed)
     with fit_context(images.device, config.precision):
         problem = build_problem(_draw(images, 1, size, generator), config, seed, None, None, None)
-        most = most_images(problem.bytes_per_image(), config.memory_gb, "for one image of this size", "raise it")
+        budget = memory_budget(config.memory_gb, images.device)
+        most = most_images(problem.bytes_per_image(), budget, "for one image of this size", "raise it")
         for number in range(outer):
             observed = _draw(images, batch, size, generator)
             mean, decibels = _fit(problem, config, observed, most, jitter_seed=problem.jitter_seed + number)

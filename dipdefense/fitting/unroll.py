@@ -26,7 +26,7 @@ from dipdefense.fitting.config import FitConfig, build_rule
 from dipdefense.fitting.fit import fit_context
 from dipdefense.fitting.problem import Problem, build_problem
 from dipdefense.fitting.step import State, adam_with_graph, begin, draw_input, step
-from dipdefense.fitting.workers import map_in_threads, most_images, plan_chunks
+from dipdefense.fitting.workers import map_in_threads, memory_budget, most_images, plan_chunks
 
 __all__ = ["pull_back", "unroll_bytes"]
 
@@ -77,7 +77,7 @@ def pull_back(
         problem = build_problem(observed, config, seed, None, None, None)
         most = most_images(
             unroll_bytes(problem, end - first),
-            config.memory_gb,
+            memory_budget(config.memory_gb, observed.device),
             f"to unroll {end - first} steps for one image",
             "raise it, cut it into tiles, or unroll the last steps alone",
         )

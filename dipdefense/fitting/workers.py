@@ -14,10 +14,35 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Chunks", "is_out_of_memory", "map_in_threads", "most_images", "plan_chunks"]
+__all__ = ["Chunks", "is_out_of_memory", "map_in_threads", "memory_budget", "most_images", "plan_chunks"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+USUAL_GB = 1.0  # budget without a number, unless the device is a CUDA one
+OUT_OF_MEMORY = (
+    "out of memory",  # CUDA, MPS
+    "can't allocate memory",  # the CPU's allocator
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "cudnn_status_internal_error_device_allocation_failed",  # these two since cuDNN 9
+    "cudnn_status_internal_error_host_allocation_failed",
+    "unable to find an engine to execute this computation",  # torch, where the workspace of no cuDNN algorithm fits
+)
+SHARE = 0.6  # of the free memory of a CUDA device: the estimate of a fit can be too low by a third
+
+
+def memory_budget(memory_gb: float | None, device: torch.device) -> float:
+    """The GiB that a fit may take on a device; None chooses by the device, and by what is free there now.
+
+    Free is also what torch keeps there from earlier fits without using it.
+    """
+    if memory_gb is not None:
+        return memory_gb
+    if device.type != "cuda":
+        return USUAL_GB
+    free, _ = torch.cuda.mem_get_info(device)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return SHARE * (free + kept) / 2**30
 
 
 def most_images(bytes_each: float, memory_gb: float, task: str, remedy: str) -> int:
@@ -29,7 +54,7 @@ def most_images(bytes_each: float, memory_gb: float, task: str, remedy: str) -> 
     most = int(memory_gb * 2**30 // bytes_each)
     if most < 1:
         least = math.ceil(bytes_each / 2**30 * 1000) / 1000
-        raise ValueError(f"memory_gb must be at least {least} {task}, got {memory_gb}: {remedy}")
+        raise ValueError(f"memory_gb must be at least {least} {task}, got {memory_gb:.4g}: {remedy}")
     return most
 
 
@@ -117,6 +142,6 @@ class Chunks:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Did the device run out of memory? CUDA has a class for it; MPS and the CPU's allocator say so in words."""
+    """Did the device run out of memory? CUDA has a class for it; libraries and other allocators say so in words."""
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY)

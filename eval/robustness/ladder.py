@@ -21,6 +21,7 @@ from dipdefense.arguments import check_integer, check_positive
 from dipdefense.digest import describe, fingerprint
 from dipdefense.fitting.problem import build_problem
 from dipdefense.fitting.unroll import unroll_bytes
+from dipdefense.fitting.workers import memory_budget
 from eval.clock import clock
 from eval.datasets import ImageDataset
 from eval.records import Run
@@ -230,7 +231,7 @@ def _check_rungs(defended: DefendedClassifier, dataset: ImageDataset, rungs: dic
 def _check_memory(
     defended: DefendedClassifier, dataset: ImageDataset, rungs: dict[str, Rung], device: str | torch.device
 ) -> None:
-    """Raise if the unrolled fit of a single image exceeds the fit's `memory_gb`."""
+    """Raise if the unrolled fit of a single image exceeds the memory budget of the fit."""
     if not any(rung.cost == "unrolled" for rung in rungs.values()):
         return
     images = dataset.batch([0]).to(device)
@@ -241,9 +242,10 @@ def _check_memory(
     tile = purifier.tile_for(images)
     piece = images if tile is None else images[..., :tile, :tile]
     needed = unroll_bytes(build_problem(piece, fit, 0, None, None, None), steps) / 2**30
-    if needed > fit.memory_gb:
+    budget = memory_budget(fit.memory_gb, images.device)
+    if needed > budget:
         raise ValueError(
-            f"memory_gb of the fit must be at least {needed:.3f} to unroll its {steps} steps, got {fit.memory_gb}: "
+            f"memory_gb of the fit must be at least {needed:.3f} to unroll its {steps} steps, got {budget:.4g}: "
             "raise it, or leave out the unrolled rungs"
         )
 

@@ -49,6 +49,8 @@ def test_the_default_network_is_that_of_the_defence(tmp_path):
     [
         ("start.pt", (), "OUTPUT must end in .safetensors"),
         ("start.safetensors", ("--index", ":4"), "n must be at most the 3 images of digits_train :4, got 8"),
+        ("start.safetensors", ("--memory-gb", 1e-9), "memory_gb must be at least"),
+        ("start.safetensors", ("--memory-gb", 0), "memory_gb must be positive and finite, got 0.0"),
         ("start.safetensors", ("--size", 64), "size must be at most the sides of the images"),
         ("missing/start.safetensors", (), "No such file or directory"),
     ],

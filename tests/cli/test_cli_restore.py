@@ -88,7 +88,7 @@ def test_published_numbers_are_taken_when_asked_for_and_small_ones_else(folder, 
 
     monkeypatch.setattr("dipdefense.restoration.tasks.fit", fit)
     monkeypatch.setattr("dipdefense.restoration.preimage.fit", fit)
-    for options in ((), ("--published",), ("--published", "--iterations", 9)):
+    for options in ((), ("--published",), ("--published", "--iterations", 9, "--memory-gb", 0.5)):
         assert isinstance(dipdefense(*arguments(folder, command), folder / "o.png", *options).exception, StopError)
     small, published, short = seen
     assert max(small.architecture_options["channels"]) == 64
@@ -96,6 +96,7 @@ def test_published_numbers_are_taken_when_asked_for_and_small_ones_else(folder, 
     assert max(published.architecture_options["channels"]) == 128
     assert published.iterations >= 600
     assert short.iterations == 9
+    assert (published.memory_gb, short.memory_gb) == (24, 0.5)
 
 
 def test_options_of_their_own(folder):

@@ -12,6 +12,7 @@ from dipdefense import FitConfig, defence_for
     "config",
     [
         FitConfig(),
+        FitConfig(memory_gb=1.0),
         FitConfig(architecture_options={"channels": (8, 8), "skip_channels": [0, 4]}, stopping="emv"),
         defence_for((3, 32, 32)).fit,
         defence_for((1, 28, 28)).fit,
@@ -46,6 +47,7 @@ def test_the_default_is_never_the_large_slow_network(shape, decision):
         ({"lr": 0.0}, "lr must be positive and finite"),
         ({"lr": float("nan")}, "lr must be positive and finite"),
         ({"memory_gb": -1.0}, "memory_gb must be positive"),
+        ({"memory_gb": True}, "memory_gb must be a number, got True"),
         ({"rollback_db": 0.0}, "rollback_db must be positive"),
         ({"jitter": -0.1}, "jitter must be finite and not negative"),
         ({"ema": 1.0}, r"ema must lie in \[0, 1\)"),

@@ -67,7 +67,7 @@ def fit_configs(draw: st.DrawFn) -> FitConfig:
         stopping=stopping,
         stopping_options=draw(rule_options(stopping)),
         rollback_db=draw(positive),
-        memory_gb=draw(positive),
+        memory_gb=draw(st.none() | positive),
         precision=draw(st.sampled_from(PRECISIONS)),
         compile=draw(st.booleans()),
     )
@@ -170,7 +170,7 @@ BAD: dict[Callable[..., Any], dict[str, st.SearchStrategy[Any]]] = {
         "stopping": unknown(STOPPING_RULES),
         "stopping_options": no_options,
         "rollback_db": no_positive,
-        "memory_gb": no_positive,
+        "memory_gb": no_positive.filter(lambda value: value is not None),
         "precision": unknown(PRECISIONS),
         "compile": st.integers() | texts | st.none(),
     },

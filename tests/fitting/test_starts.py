@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from dipdefense import FitConfig, Start, defence_for, fit, learn_start, read_start
 from dipdefense.fitting.config import build_network
+from dipdefense.fitting.starts import find_start
 from dipdefense.fitting.unroll import pull_back
 from eval.datasets import load_dataset
 
@@ -206,6 +207,16 @@ def test_fits_that_diverge_are_an_error():
     config = replace(CONFIG, lr=1e30)
     with pytest.raises(RuntimeError, match="diverge"):
         learn_start(digits("digits_train", 2), config, inner=4, outer=3, batch=2)
+
+
+def test_a_start_is_for_any_memory_budget(start, learned):
+    shipped = defence_for((3, 32, 32)).fit
+    assert shipped.start == "learned"
+    for memory_gb in (None, 0.5, 1.0):
+        assert replace(learned, memory_gb=memory_gb).start == learned.start
+        assert find_start(vars(replace(shipped, memory_gb=memory_gb)), 3) is find_start(vars(shipped), 3)
+    recipe = find_start(vars(shipped), 3).recipe["fit"]
+    assert FitConfig(**recipe).memory_gb == recipe["memory_gb"] == 1.0  # as it was when it was learnt
 
 
 def test_a_start_has_the_type_that_the_package_names(start):

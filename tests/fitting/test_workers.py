@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dipdefense import FitConfig, fit
-from dipdefense.fitting.workers import is_out_of_memory, map_in_threads, plan_chunks
+from dipdefense.fitting import workers
+from dipdefense.fitting.workers import is_out_of_memory, map_in_threads, memory_budget, plan_chunks
 
 TINY = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=30)
 
@@ -223,4 +224,35 @@ def test_only_errors_that_mean_it_count_as_out_of_memory():
     assert is_out_of_memory(torch.OutOfMemoryError("any"))
     assert is_out_of_memory(RuntimeError("MPS backend out of memory"))
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"))
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
+    assert not is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"))
     assert not is_out_of_memory(RuntimeError("shapes differ"))
+
+
+def test_the_budget_without_a_number_is_that_of_the_device(monkeypatch):
+    """Of CUDA's 16 GiB others hold 4; torch keeps 8, of which 3 are in use."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * 2**30, 16 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 8 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 3 * 2**30)
+    assert memory_budget(None, torch.device("cuda:1")) == pytest.approx(0.6 * 9)
+    assert memory_budget(None, torch.device("cpu")) == memory_budget(None, torch.device("mps")) == 1
+    for device in ("cpu", "cuda"):
+        assert memory_budget(0.25, torch.device(device)) == 0.25
+
+
+def test_a_fit_divides_its_images_by_the_budget_of_its_device(monkeypatch):
+    torch.set_num_threads(1)
+    for budget, expected in ((1.0, [3]), (0.0009, [1, 1, 1])):
+        monkeypatch.setattr(workers, "USUAL_GB", budget)
+        sizes = []
+        fit(
+            images(3),
+            dataclasses.replace(TINY, iterations=1),
+            callback=lambda p, sizes=sizes: sizes.append(len(p.index)),
+        )
+        assert sizes == expected
