@@ -200,8 +200,7 @@ def _fit_chunks(
         "for one image of this size",
         "raise it, or cut it into tiles (Purifier(tile=...), purify --tile)",
     )
-    # torch cannot compile in several threads
-    workers, chunks = plan_chunks(len(problem.observed), most, device, alone=config.compile)
+    workers, chunks = plan_chunks(len(problem.observed), most, device, compiled=config.compile)
     outcome, file = _Outcome.empty(problem), None
     if checkpoint is not None:
         file = CheckpointFile(checkpoint, problem, config, vars(outcome))

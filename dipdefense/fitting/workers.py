@@ -58,21 +58,27 @@ def most_images(bytes_each: float, memory_gb: float, task: str, remedy: str) -> 
     return most
 
 
-def plan_chunks(images: int, most: int, device: torch.device, *, alone: bool = False) -> tuple[int, list[Tensor]]:
+def plan_chunks(images: int, most: int, device: torch.device, *, compiled: bool = False) -> tuple[int, list[Tensor]]:
     """Divide images among workers, as equally as possible.
 
     Args:
         images: how many there are.
         most: how many all workers together may hold at the same time.
         device: where they are fitted; only the CPU has several workers.
-        alone: one worker in any case.
+        compiled: the network is compiled, which torch cannot do in several threads, so there is one worker. It is
+            compiled for one number of images, so all chunks have the same: the last begins within the one before, and
+            the few images that are in both are fitted twice. A second compilation takes longer.
 
     Returns:
         The number of workers, and the positions of the images of each chunk.
     """
-    workers = 1 if alone or device.type != "cpu" else min(torch.get_num_threads(), images, most)
+    workers = 1 if compiled or device.type != "cpu" else min(torch.get_num_threads(), images, most)
     rounds = math.ceil(images / (workers * (most // workers)))
-    return workers, list(torch.arange(images, device=device).tensor_split(min(images, workers * rounds)))
+    positions = torch.arange(images, device=device)
+    if compiled:
+        size = math.ceil(images / rounds)
+        return workers, [positions[min(first, images - size) :][:size] for first in range(0, images, size)]
+    return workers, list(positions.tensor_split(min(images, workers * rounds)))
 
 
 def map_in_threads(

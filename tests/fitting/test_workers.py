@@ -1,6 +1,7 @@
 """Chunks of images fitted side by side, one thread each: the same results, one callback at a time, no loose ends."""
 
 import dataclasses
+import itertools
 import os
 import signal
 import threading
@@ -178,21 +179,43 @@ def test_a_fit_within_a_fit_and_fits_of_several_threads_draw_the_same_weights():
 
 
 @pytest.mark.parametrize(
-    ("count", "most", "alone", "workers", "sizes"),
+    ("count", "most", "workers", "sizes"),
     [
-        (5, 100, False, 2, [3, 2]),
-        (5, 4, False, 2, [2, 1, 1, 1]),
-        (1, 100, False, 1, [1]),
-        (5, 1, False, 1, [1] * 5),
-        (5, 100, True, 1, [5]),
-        (5, 3, True, 1, [3, 2]),
+        (5, 100, 2, [3, 2]),
+        (5, 4, 2, [2, 1, 1, 1]),
+        (1, 100, 1, [1]),
+        (5, 1, 1, [1] * 5),
     ],
 )
-def test_images_are_divided_equally_and_within_memory(count, most, alone, workers, sizes):
-    found, chunks = plan_chunks(count, most, torch.device("cpu"), alone=alone)
+def test_images_are_divided_equally_and_within_memory(count, most, workers, sizes):
+    found, chunks = plan_chunks(count, most, torch.device("cpu"))
     assert found == workers
     assert [len(chunk) for chunk in chunks] == sizes
     assert torch.cat(chunks).tolist() == list(range(count))
+
+
+def test_chunks_of_a_compiled_network_have_one_size():
+    for count, most in itertools.product(range(1, 40), range(1, 42)):
+        workers, chunks = plan_chunks(count, most, torch.device("cpu"), compiled=True)
+        (size,) = {len(chunk) for chunk in chunks}
+        firsts = [int(chunk[0]) for chunk in chunks]  # which name a chunk in a checkpoint
+        assert (workers, len(chunks)) == (1, -(-count // most))
+        assert size <= most
+        assert len(set(firsts)) == len(firsts)
+        assert torch.cat(chunks).unique().tolist() == list(range(count))
+        assert size * len(chunks) - count < len(chunks)  # so many images are fitted twice
+
+
+def test_images_of_two_chunks_of_a_compiled_network_have_their_usual_results(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network, **options: network)
+    sizes, smooth = [], torch.nn.functional.interpolate(images(5)[..., :4, :4], (16, 16), mode="bilinear")
+    config = dataclasses.replace(TINY, iterations=60, stopping="emv", stopping_options={"patience": 10})
+    tight = dataclasses.replace(config, compile=True, memory_gb=0.0027)
+    result = fit(smooth, tight, callback=lambda p: sizes.append(p.index.tolist()))
+    assert {*map(tuple, sizes)} == {(0, 1, 2), (2, 3, 4)}
+    usual = fit(smooth, config)
+    assert result.chosen.tolist() == usual.chosen.tolist()
+    assert decibels(result.reconstruction, usual.reconstruction) > 60
 
 
 def test_results_keep_the_order_of_the_items_and_torch_its_threads():
