@@ -1,5 +1,7 @@
 """Attacks that make adversarial examples: by gradients, by AutoAttack, by queries; and, as a control, random noise."""
 
+from typing import TYPE_CHECKING, Any
+
 from attacks.autoattack import autoattack, autoattack_flags
 from attacks.gradient import ATTACKS, fgsm, momentum_pgd, momentum_pgd_flip, pgd, pgd_di, pgd_flip
 from attacks.gradient_free import GRADIENT_FREE
@@ -7,7 +9,9 @@ from attacks.nes import nes
 from attacks.noise import CONTROLS, random_noise
 from attacks.rays import rays
 from attacks.square import square
-from attacks.torchattacks_momentum import MomentumPGD
+
+if TYPE_CHECKING:
+    from attacks.torchattacks_momentum import MomentumPGD
 
 __all__ = [
     "fgsm",
@@ -27,3 +31,12 @@ __all__ = [
     "CONTROLS",
     "MomentumPGD",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`MomentumPGD` is derived from a class of torchattacks, which is imported with it."""
+    if name != "MomentumPGD":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from attacks.torchattacks_momentum import MomentumPGD
+
+    return MomentumPGD

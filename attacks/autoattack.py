@@ -14,13 +14,8 @@ from torch import Tensor, nn
 from attacks.ball import project
 from attacks.gradient import validate
 from attacks.isolation import as_found
+from attacks.optional import library
 from attacks.square import NORMS, Asked, check_tiles
-
-try:
-    from pyautoattack import AutoAttack, checks
-    from pyautoattack.autopgd_base import APGDAttack
-except ImportError as error:
-    raise ImportError('attacks needs pyautoattack: python -m pip install "dipdefense[eval]"') from error
 
 __all__ = ["autoattack", "autoattack_flags", "VERSIONS"]
 
@@ -71,7 +66,8 @@ def autoattack(
     with as_found(classifier, images.device, seed) as seed, _heard(warn), _untraced():
         asked = Asked(classifier, images.dtype)
         targets = min(TARGETS, _classes(asked, images, version) - 1)
-        attack = AutoAttack(asked, norm=NORMS[norm], eps=eps, version=version, seed=seed, device=images.device)
+        settings = {"norm": NORMS[norm], "eps": eps, "version": version, "seed": seed, "device": images.device}
+        attack = library("pyautoattack").AutoAttack(asked, **settings)
         attack.fab.n_target_classes = attack.apgd_targeted.n_target_classes = targets
         start = images.float().contiguous().clone()  # tensors of the inference mode have no gradient
         adversarial: Tensor = attack.run_standard_evaluation(start, labels, batch_size=len(images))[0]
@@ -103,6 +99,7 @@ def autoattack_flags(classifier: nn.Module, images: Tensor, labels: Tensor, *, s
         return []
     found: list[str] = []
     listener = SimpleNamespace(warning=found.append)
+    checks = library("pyautoattack.checks")
     with as_found(classifier, images.device, seed), _untraced():
         asked = Asked(classifier, images.dtype)
         x = images.detach().float().contiguous()
@@ -136,7 +133,8 @@ def _gradient(asked: Asked, x: Tensor, labels: Tensor) -> Tensor:
     if logits.shape[1] < VERSIONS["rand"]:
         loss = F.cross_entropy(logits, labels, reduction="sum")
     else:
-        loss = APGDAttack(asked, eps=0.0).dlr_loss(logits, labels).sum()
+        attack = library("pyautoattack.autopgd_base").APGDAttack(asked, eps=0.0)
+        loss = attack.dlr_loss(logits, labels).sum()
     (gradient,) = torch.autograd.grad(loss, x, allow_unused=True, materialize_grads=True)
     return gradient.contiguous()
 
@@ -164,6 +162,7 @@ def _untraced() -> Iterator[None]:
 
     The check never resets its counts of calls, so they start from zero here.
     """
+    checks = library("pyautoattack.checks")
     trace, thread_trace, counts = sys.gettrace(), threading.gettrace(), dict(checks.funcs)
     checks.funcs.update(dict.fromkeys(counts, 0))
     try:

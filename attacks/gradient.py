@@ -10,15 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-try:
-    import torchattacks
-except ImportError as error:
-    raise ImportError('attacks needs torchattacks: python -m pip install "dipdefense[eval]"') from error
-
 from attacks.gradient_ascent import Objective, Rated, ascend
 from attacks.gradient_ascent import random_start as _random_start
 from attacks.isolation import as_found
 from attacks.margin import margin
+from attacks.optional import library
 from attacks.views import Views, flipped, itself, resized
 
 __all__ = [
@@ -60,7 +56,7 @@ def fgsm(
     if eps == 0 or len(images) == 0:
         return images.detach().clone()
     with contextlib.redirect_stdout(io.StringIO()):  # torchattacks prints where there is no parameter
-        attack = torchattacks.FGSM(classifier, eps=eps)
+        attack = library("torchattacks").FGSM(classifier, eps=eps)
     attack.set_device(images.device)
     if targeted:
         attack.set_mode_targeted_by_label(quiet=True)

@@ -3,14 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-try:
-    from pyautoattack.square import SquareAttack
-except ImportError as error:
-    raise ImportError('attacks needs pyautoattack: python -m pip install "dipdefense[eval]"') from error
-
 from attacks.ball import project
 from attacks.gradient import validate
 from attacks.isolation import as_found
+from attacks.optional import library
 
 __all__ = ["LOOKS", "NORMS", "Asked", "check_tiles", "square"]
 
@@ -53,7 +49,7 @@ def square(
     if eps == 0 or len(images) == 0:
         return images.clone()
     with as_found(classifier, images.device, seed) as seed, torch.no_grad():
-        attack = SquareAttack(
+        attack = library("pyautoattack.square").SquareAttack(
             Asked(classifier, images.dtype),
             norm=NORMS[norm],
             eps=eps,

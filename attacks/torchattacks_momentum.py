@@ -1,12 +1,17 @@
 """Momentum PGD in the form of a torchattacks attack."""
 
+from typing import Any
+
 from torch import Tensor, nn
-from torchattacks.attack import Attack
 
 from attacks.gradient import rate
 from attacks.gradient_ascent import ascend, random_start
+from attacks.optional import library
 
 __all__ = ["MomentumPGD"]
+
+
+Attack: Any = library("torchattacks.attack").Attack
 
 
 class MomentumPGD(Attack):  # type: ignore[misc]  # torchattacks is untyped

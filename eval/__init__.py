@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-for _needed in ("pandas", "scipy", "skimage", "sklearn", "torchmetrics", "torchattacks", "matplotlib"):
+for _needed in ("pandas", "scipy", "skimage", "sklearn", "torchmetrics", "matplotlib"):
     if find_spec(_needed) is None:
         raise ImportError(f"eval needs {_needed}: python -m pip install 'dipdefense[eval]'")
 

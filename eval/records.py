@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +138,19 @@ class Run(Records):
 
 
 def made_with(*packages: str) -> Record:
-    """The versions of Python and of packages, and a hash of this project's code; every description has them."""
-    versions = {"python": ".".join(map(str, sys.version_info[:2])), **{name: version(name) for name in packages}}
+    """The versions of Python and of packages, and a hash of this project's code; every description has them.
+
+    The version of a package that is not installed is None.
+    """
+    versions = {"python": ".".join(map(str, sys.version_info[:2])), **{name: _version(name) for name in packages}}
     return {"versions": versions, "code": source_hash("dipdefense", "attacks", "eval")}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _differences(before: Any, now: Any, grown: Collection[str] = (), name: str = "") -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Attacks: closed forms on a linear classifier, torchattacks and ART as oracles, nothing left behind."""
 
 import inspect
-import runpy
 import sys
 
 import numpy as np
@@ -12,7 +11,6 @@ import torchattacks
 from closed_form_classifiers import Refusing, conv_net, length, seeded
 from torch import Tensor, nn
 
-import attacks.gradient
 from attacks import ATTACKS, MomentumPGD, fgsm, momentum_pgd, pgd, pgd_di, pgd_flip
 from attacks.gradient import rate
 from attacks.margin import margin
@@ -388,8 +386,10 @@ def test_fgsm_refuses_l2_and_names_who_supports_it():
 
 def test_missing_torchattacks_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchattacks", None)
-    with pytest.raises(ImportError, match=r'python -m pip install "dipdefense\[eval\]"'):
-        runpy.run_path(attacks.gradient.__file__)
+    with pytest.raises(
+        ImportError, match=r'this attack needs torchattacks: python -m pip install "dipdefense\[eval\]"'
+    ):
+        fgsm(conv_net().eval(), *batch(), eps=EPS)
 
 
 @pytest.mark.data

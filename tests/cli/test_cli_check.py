@@ -71,9 +71,7 @@ def test_bad_arguments_are_refused(arguments, message):
         raise result.exception
 
 
-@pytest.mark.parametrize(
-    "library", ["pandas", "scipy", "skimage", "sklearn", "torchmetrics", "torchattacks", "matplotlib"]
-)
+@pytest.mark.parametrize("library", ["pandas", "scipy", "skimage", "sklearn", "torchmetrics", "matplotlib"])
 def test_without_the_extra_the_command_names_it(library, monkeypatch):
     for name in [name for name in sys.modules if name == "eval" or name.startswith("eval.")]:
         monkeypatch.delitem(sys.modules, name)

@@ -138,6 +138,7 @@ def test_other_answers_are_refused(tmp_path):
 
 
 def test_what_a_run_was_made_with():
+    assert made_with("no-such-package")["versions"]["no-such-package"] is None
     made = made_with("torch")
     assert list(made["versions"]) == ["python", "torch"]
     assert len(made["code"]) == 16
