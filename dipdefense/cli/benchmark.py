@@ -28,8 +28,23 @@ benchmark = typer.Typer(no_args_is_help=True, help="Measure the library itself."
 
 @benchmark.command(epilog="Example: dipdefense benchmark speed --out runs/speed")
 def speed(
+    points: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated; all by default: small grey, small colour, large, large bilinear, published (CUDA)."
+        ),
+    ] = "",
+    batches: Annotated[
+        str, typer.Option(help="Comma-separated numbers of images; those of each point by default.")
+    ] = "",
+    precisions: Annotated[
+        str, typer.Option(help="Comma-separated: full, bfloat16; on CUDA also tf32. All by default.")
+    ] = "",
     device: options.Device = "cpu",
-    out: Annotated[Path | None, typer.Option(help="Folder for speed.csv; none by default.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for speed.csv, none by default; rows that it holds are not measured again."),
+    ] = None,
     compiled: Annotated[
         bool,
         typer.Option(
@@ -40,11 +55,19 @@ def speed(
     """Time the batched engine in image-steps per second, beside plain loops and the machine's matrix product."""
     from eval.fits.speed import benchmark_speed
 
-    table = benchmark_speed(device=options.device_named(device), compiled=compiled)
+    if not all(text.isdecimal() and int(text) for text in options.names(batches)):
+        raise ValueError(f"batches must be integers of at least 1 such as 1,64,512, got {batches!r}")
+    with progress_bar("rows") as progress:
+        table = benchmark_speed(
+            options.names(points) or None,
+            batches=[int(text) for text in options.names(batches)] or None,
+            precisions=options.names(precisions) or None,
+            device=options.device_named(device),
+            compiled=compiled,
+            out=out,
+            progress=progress,
+        )
     print_frame(table)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        table.to_csv(out / "speed.csv", index=False)
 
 
 @benchmark.command(epilog="Example: dipdefense benchmark iterations --longest 120 --every 10 --out runs/iterations")

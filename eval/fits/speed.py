@@ -1,14 +1,20 @@
-"""The speed of the batched engine, beside plain loops over single networks and the machine's matrix product."""
+"""The speed of the batched engine, beside plain loops over single networks and the machine's matrix product.
+
+A run writes its description to `config.json`, each row to `records.jsonl` and to the table `speed.csv` as soon as it is
+measured. A killed run is continued by the same call, and points, precisions and batches may be added.
+"""
 
 import dataclasses
 import logging
 import math
+import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,11 +25,13 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from dipdefense import FitConfig, defence_for, fit
+from dipdefense.arguments import check_integer
 from dipdefense.fitting.config import PRECISIONS, build_network
 from dipdefense.fitting.fit import fit_context
 from dipdefense.fitting.inputs import INPUTS
 from eval.metrics import psnr
 from eval.peak_memory import peak_resident
+from eval.records import Record, Records, Run, made_with, read_records, write_whole
 
 __all__ = ["POINTS", "Point", "benchmark_speed", "plain_loop", "seconds_per_step"]
 
@@ -31,6 +39,7 @@ logger = logging.getLogger(__name__)
 Name = TypeVar("Name")
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}  # of matrices whose product keeps the device busy
 VARIANTS = 64  # variants of one network that torch compiles before it falls back to eager mode
+KEY = ("point", "precision", "compiled", "batch")  # the fields that name a row
 MEMORY_ITERATIONS = 3  # the memory of a fit does not grow after the first
 
 
@@ -78,87 +87,151 @@ POINTS = {  # by the type of the device
 
 
 def benchmark_speed(
-    points: Sequence[Point] | None = None,
+    points: Sequence[Point | str] | None = None,
     *,
+    batches: Sequence[int] | None = None,
+    precisions: Sequence[str] | None = None,
     device: str | torch.device = "cpu",
     repeats: int = 3,
     compiled: bool = True,
+    out: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
-    """Time the engine and two plain loops in turn, on random images, `repeats` times.
+    """Time the engine and two plain loops in turn, on random images, `repeats` times for each row.
 
     The loops fit one network after the other in float32 (see `plain_loop`), so that their rate does not depend on
-    the number of images. The default points are those of the device in `POINTS`. On the CPU the memory is measured in
-    separate processes, so a script must call this below `if __name__ == "__main__"`. On CUDA the compiled engine is
-    timed, too (on the CPU it is known to be slower).
+    the number of images. On the CPU the memory is measured in separate processes, so a script must call this below
+    `if __name__ == "__main__"`. On CUDA the compiled engine is timed, too (on the CPU it is known to be slower).
+
+    Args:
+        points: what is measured; a name stands for one of the device in `POINTS`. None: all of these.
+        batches: numbers of images, in place of those of each point.
+        precisions: keys of `PRECISIONS`; None: all that the device has.
+        device: where to compute.
+        repeats: times that each call is timed; the fastest counts.
+        compiled: also time what `torch.compile` makes of the loop, and on CUDA of the engine.
+        out: folder of the run, made if missing; a row that it holds is not measured again. None: nothing is written.
+        progress: called with (rows that are there, rows in all) after every row.
 
     Returns:
         One row per point, engine and batch: `point, size, precision, compiled, batch, iterations`; `loop,
-        compiled_loop, engine` (image-steps per second), `ratio` (engine / loop) and `ratio_compiled`, NaN if not
+        compiled_loop, engine` (image-steps per second), `ratio` (engine / loop) and `ratio_compiled`, empty if not
         `compiled` or if torch finds no compiler; `gflop` (operations of the convolutions in an image-step, as the loop
         computes them) and `gflop_engine` (the same in the engine, without zero channels); `gflops` (`gflop_engine` per
         second that the engine achieves), `matmul_gflops` (that of a product of large square matrices in that precision)
         and `share` (their ratio); `peak_gb` (memory that the engine's call adds, in GiB); `psnr_db` (PSNR of the
-        engine's first reconstruction after `iterations` against that of the eager loop. They are equal in float64. In
-        float32 Adam magnifies the rounding of gradients near zero, and rounding alone can lead to 30 dB).
+        engine's first reconstruction after `iterations` against that of the eager loop, empty where they are equal.
+        They agree in float64. In float32 Adam magnifies the rounding of gradients near zero, and rounding alone can
+        lead to 30 dB).
 
     Raises:
-        ValueError: the device is neither a CPU nor a CUDA device.
+        ValueError: the device is neither a CPU nor a CUDA device; an unknown point or precision; a batch below 1; a
+            folder that holds another run.
+        RuntimeError: other work disturbed the machine; the rows before are in the folder.
     """
     device = torch.device(device)
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be cpu or cuda, got {device}")
-    precisions = [name for name in PRECISIONS if name != "tf32" or device.type == "cuda"]
-    matmul = {precision: _matmul_flops(device, precision) for precision in precisions}
-    points = POINTS[device.type] if points is None else points
-    with torch._dynamo.config.patch(recompile_limit=VARIANTS):
-        return pd.DataFrame(row for point in points for row in _rows(point, device, matmul, repeats, compiled))
-
-
-def _rows(
-    point: Point, device: torch.device, matmul: Mapping[str, float], repeats: int, compiled: bool
-) -> Iterator[dict[str, Any]]:
-    """The rows of a point; `matmul` holds the FLOP/s of a matrix product for each precision."""
-    torch.compiler.reset()
-    images = _images(point.shape, max(point.batches)).to(device)
-    loop = plain_loop(images[0], point.config)
-    faster = _compiled_loop(images[0], point) if compiled else None
-    reference = loop(point.iterations)
-    configs = {
-        (precision, whole): dataclasses.replace(point.config, precision=precision, compile=whole)
-        for precision in matmul
-        for whole in ((False, True) if device.type == "cuda" and faster else (False,))
+    chosen, precisions = _points_named(points, batches, device), _precisions_named(precisions, device)
+    described = {
+        **{"run": "benchmark speed", "device": _device_name(device), "threads": torch.get_num_threads()},
+        **{"repeats": repeats, "compiled": compiled, **made_with("dipdefense", "torch")},
+        "points": {point.name: dataclasses.asdict(dataclasses.replace(point, batches=())) for point in chosen},
     }
-    engines = {(*k, B): partial(_engine, images[:B], config) for k, config in configs.items() for B in point.batches}
-    quality = {name: psnr(call(point.iterations)[:1], reference).item() for name, call in engines.items()}
-    calls: dict[tuple[str, bool, int], Callable[[int], object]] = {("loop", False, 1): loop, **engines}
-    if faster:
-        calls["loop", True, 1] = faster
-    seconds = seconds_per_step(calls, point.iterations, repeats, device)
-    rates = {name: name[-1] / taken for name, taken in seconds.items()}
-    eager, other = rates["loop", False, 1], rates.get(("loop", True, 1), math.nan)
+    run = Records(KEY) if out is None else Run(out, KEY, described, grows=("points",))
+    if isinstance(run, Run):
+        run.begin()
+    engines = [False, True] if compiled and device.type == "cuda" else [False]
+    heads = {
+        point.name: [_head(point, p, whole, B) for p in precisions for whole in engines for B in point.batches]
+        for point in chosen
+    }
+    done = [head for point in chosen for head in heads[point.name]]
+    matmul = {p: _matmul_flops(device, p) for p in precisions if run.missing(h for h in done if h["precision"] == p)}
+    with torch._dynamo.config.patch(recompile_limit=VARIANTS):
+        for point in chosen:
+            missing = run.missing(heads[point.name])
+            measure = _measure(point, device, repeats, compiled) if missing else None
+            for head in missing:
+                assert measure is not None
+                figures = measure(head, matmul[head["precision"]])
+                if figures is None:
+                    continue
+                run.add([head | figures])
+                if isinstance(run, Run):
+                    table = pd.DataFrame(read_records(run.folder / "records.jsonl"))
+                    write_whole(run.folder / "speed.csv", table.to_csv(index=False))
+                if progress is not None:
+                    progress(len(done) - len(run.missing(done)), len(done))
+    return pd.DataFrame(run.records(row for row in done if not run.missing([row])))
+
+
+def _points_named(
+    points: Sequence[Point | str] | None, batches: Sequence[int] | None, device: torch.device
+) -> list[Point]:
+    if device.type not in POINTS:
+        raise ValueError(f"device must be cpu or cuda, got {device}")
+    known = {point.name: point for point in POINTS[device.type]}
+    for name in points or ():
+        if isinstance(name, str) and name not in known:
+            raise ValueError(f"points must be among {', '.join(known)} on {device.type}, got {name!r}")
+    for number in batches or ():
+        check_integer("batches", number, 1)
+    chosen = [known[point] if isinstance(point, str) else point for point in points or known.values()]
+    return [point if not batches else dataclasses.replace(point, batches=batches) for point in chosen]
+
+
+def _precisions_named(precisions: Sequence[str] | None, device: torch.device) -> list[str]:
+    known = [name for name in PRECISIONS if name != "tf32" or device.type == "cuda"]
+    for name in precisions or ():
+        if name not in known:
+            raise ValueError(f"precisions must be among {', '.join(known)} on {device.type}, got {name!r}")
+    return list(precisions or known)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}"
+
+
+def _head(point: Point, precision: str, whole: bool, batch: int) -> Record:
+    """The fields of a row that are known before it is measured; `whole`: the engine is compiled."""
+    size = "x".join(map(str, point.shape))
+    named = {"point": point.name, "size": size, "precision": precision, "compiled": whole, "batch": batch}
+    return named | {"iterations": point.iterations}
+
+
+def _measure(
+    point: Point, device: torch.device, repeats: int, compiled: bool
+) -> Callable[[Record, float], Record | None]:
+    """A function of the head of a row and of the FLOP/s of a matrix product; it gives the figures of the row.
+
+    They are None if the engine is to be compiled and torch finds no compiler.
+    """
+    torch.compiler.reset()
+    image = _images(point.shape, 1)[0].to(device)
+    loop = plain_loop(image, point.config)
+    faster = _compiled_loop(image, point) if compiled else None
+    reference, loops = loop(point.iterations), {"loop": loop} | ({"compiled_loop": faster} if faster else {})
     written, flop = _flop(point, stacked=False), _flop(point, stacked=True)
-    for precision, whole, B in engines:
-        rate = rates[precision, whole, B]
-        yield {
-            "point": point.name,
-            "size": "x".join(map(str, point.shape)),
-            "precision": precision,
-            "compiled": whole,
-            "batch": B,
-            "iterations": point.iterations,
-            "loop": eager,
-            "compiled_loop": other,
-            "engine": rate,
-            "ratio": rate / eager,
-            "ratio_compiled": rate / other,
-            "gflop": written / 1e9,
-            "gflop_engine": flop / 1e9,
-            "gflops": rate * flop / 1e9,
-            "matmul_gflops": matmul[precision] / 1e9,
-            "share": rate * flop / matmul[precision],
-            "peak_gb": _peak_bytes(images[:B], configs[precision, whole]) / 2**30,
-            "psnr_db": quality[precision, whole, B],
+
+    def measure(head: Record, matmul: float) -> Record | None:
+        if head["compiled"] and not faster:
+            return None
+        config = dataclasses.replace(point.config, precision=head["precision"], compile=head["compiled"])
+        images = _images(point.shape, head["batch"]).to(device)
+        engine = partial(_engine, images, config)
+        quality = psnr(engine(point.iterations)[:1], reference).item()
+        seconds = seconds_per_step({**loops, "engine": engine}, point.iterations, repeats, device)
+        rate, eager = head["batch"] / seconds["engine"], 1 / seconds["loop"]
+        other = 1 / seconds["compiled_loop"] if faster else None
+        return {
+            **{"loop": eager, "compiled_loop": other, "engine": rate},
+            **{"ratio": rate / eager, "ratio_compiled": None if other is None else rate / other},
+            **{"gflop": written / 1e9, "gflop_engine": flop / 1e9, "gflops": rate * flop / 1e9},
+            **{"matmul_gflops": matmul / 1e9, "share": rate * flop / matmul},
+            "peak_gb": _peak_bytes(images, config) / 2**30,
+            "psnr_db": quality if math.isfinite(quality) else None,
         }
+
+    return measure
 
 
 def _images(shape: tuple[int, ...], batch: int) -> Tensor:

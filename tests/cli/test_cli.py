@@ -378,19 +378,40 @@ def test_benchmark_gradients_refuses(arguments, message, tmp_path):
         CliRunner().invoke(app, command, catch_exceptions=False)
 
 
-@pytest.mark.slow
 def test_benchmark_speed(monkeypatch, tmp_path):
-    """The table that the benchmark gives is printed and written; the benchmark itself takes minutes."""
+    """The options reach the benchmark, and its table is printed; the benchmark itself takes minutes."""
     table = pd.DataFrame([{"point": "tiny", "precision": "full", "batch": 1, "ratio": 2.0}])
     asked = []
-    monkeypatch.setattr("eval.fits.speed.benchmark_speed", lambda **options: asked.append(options) or table)
-    for option in ("--compiled", "--no-compiled"):
-        result = CliRunner().invoke(app, ["benchmark", "speed", option, "--out", str(tmp_path / "run")])
-        assert result.exit_code == 0
+    monkeypatch.setattr(
+        "eval.fits.speed.benchmark_speed",
+        lambda points, progress, **options: asked.append({"points": points, **options}) or table,
+    )
+    chosen = ("--points", "small grey, large", "--batches", "1,8", "--precisions", "full")
+    for options in ((), (*chosen, "--no-compiled", "--out", str(tmp_path))):
+        result = CliRunner().invoke(app, ["benchmark", "speed", *options])
+        assert result.exit_code == 0, result.output
         assert result.output.split() == ["point", "precision", "batch", "ratio", "tiny", "full", "1", "2.000"]
-    assert asked == [{"device": torch.device("cpu"), "compiled": compiled} for compiled in (True, False)]
-    assert pd.read_csv(tmp_path / "run" / "speed.csv").equals(table)
-    assert_refused("device must be one that this machine has", "benchmark", "speed", "--device", "tpu")
+    usual = {"points": None, "batches": None, "precisions": None, "compiled": True, "out": None}
+    named = {"points": ["small grey", "large"], "batches": [1, 8], "precisions": ["full"]}
+    assert asked == [
+        usual | {"device": torch.device("cpu")},
+        usual | named | {"device": torch.device("cpu"), "compiled": False, "out": tmp_path},
+    ]
+
+
+def test_benchmark_speed_refuses(tmp_path):
+    for options, message in {
+        ("--device", "tpu"): "device must be one that this machine has",
+        (
+            "--points",
+            "small",
+        ): "points must be among small grey, small colour, large, large bilinear on cpu, got 'small'",
+        ("--precisions", "tf32"): "precisions must be among full, bfloat16 on cpu, got 'tf32'",
+        ("--batches", "1,x"): "batches must be integers of at least 1 such as 1,64,512, got '1,x'",
+        ("--batches", "0"): "batches must be integers of at least 1",
+    }.items():
+        assert_refused(message, "benchmark", "speed", *options, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

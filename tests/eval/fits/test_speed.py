@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 
+import pandas as pd
 import pytest
 import torch
 
@@ -46,9 +47,68 @@ def test_one_row_a_precision_and_batch_and_the_flops_by_hand():
     assert table["ratio"].tolist() == pytest.approx((table["engine"] / table["loop"]).tolist())
     assert table["share"].tolist() == pytest.approx((table["gflops"] / table["matmul_gflops"]).tolist())
     assert table[["compiled_loop", "ratio_compiled"]].isna().all(axis=None)
-    full, low = (table[table["precision"] == name]["psnr_db"] for name in ("full", "bfloat16"))
+    quality = table["psnr_db"].astype(float).fillna(torch.inf)  # empty where they are equal
+    full, low = (quality[table["precision"] == name] for name in ("full", "bfloat16"))
     assert full.min() > 60
     assert 15 < low.min() <= low.max() < full.min()
+
+
+def test_rows_that_a_folder_holds_are_not_measured_again(tmp_path, monkeypatch):
+    settings = {"repeats": 1, "compiled": False, "out": tmp_path / "run", "precisions": ["full"]}
+    measured, timed = [], speed.seconds_per_step
+
+    def kill_at_the_third(calls, *others):
+        if "engine" in calls:
+            measured.append(len(calls["engine"].args[0]))
+            if len(measured) == 3:
+                raise LookupError("killed")
+        return timed(calls, *others)
+
+    monkeypatch.setattr(speed, "seconds_per_step", kill_at_the_third)
+    seen = []
+    with pytest.raises(LookupError, match="killed"):
+        benchmark_speed([POINT], batches=[1, 2, 3], progress=lambda *done: seen.append(done), **settings)
+    assert seen == [(1, 3), (2, 3)]
+    before = pd.read_csv(tmp_path / "run" / "speed.csv")
+    assert before["batch"].tolist() == [1, 2]
+    table = benchmark_speed([POINT], batches=[1, 2, 3], **settings)
+    assert measured == [1, 2, 3, 3]
+    assert table["batch"].tolist() == [1, 2, 3]
+    assert table["engine"].tolist()[:2] == pytest.approx(before["engine"].tolist())
+    another = dataclasses.replace(POINT, name="other")
+    assert benchmark_speed([another], batches=[1], **settings)["point"].tolist() == ["other"]
+    assert pd.read_csv(tmp_path / "run" / "speed.csv")["point"].tolist() == ["tiny"] * 3 + ["other"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("torch.get_num_threads", lambda: 99, "threads 1 where this one has 99"),
+        ("eval.fits.speed._device_name", lambda device: "another", "device cpu .* where this one has another"),
+        ("eval.records.source_hash", lambda *packages: "changed", "code .* where this one has changed"),
+    ],
+)
+def test_a_folder_of_other_threads_another_device_or_code_is_refused(
+    tmp_path, monkeypatch, one_thread, name, value, said
+):
+    settings = {"repeats": 1, "compiled": False, "out": tmp_path, "precisions": ["full"]}
+    benchmark_speed([ALONE], **settings)
+    monkeypatch.setattr(name, value)
+    with pytest.raises(ValueError, match=f"holds a run with .*{said}.*name another folder"):
+        benchmark_speed([ALONE], **settings)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"points": ["small"]}, "points must be among small grey, .* on cpu, got 'small'"),
+        ({"batches": [0]}, "batches must be an integer of at least 1, got 0"),
+        ({"precisions": ["tf32"]}, "precisions must be among full, bfloat16 on cpu, got 'tf32'"),
+    ],
+)
+def test_unknown_rows_are_refused(chosen, message):
+    with pytest.raises(ValueError, match=message):
+        benchmark_speed(**{"points": [POINT]} | chosen)
 
 
 def test_the_flops_that_nearest_upsampling_saves_by_hand():
