@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import EllipsisType
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,14 +56,37 @@ class Problem:
             return image
 
         mode = "reduce-overhead" if self.z.is_cuda else "default"
-        return torch.compile(call, dynamic=False, mode=mode) if self.compiled else call
+        return torch.compile(call, dynamic=False, mode=mode) if self.compiled else self._swapped
 
-    def thread_copy(self, compiled: bool) -> "Problem":
-        """A copy for another thread. Threads cannot share a module, which holds its parameters during a call."""
-        return dataclasses.replace(self, net=copy.deepcopy(self.net), compiled=compiled)
+    def _swapped(self, theta: Mapping[str, Tensor], z: Tensor) -> Tensor:
+        """The same as `functional_call`, which looks for the place of every parameter at every call."""
+        own = [(held, name, held[name]) for held, name in self._places]
+        for (held, name), tensor in zip(self._places, theta.values(), strict=True):
+            held[name] = tensor
+        try:
+            image: Tensor = self.net(z)
+            return image
+        finally:
+            for held, name, parameter in own:
+                held[name] = parameter
+
+    @cached_property
+    def _places(self) -> list[tuple[dict[str, Any], str]]:
+        """The dictionary of a module that holds each parameter of `theta`, in its order, and the name there."""
+        paths = [name.rpartition(".") for name in self.theta]
+        return [(self.net.get_submodule(path)._parameters, name) for path, _, name in paths]
+
+    def thread_copy(self, compiled: bool, *, alone: bool = False) -> "Problem":
+        """A copy for another thread. Threads cannot share a module, which holds its parameters during a call.
+
+        A thread that is `alone` needs no module of its own.
+        """
+        return dataclasses.replace(self, net=self.net if alone else copy.deepcopy(self.net), compiled=compiled)
 
     def generate(self, theta: Mapping[str, Tensor], z: Tensor) -> Tensor:
         """f_theta(z): parameters (B, ...), z (1 or B, C_in, H', W') -> (B, C, H, W)."""
+        if self.precision == z.dtype:
+            return self.network(theta, z)[self.crop]
         low = {name: parameter.to(self.precision) for name, parameter in theta.items()}
         return self.network(low, z.to(self.precision))[self.crop].to(z.dtype)
 

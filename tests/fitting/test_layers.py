@@ -23,6 +23,7 @@ from dipdefense.fitting.networks import ARCHITECTURES
 PAD = {"reflection": "reflect", "zero": "constant"}  # our names -> those of F.pad
 STACKS = [  # networks, batch size of each part
     (1, (1,)),
+    (1, (1, 1)),
     (3, (3,)),
     (3, (1,)),
     (3, (3, 3)),
