@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PADDINGS", "UPSAMPLINGS", "Conv", "Doubled", "Norm", "Part", "reflect", "repeat", "upsample"]
+__all__ = ["PADDINGS", "UPSAMPLINGS", "Conv", "Doubled", "Norm", "Part", "is_small", "reflect", "repeat", "upsample"]
 
 PADDINGS: dict[str, Literal["reflect", "zeros"]] = {"reflection": "reflect", "zero": "zeros"}
 UPSAMPLINGS = ("bilinear", "nearest")
@@ -54,7 +54,7 @@ class Conv(nn.Conv2d):
         assert self.bias is not None
         if self.weight.dim() == 4:
             return self._conv_forward(_concatenated(parts), self.weight, self.bias)
-        if len(self.weight) == 1 and _is_small(parts[0]):
+        if len(self.weight) == 1 and is_small(parts[0]):
             return self._conv_forward(_concatenated(parts), self.weight.squeeze(0), self.bias.squeeze(0))
         weights = torch.split(self.weight, [_stored(part).shape[1] for part in parts], dim=2)
         y = self._stacked(parts[0], weights[0], self.bias)
@@ -139,10 +139,10 @@ class Norm(nn.Module):
         return torch.addcmul(bias, F.group_norm(x, x.shape[1]), weight)
 
 
-def _is_small(part: Part) -> bool:
-    """Is a map of a single image convolved as torch does it? Not on CUDA, where torch's reflection is not reproducible."""
+def is_small(part: Part) -> bool:
+    """Is a map of a single image convolved as torch does it? On CUDA torch's reflection is not reproducible."""
     pixels = part.small.shape[2:].numel() * 4 if isinstance(part, Doubled) else part.shape[2:].numel()
-    return pixels <= FEW and not _stored(part).is_cuda
+    return pixels <= FEW and _stored(part).is_cpu
 
 
 def _concatenated(parts: Sequence[Part]) -> Tensor:

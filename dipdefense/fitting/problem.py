@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from dipdefense.fitting.config import FitConfig, build_network
 from dipdefense.fitting.inputs import INPUTS
-from dipdefense.fitting.layers import Conv
+from dipdefense.fitting.layers import Conv, is_small
 from dipdefense.fitting.losses import LOSSES, SCALE_BLIND, Loss, least_squares_gain
 from dipdefense.fitting.starts import RANDOM, find_start
 
@@ -60,8 +60,9 @@ class Problem:
 
     def _swapped(self, theta: Mapping[str, Tensor], z: Tensor) -> Tensor:
         """The same as `functional_call`, which looks for the place of every parameter at every call."""
-        own = [(held, name, held[name]) for held, name in self._places]
-        for (held, name), tensor in zip(self._places, theta.values(), strict=True):
+        own = [(held, name, held[name]) for held, name in self._places.values()]
+        for path, tensor in theta.items():
+            held, name = self._places[path]
             held[name] = tensor
         try:
             image: Tensor = self.net(z)
@@ -71,10 +72,10 @@ class Problem:
                 held[name] = parameter
 
     @cached_property
-    def _places(self) -> list[tuple[dict[str, Any], str]]:
-        """The dictionary of a module that holds each parameter of `theta`, in its order, and the name there."""
-        paths = [name.rpartition(".") for name in self.theta]
-        return [(self.net.get_submodule(path)._parameters, name) for path, _, name in paths]
+    def _places(self) -> dict[str, tuple[dict[str, Any], str]]:
+        """Of each parameter the dictionary of a module that holds it, and the name there."""
+        paths = {path: path.rpartition(".") for path in self.theta}
+        return {path: (self.net.get_submodule(module)._parameters, name) for path, (module, _, name) in paths.items()}
 
     def thread_copy(self, compiled: bool, *, alone: bool = False) -> "Problem":
         """A copy for another thread. Threads cannot share a module, which holds its parameters during a call.
@@ -84,7 +85,10 @@ class Problem:
         return dataclasses.replace(self, net=self.net if alone else copy.deepcopy(self.net), compiled=compiled)
 
     def generate(self, theta: Mapping[str, Tensor], z: Tensor) -> Tensor:
-        """f_theta(z): parameters (B, ...), z (1 or B, C_in, H', W') -> (B, C, H, W)."""
+        """f_theta(z): parameters (B, ...), z (1 or B, C_in, H', W') -> (B, C, H, W); B = 1 may be left out."""
+        name, first = next(iter(theta.items()))
+        if first.dim() == self.theta[name].dim() and not is_small(z):
+            theta = {name: parameter[None] for name, parameter in theta.items()}
         if self.precision == z.dtype:
             return self.network(theta, z)[self.crop]
         low = {name: parameter.to(self.precision) for name, parameter in theta.items()}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dipdefense.fitting.config import FitConfig
-from dipdefense.fitting.problem import Problem, per_row
+from dipdefense.fitting.problem import Problem
 
 __all__ = [
     "AdamState",
@@ -55,16 +55,27 @@ class AdamState:
 
     @cached_property
     def leaves(self) -> dict[str, Tensor]:
-        """Theta in the same memory, to differentiate by: (B, ...) for every parameter."""
-        return {name: tensor[0].detach().requires_grad_() for name, tensor in self.tensors.items()}
+        """Theta in the same memory, to differentiate by: (B, ...) for every parameter, or (...) for one image."""
+        return {name: tensor[0].requires_grad_() for name, tensor in self._unstacked.items()}
+
+    def stacked(self, graph: bool) -> dict[str, Tensor]:
+        """Theta, (B, ...) for every parameter, to differentiate by; with its own graph if asked."""
+        theta = {name: tensor[0] for name, tensor in self.tensors.items()}
+        return theta if graph else {name: parameter.detach().requires_grad_() for name, parameter in theta.items()}
 
     @cached_property
     def views(self) -> Views:
         """Made once: an update in place keeps them, and whatever divides the images anew makes a new `AdamState`."""
         runs: list[int] = self.count.unique_consecutive(return_counts=True)[1].tolist()
-        theta, first, second = zip(*(tensor.unbind() for tensor in self.tensors.values()), strict=True)
+        theta, first, second = zip(*(tensor.unbind() for tensor in self._unstacked.values()), strict=True)
         counts = [part[0] for part in self.count.split(runs)] * len(theta)
         return Views(*(split(part, runs) for part in (theta, first, second)), counts, runs)
+
+    @property
+    def _unstacked(self) -> dict[str, Tensor]:
+        """`tensors`, without the dimension of the images where there is only one."""
+        alone = len(self.count) == 1
+        return {name: tensor.detach()[:, 0] if alone else tensor.detach() for name, tensor in self.tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ class Evaluation(NamedTuple):
 
     losses: Tensor  # (B,) without a graph
     output: Tensor  # (B, C, H, W) the iterate
-    gradient: tuple[Tensor, ...]  # of the sum of the losses, (B, ...) for every parameter
+    gradient: tuple[Tensor, ...]  # of the sum of the losses, for every parameter (B, ...)
     sane: Tensor  # (B,) bool: the loss is finite and did not jump
 
 
@@ -117,7 +128,7 @@ def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
     On the CPU, where a test of the mask takes less time than the copy, `new` itself if the mask holds everywhere.
     """
-    if not mask.is_cuda and mask.all():
+    if mask.is_cpu and mask.all():
         return new
     return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
 
@@ -134,7 +145,7 @@ def adam_in_place(state: AdamState, gradient: tuple[Tensor, ...], lr: float) -> 
 
     Args:
         state: before the step; overwritten.
-        gradient: (B, ...) for every parameter.
+        gradient: of its `leaves`.
         lr: step size.
 
     Returns:
@@ -160,9 +171,7 @@ def adam_in_place(state: AdamState, gradient: tuple[Tensor, ...], lr: float) -> 
     return state
 
 
-def adam_with_graph(
-    state: AdamState, gradient: tuple[Tensor, ...], lr: float, *, eps: float = ADAM_EPS
-) -> AdamState:
+def adam_with_graph(state: AdamState, gradient: tuple[Tensor, ...], lr: float, *, eps: float = ADAM_EPS) -> AdamState:
     """The same step of Adam, algorithm 1, out of place, so that it can be differentiated.
 
     All parameters advance as one row, (B, P): the graph then holds few operations, whatever the network.
@@ -217,7 +226,8 @@ def step(
     Returns:
         The state after the iteration, and the losses before it.
     """
-    evaluation = _evaluate(problem, state, z, target, index, hidden, config.rollback_db, graph)
+    theta = state.adam.leaves if update is None else state.adam.stacked(graph)
+    evaluation = _evaluate(problem, theta, z, target, index, hidden, config.rollback_db, state.saved_loss, graph)
     losses, output, gradient, sane = evaluation
     check, select = is_check(iteration, config), _overwrite if update is None else _select
     with torch.set_grad_enabled(graph):
@@ -227,27 +237,27 @@ def step(
         moved = (update or adam_in_place)(state.adam, gradient, config.lr)
         if check and not sane.all():
             moved = select(~sane, state.saved, moved)
-        average = output.lerp(state.average, config.ema) if iteration > 1 and config.ema else output
+        average = output.lerp(state.average, config.ema) if config.ema and iteration > 1 else output
         return replace(state, adam=moved, average=choose(sane, average, state.average)), evaluation
 
 
 def _evaluate(
     problem: Problem,
-    state: State,
+    theta: dict[str, Tensor],
     z: Tensor,
     target: Tensor,
     index: Tensor,
     hidden: Tensor | None,
     rollback_db: float,
+    before: Tensor,
     graph: bool,
 ) -> Evaluation:
-    """Losses and gradients at the parameters of a state. A loss is sane unless it rose by more than `rollback_db`."""
-    theta = {name: tensor[0] for name, tensor in state.adam.tensors.items()} if graph else state.adam.leaves
+    """Losses and gradients at theta. A loss is sane unless it is above that `before` by more than `rollback_db`."""
     with torch.enable_grad():
         losses, output = problem.losses(theta, z, index, target, hidden)
         gradient = torch.autograd.grad(losses.sum(), tuple(theta.values()), create_graph=graph)
     losses = losses.detach()
-    highest = 10 ** (rollback_db / 10) * state.saved_loss.abs().clamp_min(FITTED)
+    highest = 10 ** (rollback_db / 10) * before.abs().clamp_min(FITTED)
     return Evaluation(losses, output if graph else output.detach(), gradient, losses.isfinite() & (losses <= highest))
 
 

@@ -51,8 +51,12 @@ def test_both_updates_of_adam_are_that_of_torch(update):
     assert state.count.tolist() == [5, 5]
     for i, parameter in enumerate(expected):
         torch.testing.assert_close(state.tensors[str(i)][0], parameter.detach(), rtol=1e-12, atol=1e-14)
-        torch.testing.assert_close(state.tensors[str(i)][1], optimiser.state[parameter]["exp_avg"], rtol=1e-12, atol=1e-14)
-        torch.testing.assert_close(state.tensors[str(i)][2], optimiser.state[parameter]["exp_avg_sq"], rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(
+            state.tensors[str(i)][1], optimiser.state[parameter]["exp_avg"], rtol=1e-12, atol=1e-14
+        )
+        torch.testing.assert_close(
+            state.tensors[str(i)][2], optimiser.state[parameter]["exp_avg_sq"], rtol=1e-12, atol=1e-14
+        )
 
 
 def test_both_updates_of_adam_agree_where_images_have_taken_different_numbers_of_steps():
@@ -75,7 +79,8 @@ def test_what_is_kept_between_steps_in_place_is_made_anew_where_the_images_chang
     leaves, views = state.adam.leaves, state.adam.views
     far = problem.observed + torch.tensor([0.0, 1e3]).view(2, 1, 1, 1)
     state, _ = step(problem, state, problem.z, problem.observed, 3, CONFIG, index=index)
-    assert state.adam.leaves is leaves and state.adam.views is views
+    assert state.adam.leaves is leaves
+    assert state.adam.views is views
     assert all(torch.equal(leaf, state.adam.tensors[name][0]) for name, leaf in leaves.items())
     state, _ = step(problem, state, problem.z, far, 10, CONFIG, index=index)
     assert state.adam.views.runs == [1, 1]
@@ -87,7 +92,7 @@ def test_what_is_kept_between_steps_in_place_is_made_anew_where_the_images_chang
 def test_choose_takes_each_image_from_one_of_two(mask):
     new, old = images(), images() + 1
     chosen = choose(torch.tensor(mask), new, old)
-    assert all(torch.equal(image, (new if here else old)[i]) for i, (image, here) in enumerate(zip(chosen, mask)))
+    assert all(torch.equal(chosen[i], (new if here else old)[i]) for i, here in enumerate(mask))
 
 
 def walk(config: FitConfig, iterations: int, **how) -> State:
