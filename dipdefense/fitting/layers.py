@@ -52,10 +52,11 @@ class Conv(nn.Conv2d):
     def forward(self, *parts: Part) -> Tensor:
         """Parts (B, I_1, H, W) .. (B, I_n, H, W) with I channels in all -> (B, O, H / stride, W / stride)."""
         assert self.bias is not None
-        if self.weight.dim() == 4:
-            return self._conv_forward(_concatenated(parts), self.weight, self.bias)
-        if len(self.weight) == 1 and is_small(parts[0]):
-            return self._conv_forward(_concatenated(parts), self.weight.squeeze(0), self.bias.squeeze(0))
+        alone = self.weight.dim() == 4
+        if alone or (len(self.weight) == 1 and is_small(parts[0])):
+            weight, bias = (p if alone else p.squeeze(0) for p in (self.weight, self.bias))
+            whole: Tensor = self._conv_forward(_concatenated(parts), weight, bias)
+            return whole
         weights = torch.split(self.weight, [_stored(part).shape[1] for part in parts], dim=2)
         y = self._stacked(parts[0], weights[0], self.bias)
         for part, weight in zip(parts[1:], weights[1:], strict=True):

@@ -66,10 +66,10 @@ class AdamState:
     @cached_property
     def views(self) -> Views:
         """Made once: an update in place keeps them, and whatever divides the images anew makes a new `AdamState`."""
-        runs: list[int] = self.count.unique_consecutive(return_counts=True)[1].tolist()
+        runs: list[int] = torch.unique_consecutive(self.count, return_counts=True)[1].tolist()
         theta, first, second = zip(*(tensor.unbind() for tensor in self._unstacked.values()), strict=True)
-        counts = [part[0] for part in self.count.split(runs)] * len(theta)
-        return Views(*(split(part, runs) for part in (theta, first, second)), counts, runs)
+        counts = [part[0] for part in torch.split_with_sizes(self.count, runs)] * len(theta)
+        return Views(split(theta, runs), split(first, runs), split(second, runs), counts, runs)
 
     @property
     def _unstacked(self) -> dict[str, Tensor]:
@@ -135,7 +135,9 @@ def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 def split(tensors: Iterable[Tensor], runs: list[int]) -> list[Tensor]:
     """Tensors (B, ...) divided into images that are neighbours; `runs` holds the lengths."""
-    return list(tensors) if len(runs) == 1 else [part for tensor in tensors for part in tensor.split(runs)]
+    if len(runs) == 1:
+        return list(tensors)
+    return [part for tensor in tensors for part in torch.split_with_sizes(tensor, runs)]
 
 
 def adam_in_place(state: AdamState, gradient: tuple[Tensor, ...], lr: float) -> AdamState:

@@ -119,6 +119,19 @@ def test_a_step_in_place_and_out_of_place_are_the_same(config, graph):
         torch.testing.assert_close(tensor, slow.adam.tensors[name].detach(), rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("size", [8, 40])  # a small map of a single image has no stack, a large one has
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_problem_evaluates_its_network_at_other_parameters_and_leaves_its_own(size, stacked):
+    observed = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    problem = build_problem(observed, CONFIG, 0, None, None, None)
+    net = problem.net.double()
+    before, theta = dict(net.named_parameters()), {name: 1.1 * p for name, p in problem.theta.items()}
+    expected = torch.func.functional_call(net, theta, (problem.z,))
+    actual = problem.generate({name: p[None] for name, p in theta.items()} if stacked else theta, problem.z)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    assert all(parameter is before[name] for name, parameter in net.named_parameters())
+
+
 def test_a_step_out_of_place_leaves_its_state_as_it_is():
     problem = build_problem(images(), CONFIG, 0, None, None, None)
     state = begin(problem.theta, torch.zeros_like(problem.observed))
