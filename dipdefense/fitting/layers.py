@@ -53,7 +53,7 @@ class Conv(nn.Conv2d):
         """Parts (B, I_1, H, W) .. (B, I_n, H, W) with I channels in all -> (B, O, H / stride, W / stride)."""
         assert self.bias is not None
         alone = self.weight.dim() == 4
-        if alone or (len(self.weight) == 1 and is_small(parts[0])):
+        if alone or (len(self.weight) == 1 and all(map(is_small, parts))):
             weight, bias = (p if alone else p.squeeze(0) for p in (self.weight, self.bias))
             whole: Tensor = self._conv_forward(_concatenated(parts), weight, bias)
             return whole
@@ -142,8 +142,8 @@ class Norm(nn.Module):
 
 def is_small(part: Part) -> bool:
     """Is a map of a single image convolved as torch does it? On CUDA torch's reflection is not reproducible."""
-    pixels = part.small.shape[2:].numel() * 4 if isinstance(part, Doubled) else part.shape[2:].numel()
-    return pixels <= FEW and _stored(part).is_cpu
+    stored = _stored(part)
+    return stored.is_cpu and stored.shape[2:].numel() <= (FOLDED - 1 if isinstance(part, Doubled) else FEW)
 
 
 def _concatenated(parts: Sequence[Part]) -> Tensor:

@@ -81,11 +81,11 @@ def test_a_stacked_conv_equals_one_convolution_an_image(
     parts = [rand(B, C, 6, 5, seed=C) for B, C in zip(batches, channels, strict=True)]
     weight, bias = rand(networks, 2, sum(channels), kernel, kernel, seed=1), rand(networks, 2, seed=2)
     conv = Conv(sum(channels), 2, kernel, stride, padding)
-    x = torch.cat([part.expand(networks, -1, -1, -1) for part in parts], 1)
-    x = F.pad(x, (kernel // 2,) * 4, PAD[padding])
-    alone = [F.conv2d(x[i : i + 1], weight[i], bias[i], stride) for i in range(networks)]
     for few in (FEW, 0) if networks == 1 else (FEW,):
         monkeypatch.setattr(layers, "FEW", few)
+        x = torch.cat([part.expand(networks, -1, -1, -1) for part in parts], 1)
+        x = F.pad(x, (kernel // 2,) * 4, PAD[padding])
+        alone = [F.conv2d(x[i : i + 1], weight[i], bias[i], stride) for i in range(networks)]
         assert_same(stacked(conv, weight, bias, *parts), torch.cat(alone), *parts, weight, bias)
 
 
