@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipdefense.fitting.step import State, begin
+from dipdefense.fitting.step import AdamState, State, begin
 
 __all__ = ["Batch"]
 
@@ -64,8 +64,8 @@ class Batch:
 
 
 def _rows(value: Any, mask: Tensor) -> Any:
-    if isinstance(value, State):
-        return State(*(_rows(getattr(value, f.name), mask) for f in fields(State)))
+    if isinstance(value, State | AdamState):
+        return type(value)(*(_rows(getattr(value, f.name), mask) for f in fields(value)))
     if isinstance(value, dict):
-        return {name: state[:, mask] for name, state in value.items()}
-    return value[mask.to(value.device)]
+        return {name: tensor[:, mask] for name, tensor in value.items()}
+    return value[mask]

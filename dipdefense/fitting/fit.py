@@ -29,8 +29,8 @@ from dipdefense.fitting.batch import Batch
 from dipdefense.fitting.checkpoint import Checkpoint, CheckpointFile, CheckpointLike
 from dipdefense.fitting.config import FitConfig, build_rule
 from dipdefense.fitting.losses import Loss
-from dipdefense.fitting.problem import Degrade, Prior, Problem, build_problem, per_row
-from dipdefense.fitting.step import draw_input, is_check, step
+from dipdefense.fitting.problem import Degrade, Prior, Problem, build_problem
+from dipdefense.fitting.step import choose, draw_input, is_check, step
 from dipdefense.fitting.workers import Chunks, map_in_threads, memory_budget, most_images, plan_chunks
 from dipdefense.stopping import Iterate
 
@@ -210,7 +210,7 @@ def _fit_chunks(
         run.steps, run.diverged = file.steps(config.iterations), file.diverged
 
     def work(worker: int) -> None:
-        copy = problem.thread_copy(config.compile)
+        copy = problem.thread_copy(config.compile, alone=workers == 1)
         with fit_context(device, config.precision):
             run.chunks.fit_all(lambda index: _fit_chunk(run, copy, index))
 
@@ -261,12 +261,12 @@ def _fit_chunk(run: _Run, problem: Problem, index: Tensor) -> None:
         if check:
             run.diverged += batch.count_rollbacks(sane)
         with torch.no_grad():
-            average, batch.output = batch.state.average, torch.where(per_row(sane), output, batch.output)
+            average, batch.output = batch.state.average, choose(sane, output, batch.output)
             better, stopped = rule.observe(
                 Iterate(batch.output, average, observed, sane, problem.operator(batch.index))
             )
             better &= ~batch.stopped
-            batch.best = torch.where(per_row(better), average, batch.best)
+            batch.best = choose(better, average, batch.best)
             batch.chosen = batch.chosen.masked_fill(better, iteration)
             batch.stopped |= stopped
             batch.done |= stopped

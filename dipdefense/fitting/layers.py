@@ -2,10 +2,12 @@
 
 A *stacked* parameter has a leading dimension B: layer i of the stack works on image i. Feature maps come in *parts*,
 which stand for their concatenation along the channels. Since conv(cat(a, b)) = conv(a) + conv(b), the concatenation is
-never computed. A part may be `Doubled`, the result of nearest upsampling, which is not computed either.
+not computed. A part may be `Doubled`, the result of nearest upsampling, which is not computed either. A small map of a
+single image is the exception: there the calls take longer than the arithmetic, and the fewest calls are those of torch.
 docs/performance.md says how much time each choice saves.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PADDINGS", "UPSAMPLINGS", "Conv", "Doubled", "Norm", "Part", "reflect", "repeat", "upsample"]
+__all__ = ["PADDINGS", "UPSAMPLINGS", "Conv", "Doubled", "Norm", "Part", "is_small", "reflect", "repeat", "upsample"]
 
 PADDINGS: dict[str, Literal["reflect", "zeros"]] = {"reflection": "reflect", "zero": "zeros"}
 UPSAMPLINGS = ("bilinear", "nearest")
 BROAD = 64  # pixels a side above which torch's own bilinear upsampling is faster than a matrix product
 FOLDED = 14 * 14  # pixels from which `_doubled` is faster than a convolution of the doubled map
+FEW = 32 * 32  # pixels up to which a single image is convolved as torch does it
+MOST_GROUPS = 65535  # of torch's group normalisation for one image on CUDA: the backward pass launches a block for each
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,11 @@ class Conv(nn.Conv2d):
     def forward(self, *parts: Part) -> Tensor:
         """Parts (B, I_1, H, W) .. (B, I_n, H, W) with I channels in all -> (B, O, H / stride, W / stride)."""
         assert self.bias is not None
-        if self.weight.dim() == 4:
-            whole = [_whole(part) for part in parts]
-            return super().forward(torch.cat(whole, 1) if len(whole) > 1 else whole[0])
+        alone = self.weight.dim() == 4
+        if alone or (len(self.weight) == 1 and all(map(is_small, parts))):
+            weight, bias = (p if alone else p.squeeze(0) for p in (self.weight, self.bias))
+            whole: Tensor = self._conv_forward(_concatenated(parts), weight, bias)
+            return whole
         weights = torch.split(self.weight, [_stored(part).shape[1] for part in parts], dim=2)
         y = self._stacked(parts[0], weights[0], self.bias)
         for part, weight in zip(parts[1:], weights[1:], strict=True):
@@ -113,14 +119,36 @@ class Norm(nn.Module):
         """(B, C, H, W) -> same; weight and bias are (C,) or stacked (B, C)."""
         if isinstance(x, Doubled):  # doubling changes neither the mean nor the variance
             return Doubled(self(x.small))
-        weight, bias = (p.expand(x.shape[:2]).reshape(-1) for p in (self.weight, self.bias))
-        flat = x.reshape(1, -1, *x.shape[2:])  # (1, B*C, H, W): every channel of every image is a group
-        y = F.group_norm(flat, flat.shape[1], weight, bias)
+        y = self._normalised(x) if x.is_cuda and x.shape[:2].numel() > MOST_GROUPS else self._normalised_in_groups(x)
         if self.slope != 1 and self.sharpness is not None:
             y = self.slope * y + (1 - self.slope) * F.softplus(y, self.sharpness)
         elif self.slope != 1:
             y = F.leaky_relu_(y, self.slope)  # in place, before the view, since on a view it would copy
-        return y.view(x.shape)
+        return y.view(x.shape) if y.shape != x.shape else y
+
+    def _normalised_in_groups(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (1, B*C, H, W): every channel of every image is a group."""
+        if len(x) == 1:
+            return F.group_norm(x, x.shape[1], self.weight.view(-1), self.bias.view(-1))
+        weight, bias = (p.expand(x.shape[:2]).reshape(-1) for p in (self.weight, self.bias))
+        flat = x.reshape(1, -1, *x.shape[2:])
+        return F.group_norm(flat, flat.shape[1], weight, bias)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        """The same in one more pass over the maps and with C groups, however many images: (B, C, H, W) -> same."""
+        weight, bias = (p[..., None, None] for p in (self.weight, self.bias))
+        return torch.addcmul(bias, F.group_norm(x, x.shape[1]), weight)
+
+
+def is_small(part: Part) -> bool:
+    """Is a map of a single image convolved as torch does it? On CUDA torch's reflection is not reproducible."""
+    stored = _stored(part)
+    return stored.is_cpu and stored.shape[2:].numel() <= (FOLDED - 1 if isinstance(part, Doubled) else FEW)
+
+
+def _concatenated(parts: Sequence[Part]) -> Tensor:
+    whole = [_whole(part) for part in parts]
+    return torch.cat(whole, 1) if len(whole) > 1 else whole[0]
 
 
 def _stored(part: Part) -> Tensor:

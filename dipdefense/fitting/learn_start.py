@@ -121,7 +121,7 @@ def _fit(problem: Problem, config: FitConfig, observed: Tensor, most: int, jitte
             for iteration in range(1, config.iterations + 1):
                 z = draw_input(copy, index, config.jitter, generator)
                 state, evaluation = step(copy, state, z, target, iteration, config, index=index)
-        return {name: adam[0].sum(0) for name, adam in state.adam.items()}, evaluation.losses
+        return {name: tensor[0].sum(0) for name, tensor in state.adam.tensors.items()}, evaluation.losses
 
     sums, losses = zip(*map_in_threads(one, chunks, workers), strict=True)
     decibels = 10 * torch.cat(losses).log10().mean()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import EllipsisType
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from dipdefense.fitting.config import FitConfig, build_network
 from dipdefense.fitting.inputs import INPUTS
-from dipdefense.fitting.layers import Conv
+from dipdefense.fitting.layers import Conv, is_small
 from dipdefense.fitting.losses import LOSSES, SCALE_BLIND, Loss, least_squares_gain
 from dipdefense.fitting.starts import RANDOM, find_start
 
@@ -55,14 +56,41 @@ class Problem:
             return image
 
         mode = "reduce-overhead" if self.z.is_cuda else "default"
-        return torch.compile(call, dynamic=False, mode=mode) if self.compiled else call
+        return torch.compile(call, dynamic=False, mode=mode) if self.compiled else self._swapped
 
-    def thread_copy(self, compiled: bool) -> "Problem":
-        """A copy for another thread. Threads cannot share a module, which holds its parameters during a call."""
-        return dataclasses.replace(self, net=copy.deepcopy(self.net), compiled=compiled)
+    def _swapped(self, theta: Mapping[str, Tensor], z: Tensor) -> Tensor:
+        """The same as `functional_call`, which looks for the place of every parameter at every call."""
+        own = [(held, name, held[name]) for held, name in self._places.values()]
+        for path, tensor in theta.items():
+            held, name = self._places[path]
+            held[name] = tensor
+        try:
+            image: Tensor = self.net(z)
+            return image
+        finally:
+            for held, name, parameter in own:
+                held[name] = parameter
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[dict[str, Any], str]]:
+        """Of each parameter the dictionary of a module that holds it, and the name there."""
+        paths = {path: path.rpartition(".") for path in self.theta}
+        return {path: (self.net.get_submodule(module)._parameters, name) for path, (module, _, name) in paths.items()}
+
+    def thread_copy(self, compiled: bool, *, alone: bool = False) -> "Problem":
+        """A copy for another thread. Threads cannot share a module, which holds its parameters during a call.
+
+        A thread that is `alone` needs no module of its own.
+        """
+        return dataclasses.replace(self, net=self.net if alone else copy.deepcopy(self.net), compiled=compiled)
 
     def generate(self, theta: Mapping[str, Tensor], z: Tensor) -> Tensor:
-        """f_theta(z): parameters (B, ...), z (1 or B, C_in, H', W') -> (B, C, H, W)."""
+        """f_theta(z): parameters (B, ...), z (1 or B, C_in, H', W') -> (B, C, H, W); B = 1 may be left out."""
+        name, first = next(iter(theta.items()))
+        if first.dim() == self.theta[name].dim() and not is_small(z):
+            theta = {name: parameter[None] for name, parameter in theta.items()}
+        if self.precision == z.dtype:
+            return self.network(theta, z)[self.crop]
         low = {name: parameter.to(self.precision) for name, parameter in theta.items()}
         return self.network(low, z.to(self.precision))[self.crop].to(z.dtype)
 

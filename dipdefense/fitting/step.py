@@ -7,16 +7,27 @@ stand side by side in this module.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
 from dipdefense.fitting.config import FitConfig
-from dipdefense.fitting.problem import Problem, per_row
+from dipdefense.fitting.problem import Problem
 
-__all__ = ["Evaluation", "State", "adam_in_place", "adam_with_graph", "begin", "draw_input", "is_check", "step"]
+__all__ = [
+    "AdamState",
+    "Evaluation",
+    "State",
+    "adam_in_place",
+    "adam_with_graph",
+    "begin",
+    "choose",
+    "draw_input",
+    "is_check",
+    "step",
+]
 
 CHECK_EVERY = 10  # iterations between two checks, at which states are saved and images roll back or leave
 FITTED = 1e-4  # a loss below it (40 dB) counts as fitted: its ups and downs roll nothing back
@@ -25,15 +36,55 @@ ADAM_EPS = 1e-8  # added to the root of Adam's second moment
 TINY = 1e-30  # added to the second moment where it is differentiated: the root of 0 has no derivative
 
 
+class Views(NamedTuple):
+    """Tensors in the memory of an `AdamState`, in the form that Adam's fused kernel needs."""
+
+    theta: list[Tensor]  # of each parameter, the images of one step count together; so are all lists
+    first: list[Tensor]
+    second: list[Tensor]
+    counts: list[Tensor]
+    runs: list[int]  # how many neighbouring images have one step count
+
+
+@dataclass(frozen=True)
+class AdamState:
+    """Parameters and what Adam knows of them; one row an image."""
+
+    tensors: dict[str, Tensor]  # theta and Adam's two moments, (3, B, ...) for every parameter
+    count: Tensor  # (B,) float32, the steps taken
+
+    @cached_property
+    def leaves(self) -> dict[str, Tensor]:
+        """Theta in the same memory, to differentiate by: (B, ...) for every parameter, or (...) for one image."""
+        return {name: tensor[0].requires_grad_() for name, tensor in self._unstacked.items()}
+
+    def stacked(self, graph: bool) -> dict[str, Tensor]:
+        """Theta, (B, ...) for every parameter, to differentiate by; with its own graph if asked."""
+        theta = {name: tensor[0] for name, tensor in self.tensors.items()}
+        return theta if graph else {name: parameter.detach().requires_grad_() for name, parameter in theta.items()}
+
+    @cached_property
+    def views(self) -> Views:
+        """Made once: an update in place keeps them, and whatever divides the images anew makes a new `AdamState`."""
+        runs: list[int] = torch.unique_consecutive(self.count, return_counts=True)[1].tolist()
+        theta, first, second = zip(*(tensor.unbind() for tensor in self._unstacked.values()), strict=True)
+        counts = [part[0] for part in torch.split_with_sizes(self.count, runs)] * len(theta)
+        return Views(split(theta, runs), split(first, runs), split(second, runs), counts, runs)
+
+    @property
+    def _unstacked(self) -> dict[str, Tensor]:
+        """`tensors`, without the dimension of the images where there is only one."""
+        alone = len(self.count) == 1
+        return {name: tensor.detach()[:, 0] if alone else tensor.detach() for name, tensor in self.tensors.items()}
+
+
 @dataclass(frozen=True)
 class State:
     """What one iteration hands to the next; one row an image."""
 
-    adam: dict[str, Tensor]  # theta and Adam's two moments, (3, B, ...) for every parameter
-    count: Tensor  # (B,) Adam's step count, on the CPU
+    adam: AdamState
     average: Tensor  # (B, C, H, W) moving average of the iterates
-    saved_adam: dict[str, Tensor]  # `adam` as it was at the last check with a sane loss
-    saved_count: Tensor  # (B,) `count` then
+    saved: AdamState  # `adam` as it was at the last check with a sane loss
     saved_loss: Tensor  # (B,) the loss then; infinite before the first
 
 
@@ -42,22 +93,22 @@ class Evaluation(NamedTuple):
 
     losses: Tensor  # (B,) without a graph
     output: Tensor  # (B, C, H, W) the iterate
-    gradient: tuple[Tensor, ...]  # of the sum of the losses, (B, ...) for every parameter
+    gradient: tuple[Tensor, ...]  # of the sum of the losses, for every parameter (B, ...)
     sane: Tensor  # (B,) bool: the loss is finite and did not jump
 
 
-AdamUpdate = Callable[[dict[str, Tensor], Tensor, tuple[Tensor, ...], float], dict[str, Tensor]]
+AdamUpdate = Callable[[AdamState, tuple[Tensor, ...], float], AdamState]
 
 
 def begin(theta: dict[str, Tensor], average: Tensor) -> State:
     """The state before the first iteration: one set of parameters for all images of `average`, (B, C, H, W)."""
     B = len(average)
-    adam = {name: p.new_zeros(3, B, *p.shape) for name, p in theta.items()}
+    tensors = {name: p.new_zeros(3, B, *p.shape) for name, p in theta.items()}
     for name, parameter in theta.items():
-        adam[name][0] = parameter
-    count = torch.zeros(B, dtype=torch.float32, device="cpu")
-    saved = {name: state.clone() for name, state in adam.items()}
-    return State(adam, count, average, saved, count.clone(), average.new_full((B,), torch.inf))
+        tensors[name][0] = parameter
+    count = torch.zeros(B, dtype=torch.float32, device=average.device)
+    saved = AdamState({name: tensor.clone() for name, tensor in tensors.items()}, count.clone())
+    return State(AdamState(tensors, count), average, saved, average.new_full((B,), torch.inf))
 
 
 def draw_input(problem: Problem, index: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
@@ -72,39 +123,45 @@ def is_check(iteration: int, config: FitConfig) -> bool:
     return iteration == 1 or iteration % CHECK_EVERY == 0 or iteration == config.iterations
 
 
-def adam_in_place(
-    states: dict[str, Tensor], count: Tensor, gradient: tuple[Tensor, ...], lr: float
-) -> dict[str, Tensor]:
+def choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """The images under a mask (B,) from `new`, the others from `old`, both (B, ...).
+
+    On the CPU, where a test of the mask takes less time than the copy, `new` itself if the mask holds everywhere.
+    """
+    if mask.is_cpu and mask.all():
+        return new
+    return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+def split(tensors: Iterable[Tensor], runs: list[int]) -> list[Tensor]:
+    """Tensors (B, ...) divided into images that are neighbours; `runs` holds the lengths."""
+    if len(runs) == 1:
+        return list(tensors)
+    return [part for tensor in tensors for part in torch.split_with_sizes(tensor, runs)]
+
+
+def adam_in_place(state: AdamState, gradient: tuple[Tensor, ...], lr: float) -> AdamState:
     """One step of Adam (Kingma and Ba, 2015), in place, by torch's fused kernel.
 
     Neighbouring images of the same step count advance as one tensor.
 
     Args:
-        states: theta and the two moments, (3, B, ...) for every parameter; overwritten.
-        count: (B,) float32 on the CPU, steps that each image has taken before.
-        gradient: (B, ...) for every parameter.
+        state: before the step; overwritten.
+        gradient: of its `leaves`.
         lr: step size.
 
     Returns:
-        `states`.
+        `state`.
     """
-    counts, lengths = torch.unique_consecutive(count, return_counts=True)
-    runs = lengths.tolist()
-
-    def split(tensors: Iterable[Tensor]) -> list[Tensor]:
-        if len(runs) == 1:
-            return list(tensors)
-        return [part for tensor in tensors for part in torch.split_with_sizes(tensor, runs)]
-
-    theta, first, second = zip(*(state.unbind() for state in states.values()), strict=True)
-    adam(
-        split(theta),
-        split(g.contiguous() for g in gradient),  # the fused kernel reads memory, not strides
-        split(first),
-        split(second),
+    views = state.views
+    state.count.add_(1)
+    torch._fused_adam_(
+        views.theta,
+        split((g.contiguous() for g in gradient), views.runs),  # the fused kernel reads memory, not strides
+        views.first,
+        views.second,
         [],
-        list(counts.repeat(len(theta)).to(theta[0].device).unbind()),
-        fused=True,
+        views.counts,
         amsgrad=False,
         beta1=BETA_1,
         beta2=BETA_2,
@@ -113,28 +170,28 @@ def adam_in_place(
         eps=ADAM_EPS,
         maximize=False,
     )
-    return states
+    return state
 
 
-def adam_with_graph(
-    states: dict[str, Tensor], count: Tensor, gradient: tuple[Tensor, ...], lr: float, *, eps: float = ADAM_EPS
-) -> dict[str, Tensor]:
+def adam_with_graph(state: AdamState, gradient: tuple[Tensor, ...], lr: float, *, eps: float = ADAM_EPS) -> AdamState:
     """The same step of Adam, algorithm 1, out of place, so that it can be differentiated.
 
     All parameters advance as one row, (B, P): the graph then holds few operations, whatever the network.
 
     Differs: `TINY` is added to the second moment. Its root is 1e-15, which is nothing beside `eps`.
     """
-    theta, first, second = torch.cat([state.flatten(2) for state in states.values()], 2)
+    theta, first, second = torch.cat([tensor.flatten(2) for tensor in state.tensors.values()], 2)
     slope = torch.cat([g.flatten(1) for g in gradient], 1)
-    t = count.to(theta)[:, None] + 1
+    count = state.count + 1
+    t = count.to(theta)[:, None]
     first = torch.lerp(slope, first, BETA_1)
     second = torch.lerp(slope.square(), second, BETA_2)
     root = (second + TINY).sqrt() / (1 - BETA_2**t).sqrt()
     theta = theta - lr / (1 - BETA_1**t) * first / (root + eps)
-    sizes = [state[0, 0].numel() for state in states.values()]
+    sizes = [tensor[0, 0].numel() for tensor in state.tensors.values()]
     parts = torch.split(torch.stack([theta, first, second]), sizes, 2)
-    return {name: part.view_as(state) for (name, state), part in zip(states.items(), parts, strict=True)}
+    named = zip(state.tensors.items(), parts, strict=True)
+    return AdamState({name: part.view_as(tensor) for (name, tensor), part in named}, count)
 
 
 def step(
@@ -171,56 +228,54 @@ def step(
     Returns:
         The state after the iteration, and the losses before it.
     """
-    evaluation = _evaluate(problem, state, z, target, index, hidden, config.rollback_db, graph)
+    theta = state.adam.leaves if update is None else state.adam.stacked(graph)
+    evaluation = _evaluate(problem, theta, z, target, index, hidden, config.rollback_db, state.saved_loss, graph)
     losses, output, gradient, sane = evaluation
     check, select = is_check(iteration, config), _overwrite if update is None else _select
     with torch.set_grad_enabled(graph):
         if check:
-            state = replace(
-                state,
-                saved_adam=select(sane, state.adam, state.saved_adam),
-                saved_count=torch.where(sane.cpu(), state.count, state.saved_count),
-                saved_loss=torch.where(sane, losses, state.saved_loss),
-            )
-        moved, count = (update or adam_in_place)(state.adam, state.count, gradient, config.lr), state.count + 1
+            saved, saved_loss = select(sane, state.adam, state.saved), choose(sane, losses, state.saved_loss)
+            state = replace(state, saved=saved, saved_loss=saved_loss)
+        moved = (update or adam_in_place)(state.adam, gradient, config.lr)
         if check and not sane.all():
-            moved = select(~sane, state.saved_adam, moved)
-            count = torch.where(sane.cpu(), count, state.saved_count)
-        average = output.lerp(state.average, config.ema if iteration > 1 else 0.0)
-        average = torch.where(per_row(sane), average, state.average)
-        return replace(state, adam=moved, count=count, average=average), evaluation
+            moved = select(~sane, state.saved, moved)
+        average = output.lerp(state.average, config.ema) if config.ema and iteration > 1 else output
+        return replace(state, adam=moved, average=choose(sane, average, state.average)), evaluation
 
 
 def _evaluate(
     problem: Problem,
-    state: State,
+    theta: dict[str, Tensor],
     z: Tensor,
     target: Tensor,
     index: Tensor,
     hidden: Tensor | None,
     rollback_db: float,
+    before: Tensor,
     graph: bool,
 ) -> Evaluation:
-    """Losses and gradients at the parameters of a state. A loss is sane unless it rose by more than `rollback_db`."""
-    theta = {name: adam[0] if graph else adam[0].detach().requires_grad_() for name, adam in state.adam.items()}
+    """Losses and gradients at theta. A loss is sane unless it is above that `before` by more than `rollback_db`."""
     with torch.enable_grad():
         losses, output = problem.losses(theta, z, index, target, hidden)
         gradient = torch.autograd.grad(losses.sum(), tuple(theta.values()), create_graph=graph)
     losses = losses.detach()
-    highest = 10 ** (rollback_db / 10) * state.saved_loss.abs().clamp_min(FITTED)
+    highest = 10 ** (rollback_db / 10) * before.abs().clamp_min(FITTED)
     return Evaluation(losses, output if graph else output.detach(), gradient, losses.isfinite() & (losses <= highest))
 
 
-def _overwrite(mask: Tensor, new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`old`, with the images under a mask (B,) copied from `new`; states of Adam, (3, B, ...) for every parameter."""
+def _overwrite(mask: Tensor, new: AdamState, old: AdamState) -> AdamState:
+    """`old`, with the images under a mask (B,) copied from `new`."""
     rows = slice(None) if mask.all() else mask
-    for name, state in new.items():
-        old[name][:, rows] = state[:, rows]
-    return old
+    for name, tensor in new.tensors.items():
+        old.tensors[name][:, rows] = tensor[:, rows]
+    old.count[rows] = new.count[rows]
+    return replace(old)  # its images may have other step counts than those of its views
 
 
-def _select(mask: Tensor, new: dict[str, Tensor], old: dict[str, Tensor]) -> dict[str, Tensor]:
+def _select(mask: Tensor, new: AdamState, old: AdamState) -> AdamState:
     """The same, out of place."""
-    return {
-        name: torch.where(mask.view(1, -1, *[1] * (state.dim() - 2)), state, old[name]) for name, state in new.items()
+    tensors = {
+        name: torch.where(mask.view(1, -1, *[1] * (tensor.dim() - 2)), tensor, old.tensors[name])
+        for name, tensor in new.tensors.items()
     }
+    return AdamState(tensors, torch.where(mask, new.count, old.count))

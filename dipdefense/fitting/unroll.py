@@ -25,7 +25,7 @@ from dipdefense.arguments import check_integer
 from dipdefense.fitting.config import FitConfig, build_rule
 from dipdefense.fitting.fit import fit_context
 from dipdefense.fitting.problem import Problem, build_problem
-from dipdefense.fitting.step import State, adam_with_graph, begin, draw_input, step
+from dipdefense.fitting.step import AdamState, State, adam_with_graph, begin, draw_input, step
 from dipdefense.fitting.workers import map_in_threads, memory_budget, most_images, plan_chunks
 
 __all__ = ["pull_back", "unroll_bytes"]
@@ -157,14 +157,15 @@ class _Replay:
 
 def _smooth(state: State) -> list[Tensor]:
     """What has a derivative."""
-    return [*state.adam.values(), *state.saved_adam.values(), state.average]
+    return [*state.adam.tensors.values(), *state.saved.tensors.values(), state.average]
 
 
 def _leaves(state: State) -> State:
     """The same, to differentiate by."""
 
-    def leaves(states: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: tensor.detach().requires_grad_() for name, tensor in states.items()}
+    def leaves(state: AdamState) -> AdamState:
+        tensors = {name: tensor.detach().requires_grad_() for name, tensor in state.tensors.items()}
+        return AdamState(tensors, state.count)
 
     average = state.average.detach().requires_grad_()
-    return replace(state, adam=leaves(state.adam), saved_adam=leaves(state.saved_adam), average=average)
+    return replace(state, adam=leaves(state.adam), saved=leaves(state.saved), average=average)

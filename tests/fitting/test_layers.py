@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dipdefense.fitting import layers
 from dipdefense.fitting.layers import (
     BROAD,
+    FEW,
     FOLDED,
     PADDINGS,
     UPSAMPLINGS,
@@ -23,6 +25,7 @@ from dipdefense.fitting.networks import ARCHITECTURES
 PAD = {"reflection": "reflect", "zero": "constant"}  # our names -> those of F.pad
 STACKS = [  # networks, batch size of each part
     (1, (1,)),
+    (1, (1, 1)),
     (3, (3,)),
     (3, (1,)),
     (3, (3, 3)),
@@ -67,16 +70,23 @@ def assert_same(actual: Tensor, expected: Tensor, *inputs: Tensor) -> None:
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("inputs", [1, 3, 4, 8, 12, 17])
 @pytest.mark.parametrize(("networks", "batches"), STACKS)
-def test_a_stacked_conv_equals_one_convolution_an_image(kernel, stride, padding, inputs, networks, batches):
-    """Of the parts concatenated; a part of batch size 1 is every network's. The second part has five channels."""
+def test_a_stacked_conv_equals_one_convolution_an_image(
+    kernel, stride, padding, inputs, networks, batches, monkeypatch
+):
+    """Of the parts concatenated; a part of batch size 1 is every network's. The second part has five channels.
+
+    A single image has two ways: that of a small and that of a large map.
+    """
     channels = [inputs, 5][: len(batches)]
     parts = [rand(B, C, 6, 5, seed=C) for B, C in zip(batches, channels, strict=True)]
     weight, bias = rand(networks, 2, sum(channels), kernel, kernel, seed=1), rand(networks, 2, seed=2)
-    actual = stacked(Conv(sum(channels), 2, kernel, stride, padding), weight, bias, *parts)
-    x = torch.cat([part.expand(networks, -1, -1, -1) for part in parts], 1)
-    x = F.pad(x, (kernel // 2,) * 4, PAD[padding])
-    alone = [F.conv2d(x[i : i + 1], weight[i], bias[i], stride) for i in range(networks)]
-    assert_same(actual, torch.cat(alone), *parts, weight, bias)
+    conv = Conv(sum(channels), 2, kernel, stride, padding)
+    for few in (FEW, 0) if networks == 1 else (FEW,):
+        monkeypatch.setattr(layers, "FEW", few)
+        x = torch.cat([part.expand(networks, -1, -1, -1) for part in parts], 1)
+        x = F.pad(x, (kernel // 2,) * 4, PAD[padding])
+        alone = [F.conv2d(x[i : i + 1], weight[i], bias[i], stride) for i in range(networks)]
+        assert_same(stacked(conv, weight, bias, *parts), torch.cat(alone), *parts, weight, bias)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
@@ -117,6 +127,14 @@ def test_norm_is_instance_norm_scaled_shifted_and_rectified(slope, rows):
     assert torch.equal(x, before)  # the rectifier works in place: on its own tensor
 
 
+@pytest.mark.parametrize("rows", [(), (3,)])
+def test_the_norm_of_more_maps_than_cuda_has_groups_is_the_same(rows):
+    weight, bias, x = rand(*rows, 5, seed=1), rand(*rows, 5, seed=2), rand(3, 5, 4, 6)
+    norm = Norm(5)
+    norm._parameters.update(weight=weight, bias=bias)
+    assert_same(norm._normalised(x), norm._normalised_in_groups(x).view_as(x), x, weight, bias)
+
+
 def test_a_new_norm_is_instance_norm():
     x = rand(3, 5, 6, 7)
     assert_same(Norm(5).double()(x), F.instance_norm(x), x)
@@ -139,8 +157,11 @@ def test_upsampling_is_that_of_torch_at_every_size(mode, size):
 @pytest.mark.parametrize("inputs", [1, 8, 12])
 @pytest.mark.parametrize("size", [(14, 14), (2, 98), (13, 15), (4, 4)])  # the first two are folded
 @pytest.mark.parametrize(("networks", "rows"), [(1, 1), (3, 3), (3, 1)])
-def test_a_conv_of_a_doubling_is_that_of_the_map_itself(kernel, stride, padding, inputs, size, networks, rows):
-    """Alone, and beside a part with three channels and the bias."""
+def test_a_conv_of_a_doubling_is_that_of_the_map_itself(
+    kernel, stride, padding, inputs, size, networks, rows, monkeypatch
+):
+    """Alone, and beside a part with three channels and the bias; as where the map of a single image is large."""
+    monkeypatch.setattr(layers, "FEW", 0)
     conv = Conv(inputs, 2, kernel, stride, padding)
     bias, x = rand(networks, 2), rand(rows, inputs, *size, seed=1)
     weight = rand(networks, 2, inputs, kernel, kernel, seed=2)
@@ -155,7 +176,8 @@ def test_a_conv_of_a_doubling_is_that_of_the_map_itself(kernel, stride, padding,
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
-def test_a_conv_of_a_doubling_differentiates_twice(padding):
+def test_a_conv_of_a_doubling_differentiates_twice(padding, monkeypatch):
+    monkeypatch.setattr(layers, "FEW", 0)
     conv, x, weight = Conv(1, 1, 3, 1, padding), rand(1, 1, 14, 14), rand(1, 1, 1, 3, 3, seed=1)
     direction = rand(1, 1, 28, 28, seed=2).detach()
 
@@ -206,12 +228,12 @@ def test_repetition_is_that_of_torch_and_differentiates_twice(size):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("upsampling", UPSAMPLINGS)
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("rows", [1, 2])
-def test_the_gradient_of_a_stack_can_be_differentiated(architecture, upsampling, padding, rows):
+@pytest.mark.parametrize(("networks", "rows"), [(1, 1), (2, 1), (2, 2)])
+def test_the_gradient_of_a_stack_can_be_differentiated(architecture, upsampling, padding, networks, rows):
     """A Hessian-vector product, which an attack through the fit needs, against differences of gradients."""
     net = ARCHITECTURES[architecture](2, 1, upsampling=upsampling, padding=padding, **TINY[architecture])
-    theta = {name: 0.5 * rand(2, *p.shape, seed=i) for i, (name, p) in enumerate(net.named_parameters())}
-    z, observed = rand(rows, 2, 8, 8, seed=100), rand(2, 1, 8, 8, seed=101)
+    theta = {name: 0.5 * rand(networks, *p.shape, seed=i) for i, (name, p) in enumerate(net.named_parameters())}
+    z, observed = rand(rows, 2, 8, 8, seed=100), rand(networks, 1, 8, 8, seed=101)
     v = [rand(*p.shape, seed=200 + i).detach() for i, p in enumerate(theta.values())]
 
     def gradients(along: float) -> tuple[Tensor, ...]:
