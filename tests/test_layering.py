@@ -18,6 +18,7 @@ CLI_LIBRARIES = {"typer", "rich"}
 # The rooms of `dipdefense`, from the lowest layer up: a room imports those of lower layers only, when it is loaded.
 LAYERS = (
     {"arguments", "digest", "image_tensors", "whole_file"},
+    {"tiles"},
     {"stopping"},
     {"fitting"},
     {"defence", "restoration"},
@@ -208,8 +209,8 @@ def test_no_folder_is_crowded():
         ("dipdefense/fitting/fit.py", "try:\n    import art\nexcept ImportError:\n    art = None", "imports art"),
         ("dipdefense/fitting/fit.py", "from rich.progress import track", "imports rich outside dipdefense/cli/"),
         ("eval/report.py", "def f():\n    import typer", "imports typer outside dipdefense/cli/"),
-        ("dipdefense/fitting/fit.py", "from dipdefense.defence.tiles import cut", "fitting imports defence"),
-        ("dipdefense/defence/tiles.py", "from dipdefense.restoration import tasks", "defence imports restoration"),
+        ("dipdefense/fitting/fit.py", "from dipdefense.defence.evidence import spread", "fitting imports defence"),
+        ("dipdefense/defence/gradients.py", "from dipdefense.restoration import tasks", "defence imports restoration"),
         ("eval/metrics.py", "x = 1\n" * 401, "has 401 lines, 400 at most"),
         ("eval/metrics.py", "def f(\n    x\n):\n" + "    x = 1\n" * 61, "metrics.py:1: f has 61 lines, 60 at most"),
         ("eval/utils.py", "", "is called utils"),
@@ -240,7 +241,7 @@ def test_a_fault_is_reported(module, source, fault):
             "import math, torch, dipdefense.config\nfrom . import stopping\nfrom PIL import Image",
         ),
         (
-            "dipdefense/defence/tiles.py",
+            "dipdefense/defence/gradients.py",
             "from dipdefense.fitting.fit import fit\ndef f():\n    from dipdefense.check import x",
         ),
         ("eval/metrics.py", 'def f():\n    """One\n' + "    line\n" * 70 + '    """\n' + "    x = 1\n" * 60),

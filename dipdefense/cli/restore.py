@@ -10,14 +10,29 @@ import typer
 from torch import Tensor
 
 from dipdefense.cli import options
-from dipdefense.cli.output import progress_bar
+from dipdefense.cli.output import note, progress_bar
 from dipdefense.files.reading import read_image
 from dipdefense.files.writing import check_target, write_image
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.fit import Progress
+from dipdefense.restoration.noise_estimate import estimate_sigma
 from dipdefense.restoration.preimage import invert_features, maximise_activation
-from dipdefense.restoration.presets import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
-from dipdefense.restoration.tasks import denoise, flash_no_flash, inpaint, remove_jpeg_artifacts, super_resolve
+from dipdefense.restoration.presets import (
+    DENOISE_TILE,
+    PIXELS,
+    PUBLISHED,
+    PUBLISHED_INPAINTING,
+    SMALL,
+    published_super_resolution,
+)
+from dipdefense.restoration.tasks import (
+    LEAST_NOISE,
+    denoise,
+    flash_no_flash,
+    inpaint,
+    remove_jpeg_artifacts,
+    super_resolve,
+)
 
 __all__ = ["restore_file", "restoring"]
 
@@ -47,13 +62,23 @@ class Fit:
     checkpoint: options.CheckpointFile = None
 
     def settings(self, task: str, large: FitConfig) -> FitConfig:
-        """The settings that the options name; at most one of the three, and the small ones without any."""
+        """The settings that the options name; at most one of the three, and the small ones without any.
+
+        With a number of iterations the small ones have no stopping rule.
+        """
         if (self.config is not None) + self.published + (self.tv is not None) > 1:
             raise ValueError("config, published and tv must not be given together: each names the settings of the fit")
         small = PIXELS if self.tv is not None else SMALL[task]
+        if self.iterations is not None:
+            small = replace(small, stopping="fixed", stopping_options={})
         chosen = options.fit_config(self.config) or (large if self.published else small)
         given: dict[str, Any] = {"iterations": self.iterations, "memory_gb": self.memory_gb}
         return replace(chosen, **{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def usual(self) -> bool:
+        """Whether no option names the settings of the fit."""
+        return self.config is None and not self.published and self.tv is None
 
 
 @restoring.command("denoise", epilog="Example: dipdefense denoise noisy.png clean.png --runs 2")
@@ -62,11 +87,33 @@ def denoise_file(
     source: Source,
     target: Target,
     runs: Annotated[int, typer.Option(help="Fits whose results are averaged.")] = 1,
+    tile: Annotated[
+        int | None,
+        typer.Option(help=f"Side of the tiles of larger images; {DENOISE_TILE}, but none with settings of your own."),
+    ] = None,
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine/--no-refine",
+            help="Filter the image with the fit as the pilot, not with --config, --published or --tv.",
+        ),
+    ] = True,
     fit: Fit = Fit(),
 ) -> None:
-    """Remove noise of any kind and unknown level from an image file."""
+    """Remove noise of unknown level from an image file. An image without noise stays as it is."""
     settings = fit.settings("denoise", PUBLISHED["denoise"])
-    _restore([source], target, fit, denoise, runs=runs, config=settings)
+    side, filtered = (DENOISE_TILE if fit.usual else None) if tile is None else tile, fit.usual and refine
+
+    def clean(image: Tensor, **keywords: Any) -> Tensor:
+        result = denoise(image, tile=side, refine=filtered, **keywords)
+        sigma = estimate_sigma(image).item() if filtered else None
+        if sigma is not None and sigma <= LEAST_NOISE:
+            note(f"{source}: noise {255 * sigma:.1f} of 255, so the image is unchanged")
+        elif sigma is not None:
+            note(f"{source}: noise {255 * sigma:.1f} of 255 removed")
+        return result
+
+    _restore([source], target, fit, clean, runs=runs, config=settings)
 
 
 @restoring.command("inpaint", epilog="Example: dipdefense inpaint photo.png mask.png whole.png --kind text")

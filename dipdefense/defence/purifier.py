@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from dipdefense.arguments import check_integer
 from dipdefense.defence.gradients import Fitted, Gradient, known_gradient, purification
 from dipdefense.defence.presets import defence_for
-from dipdefense.defence.tiles import cut, join
 from dipdefense.defence.wrapper import shallow_copy
 from dipdefense.fitting.checkpoint import Checkpoint, CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.fit import FitResult, Progress, fit
 from dipdefense.image_tensors import check_images
+from dipdefense.tiles import cut, join
 
 __all__ = ["Purifier"]
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from dipdefense.fitting.config import FitConfig
 
-__all__ = ["PIXELS", "PUBLISHED", "PUBLISHED_INPAINTING", "SMALL", "published_super_resolution"]
+__all__ = ["DENOISE_TILE", "PIXELS", "PUBLISHED", "PUBLISHED_INPAINTING", "SMALL", "published_super_resolution"]
 
-# For images of about 128 pixels a side. There denoising (sigma 25/255) is at its best after 600 iterations, and tasks
-# without noise gain little after that. Nearest upsampling needs half the iterations of bilinear.
+# For images of about 128 pixels a side, where tasks without noise gain little after 600 iterations. Nearest upsampling
+# needs half the iterations of bilinear.
 _small = FitConfig(
     architecture_options={"channels": [16, 32, 64, 64], "skip_channels": 4, "upsampling": "nearest"},
     input_channels=16,
@@ -19,8 +19,11 @@ _small = FitConfig(
     ema=0.95,
     memory_gb=4.0,
 )
+DENOISE_TILE = 64  # side in pixels of the tiles that `denoise` cuts larger images into
 SMALL: dict[str, FitConfig] = {
-    "denoise": _small,
+    "denoise": replace(  # for tiles: smaller images are fitted sooner
+        _small, iterations=400, lr=0.02, jitter=0.01, stopping="blind_discrepancy"
+    ),
     "inpaint": _small,
     "super_resolve": _small,
     "remove_jpeg_artifacts": _small,

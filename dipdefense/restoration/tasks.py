@@ -25,13 +25,17 @@ from dipdefense.fitting.fit import Progress, fit
 from dipdefense.fitting.losses import masked_mse
 from dipdefense.fitting.problem import canvas
 from dipdefense.image_tensors import check_images
+from dipdefense.restoration.cosine_filters import threshold, wiener
+from dipdefense.restoration.noise_estimate import estimate_sigma
 from dipdefense.restoration.operators import downsampling, masking
-from dipdefense.restoration.presets import SMALL
+from dipdefense.restoration.presets import DENOISE_TILE, SMALL
 from dipdefense.restoration.total_variation import weighted_total_variation
+from dipdefense.tiles import cut, join
 
-__all__ = ["denoise", "flash_no_flash", "inpaint", "remove_jpeg_artifacts", "super_resolve"]
+__all__ = ["LEAST_NOISE", "denoise", "flash_no_flash", "inpaint", "remove_jpeg_artifacts", "super_resolve"]
 
 Callback = Callable[[Progress], None]
+LEAST_NOISE = 0.4 / 255  # std below which an image counts as free of noise; rounding to 8 bits makes 0.29 / 255
 
 
 def denoise(
@@ -39,38 +43,92 @@ def denoise(
     *,
     runs: int = 1,
     config: FitConfig | None = None,
+    tile: int | None = None,
+    refine: bool | None = None,
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callback | None = None,
     checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
-    """Remove noise of any kind and unknown level.
+    """Remove noise of unknown level.
+
+    By default, with y the image and sigma its noise as `estimate_sigma` finds it,
+
+        f = fit of y, in tiles, stopped by the rule `blind_discrepancy`
+        p = f + threshold(y - f),   result = wiener(y, pilot p)        (`cosine_filters`)
+
+    The fit finds the structure, the threshold adds detail that the fit is still missing, and the filter takes from y
+    whatever p shows to be stronger than the noise. An image without noise comes back as it is. The noise must be
+    independent from pixel to pixel; sigma is too low for other noise, of which most is then left.
 
     Args:
         images: noisy, (B, C, H, W) in [0, 1].
         runs: how many fits, with the seeds `seed`, `seed + 1`, ..., are averaged.
-        config, seed, tv, callback, checkpoint: see the module; `Progress.share` counts all runs. Several runs have a
-            checkpoint each: the path with `.1`, `.2`, ... behind it.
+        config: settings of the fit; None for those of `presets.SMALL`.
+        tile: side in pixels of the tiles that larger images are cut into, which overlap by a quarter; each is fitted as
+            a separate image. None: `presets.DENOISE_TILE`, but no tiles with a config.
+        refine: whether the fit f is refined as above; None: yes, but not with a config.
+        seed, tv, callback, checkpoint: see the module; `Progress.share` counts all fits. Several fits have a checkpoint
+            each: the path with `.1`, `.2`, ... behind it.
 
     Returns:
-        (B, C, H, W) in [0, 1], the moving average of the iterates (`FitConfig.ema`).
+        (B, C, H, W) in [0, 1].
 
     Raises:
-        TypeError, ValueError: no image batch in [0, 1], fewer than one run, a negative `tv`; what `fit` raises.
+        TypeError, ValueError: no image batch in [0, 1], fewer than one run, a tile below 1, a negative `tv`; what `fit`
+            raises.
     """
     check_images(images)
     check_integer("runs", runs, 1)
-    total = torch.zeros_like(images)
-    for run in range(runs):
+    check_integer("tile", tile, 1, none=True)
+    refine = config is None if refine is None else refine
+    side = DENOISE_TILE if tile is None and config is None else tile
+    groups = _by_kind(images) if refine else [(torch.ones_like(images[:, 0, 0, 0], dtype=torch.bool), images)]
+    result, fits = images.clone(), 0
+    for group, noisy in groups:
+        fitted = torch.zeros_like(noisy)
+        for run in range(runs):
 
-        def report(state: Progress, run: int = run) -> None:
-            if callback is not None:
-                callback(replace(state, share=(run + state.share) / runs))
+            def report(state: Progress, before: int = fits) -> None:
+                if callback is not None:
+                    callback(replace(state, share=(before + state.share) / (runs * len(groups))))
 
-        of_run = checkpoint if checkpoint is None or runs == 1 else Checkpoint.at(checkpoint).numbered(run + 1)
-        nth = None if seed is None else seed + run
-        total += _fitted("denoise", images, config, nth, tv, report, checkpoint=of_run)
-    return total / runs
+            fits += 1
+            own = checkpoint
+            if checkpoint is not None and runs * len(groups) > 1:
+                own = Checkpoint.at(checkpoint).numbered(fits)
+            nth = None if seed is None else seed + run
+            fitted += _denoised_tiles(noisy, config, side, nth, tv, report, own)
+        result[group] = _refined(noisy, fitted / runs) if refine else fitted / runs
+    return result
+
+
+def _by_kind(images: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Masks (B,) of the noisy colour images and of the noisy grey ones, with these; grey ones with one channel."""
+    grey = (images == images[:, :1]).flatten(1).all(1)
+    noisy = estimate_sigma(images) > LEAST_NOISE
+    kinds = [(noisy & ~grey, images), (noisy & grey, images[:, :1])]
+    return [(mask, shown[mask]) for mask, shown in kinds if mask.any()]
+
+
+def _denoised_tiles(
+    noisy: Tensor,
+    config: FitConfig | None,
+    side: int | None,
+    seed: int | None,
+    tv: float,
+    callback: Callback,
+    checkpoint: CheckpointLike | None,
+) -> Tensor:
+    if side is None or max(noisy.shape[2:]) <= side:
+        return _fitted("denoise", noisy, config, seed, tv, callback, checkpoint=checkpoint)
+    tiles = _fitted("denoise", cut(noisy, side, side // 4), config, seed, tv, callback, checkpoint=checkpoint)
+    return join(tiles, (noisy.shape[2], noisy.shape[3]), side, side // 4)
+
+
+def _refined(noisy: Tensor, fitted: Tensor) -> Tensor:
+    sigma = estimate_sigma(noisy)
+    return wiener(noisy, fitted + threshold(noisy - fitted, sigma), sigma).clamp(0, 1)
 
 
 def inpaint(

@@ -19,6 +19,7 @@ try:
 except ImportError as error:
     raise ImportError("eval.denoisers needs scipy, scikit-image: pip install 'dipdefense[eval]'") from error
 
+from dipdefense.restoration.cosine_filters import threshold, wiener
 from eval.baselines import OPPONENT
 from eval.baselines import jpeg as compressed
 
@@ -27,6 +28,7 @@ __all__ = [
     "bilateral",
     "bm3d",
     "cbm3d",
+    "cosine",
     "estimated_sigma",
     "gaussian",
     "jpeg",
@@ -146,6 +148,12 @@ def cbm3d(image: Any, sigma: float) -> Any:
     return package.bm3d_rgb(image, sigma)
 
 
+def cosine(image: Any, sigma: float) -> Any:
+    """The filters of `dipdefense.denoise` without its fit: threshold all patches, then filter with that as pilot."""
+    images, level = torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([sigma], dtype=torch.float64)
+    return wiener(images, threshold(images, level), level)[0].permute(1, 2, 0).numpy()
+
+
 DENOISERS: dict[str, Callable[[Any, float], Any]] = {
     "noisy": noisy,
     "gaussian": gaussian,
@@ -155,6 +163,7 @@ DENOISERS: dict[str, Callable[[Any, float], Any]] = {
     "wavelet": wavelet,
     "total_variation": total_variation,
     "jpeg": jpeg,
+    "cosine": cosine,
     "bm3d": bm3d,
     "cbm3d": cbm3d,
 }

@@ -19,9 +19,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dipdefense import FitConfig
+from dipdefense import FitConfig, denoise
 from dipdefense.digest import configuration_hash
 from dipdefense.image_tensors import check_images
+from dipdefense.restoration.presets import DENOISE_TILE
+from dipdefense.restoration.presets import SMALL as DEFAULTS
 from eval.clock import clock
 from eval.metrics import psnr, ssim
 from eval.noise import NOISES, generator_of
@@ -42,8 +44,9 @@ SMALL = FitConfig(
 )
 
 AVERAGE = "dip_average"
-PRIORS = (*CANDIDATES, AVERAGE)
-METHODS = (*DENOISERS, "dip", "dip_ema", AVERAGE, "dip_blind_stop", "dip_oracle")
+DENOISE = "denoise"  # the function `dipdefense.denoise` with its own settings
+PRIORS = (*CANDIDATES, AVERAGE, DENOISE)
+METHODS = (*DENOISERS, "dip", "dip_ema", AVERAGE, "dip_blind_stop", "dip_oracle", DENOISE)
 ESTIMATED = ":estimated"
 
 
@@ -83,7 +86,8 @@ def benchmark_denoising(
     which is given sigma, or with `:estimated` an estimate; without sigma all of them use the estimate. The other
     methods never use sigma: `dip` (last output), `dip_ema` (moving average), `dip_average` (mean of the moving averages
     of several runs), `dip_blind_stop` (moving average where the rule `blind_discrepancy` stops) and `dip_oracle`
-    (moving average of largest PSNR, by the reference). All but `dip_average` come from one fit.
+    (moving average of largest PSNR, by the reference). All but `dip_average` come from one fit. `denoise` is
+    `dipdefense.denoise` with its own settings in place of `config`.
 
     Args:
         references: (name, (1 or 3, H, W) in [0, 1]), sides of at least 16; no name twice.
@@ -191,9 +195,11 @@ def _estimates(
     """The missing estimates of a batch, by name of the scene and label."""
     scenes = {scene.name: scene for scene in batch}
     for name, label in missing:
-        if label not in PRIORS:
+        if label == DENOISE:
+            yield scenes[name], label, _denoised(scenes[name], seed * runs, device)
+        elif label not in PRIORS:
             yield scenes[name], label, _filtered(scenes[name], label, sigma)
-    fitted = [(name, label) for name, label in missing if label in PRIORS]
+    fitted = [(name, label) for name, label in missing if label in PRIORS and label != DENOISE]
     if fitted:
         here = list(dict.fromkeys(name for name, _ in fitted))
         repeats = runs if any(label == AVERAGE for _, label in fitted) else 1
@@ -211,6 +217,14 @@ def _filtered(scene: _Scene, label: str, sigma: float | None) -> Estimate:
     seconds = clock(torch.device("cpu")) - start
     estimate = torch.from_numpy(np.ascontiguousarray(filtered)).permute(2, 0, 1).to(scene.reference)
     return estimate, seconds, None, None if label == "noisy" else level
+
+
+def _denoised(scene: _Scene, seed: int, device: str | torch.device) -> Estimate:
+    """What `dipdefense.denoise` makes of the image, clipped to [0, 1] as that of any file is."""
+    noisy = scene.noisy.to(device)[None].clamp(0, 1)
+    start = clock(noisy.device)
+    clean = denoise(noisy, seed=seed)[0]
+    return clean.cpu(), clock(noisy.device) - start, None, None
 
 
 def _fitted(
@@ -252,6 +266,13 @@ def _label(method: str, sigma: float | None) -> str:
 
 def _settings(label: str, sigma: float | None, config: FitConfig, runs: int, device: str | torch.device) -> Record:
     """Everything that the estimates of a method depend on besides the images, in plain values."""
+    if label == DENOISE:
+        return {
+            "method": label,
+            "fit": dataclasses.asdict(DEFAULTS[label]),
+            "tile": DENOISE_TILE,
+            "device": str(device),
+        }
     if label in PRIORS:
         return {"method": label, "fit": dataclasses.asdict(config), "runs": runs, "device": str(device)}
     package = "bm3d" if "bm3d" in label else "scikit-image"

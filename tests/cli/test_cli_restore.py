@@ -11,6 +11,7 @@ from dipdefense.files.reading import read_image
 from dipdefense.files.writing import write_image
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.step import step
+from dipdefense.restoration.presets import SMALL
 
 QUICK = {"architecture_options": {"channels": [8, 8], "skip_channels": 0}, "input_channels": 4, "iterations": 4}
 
@@ -105,6 +106,21 @@ def test_options_of_their_own(folder):
     assert dipdefense("inpaint", image, folder / "mask.png", folder / "p.png", "--paste", *config).exit_code == 0
     known = read_image(folder / "mask.png").bool().expand(3, -1, -1)
     assert torch.equal(read_image(folder / "p.png")[known], read_image(image)[known])
+
+
+def test_denoise_says_what_it_found(folder, monkeypatch):
+    monkeypatch.setitem(SMALL, "denoise", FitConfig(**QUICK | {"iterations": 60}, stopping="blind_discrepancy"))
+    write_image(torch.full((3, 20, 24), 0.5), folder / "flat.png")
+    noisy, flat = (dipdefense("denoise", folder / f"{name}.png", folder / "o.png") for name in ("image", "flat"))
+    assert "image.png: noise 61" in noisy.output  # uniform values have a std of 73.6 in 255, but the image is small
+    assert noisy.output.endswith("of 255 removed\n")
+    assert flat.output.endswith("flat.png: noise 0.0 of 255, so the image is unchanged\n")
+    assert torch.equal(read_image(folder / "o.png"), read_image(folder / "flat.png"))
+    for option in ("--no-refine", "--tile=8"):
+        assert dipdefense("denoise", folder / "image.png", folder / "p.png", option).exit_code == 0
+    refused(
+        "tile must be None or an integer of at least 1", "denoise", folder / "image.png", folder / "o.png", "--tile", 0
+    )
 
 
 def test_what_cannot_be_restored_is_refused_in_one_line(folder):

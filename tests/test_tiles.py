@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dipdefense import FitConfig, Purifier, fit
-from dipdefense.defence.tiles import cut, join
+from dipdefense.tiles import cut, join
 
 TINY = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=20)
 

@@ -1,0 +1,45 @@
+"""How strong the noise of an image is, from the image alone."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dipdefense.tiles import cut
+
+__all__ = ["estimate_sigma"]
+
+PATCH = 5  # side of the patches whose covariance is looked at, in pixels
+BLOCK = 64  # side of the blocks that are judged separately, in pixels
+QUIET = 0.25  # quantile of the blocks that is taken: in most of the others texture looks like noise
+CLIPPED = 0.1  # share of values at 0 or 1 above which a block is left out, since noise that is clipped is weaker
+
+
+def estimate_sigma(images: Tensor) -> Tensor:
+    """Standard deviation of the noise of each image, (B, C, H, W) -> (B,), in the unit of the images.
+
+    Patches of an image lie close to a subspace, so most eigenvalues of their covariance are those of the noise. The
+    largest are left out, one by one, until the mean of the others is their median; that mean is the variance. The noise
+    must be independent from pixel to pixel and from channel to channel: for other noise the estimate is too low. Only
+    three channels that are equal are taken for one.
+
+    Source: Chen, Zhu, Heng (2015), "An efficient statistical method for image noise level estimation", algorithm 1.
+    Differs: it is applied to blocks of 64x64 pixels, and their lower quartile is taken.
+    """
+    blocks = cut(images, BLOCK, 0)
+    variances = torch.stack([_noise_variance(block) for block in blocks]).view(-1, len(images))
+    clipped = ((blocks <= 0) | (blocks >= 1)).double().flatten(1).mean(1).view_as(variances) > CLIPPED
+    usable = variances.masked_fill(clipped & ~clipped.all(0), torch.nan)
+    return usable.nanquantile(QUIET, 0).sqrt().to(images.dtype)
+
+
+def _noise_variance(image: Tensor) -> Tensor:
+    """(C, h, w) -> () float64."""
+    image = image[:1] if torch.equal(image, image[:1].expand_as(image)) else image
+    patches = F.unfold(image[None].double(), min(PATCH, *image.shape[1:]))[0]  # (D, N)
+    centred = patches - patches.mean(1, keepdim=True)
+    values = torch.linalg.eigvalsh(centred @ centred.T / centred.shape[1]).clamp_min(0)  # (D,), rising
+    for left in range(len(values), 0, -1):
+        mean: Tensor = values[:left].mean()
+        if (values[:left] > mean).sum() >= (values[:left] < mean).sum():  # the mean is not above the median
+            break
+    return mean

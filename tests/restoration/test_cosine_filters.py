@@ -1,0 +1,69 @@
+"""The filters on cosine coefficients: what they leave unchanged, closed forms, and an independent transform."""
+
+import pytest
+import torch
+from scipy.fft import dctn
+
+from dipdefense.restoration.cosine_filters import threshold, wiener
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+SHAPES = [(1, 3, 1, 1), (2, 1, 5, 9), (1, 3, 8, 8), (2, 3, 30, 21)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_noise_changes_nothing(shape):
+    images, none = draw(*shape), torch.zeros(shape[0]).double()
+    torch.testing.assert_close(threshold(images, none), images)
+    torch.testing.assert_close(wiener(images, draw(*shape, seed=1), none), images)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_strips_make_no_difference(shape, monkeypatch):
+    images, sigma = draw(*shape), torch.full(shape[:1], 0.5).double()
+    whole = threshold(images, sigma), wiener(images, draw(*shape, seed=1), sigma)
+    monkeypatch.setattr("dipdefense.restoration.cosine_filters.ROWS", 7)
+    torch.testing.assert_close((threshold(images, sigma), wiener(images, draw(*shape, seed=1), sigma)), whole)
+
+
+def test_a_constant_image_by_hand():
+    """Only the mean of a patch, 8 c, is not zero. Its weight is (8 p)^2 / ((8 p)^2 + sigma^2)."""
+    images, pilot = torch.full((1, 1, 20, 20), 0.5).double(), torch.full((1, 1, 20, 20), 0.25).double()
+    filtered = wiener(images, pilot, torch.tensor([1.0]).double())
+    torch.testing.assert_close(filtered, torch.full_like(images, 0.5 * 4 / 5))
+    kept, lost = (threshold(images, torch.tensor([4 / 2.7 * factor]).double()) for factor in (0.99, 1.01))
+    torch.testing.assert_close(kept, images)
+    assert (lost.abs() < 1e-9).all()
+
+
+def test_the_middle_of_an_image_against_the_transform_of_scipy():
+    """The pixel at (10, 10) is the mean over the 64 patches that hold it."""
+    image, sigma, total = draw(1, 1, 24, 24), 1.0, 0.0
+    for top in range(3, 11):
+        for left in range(3, 11):
+            patch = image[0, 0, top : top + 8, left : left + 8].numpy()
+            y = dctn(patch, norm="ortho")
+            y[abs(y) < 2.7 * sigma] = 0
+            total += float(dctn(y, type=3, norm="ortho")[10 - top, 10 - left]) / 64
+    found = threshold(image, torch.tensor([sigma]).double())[0, 0, 10, 10]
+    assert found.item() == pytest.approx(total, abs=1e-9)
+
+
+def test_grey_noise_is_weighed_as_grey_noise():
+    """The same in three channels, an image has its whole energy on the grey axis, where noise of std s is sqrt(3) s."""
+    one = draw(1, 1, 16, 16)
+    three = threshold(one.expand(1, 3, 16, 16), torch.tensor([3**0.5]).double())
+    torch.testing.assert_close(three, threshold(one, torch.ones(1).double()).expand(1, 3, 16, 16))
+
+
+def test_most_of_white_noise_goes_and_structure_stays():
+    noise = draw(1, 3, 64, 64)
+    ramp = torch.linspace(0, 50, 64).double().expand(1, 3, 64, 64)
+    sigma = torch.ones(1).double()
+    assert threshold(noise, sigma).square().mean() < 0.1
+    first = threshold(ramp + noise, sigma)
+    second = wiener(ramp + noise, first, sigma)
+    assert (second - ramp).square().mean() < (first - ramp).square().mean() < 0.2
