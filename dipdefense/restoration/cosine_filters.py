@@ -4,7 +4,7 @@ An image is moved to opponent colours, every patch of 8x8 pixels is transformed,
 patches are put back and averaged. A fit is a good pilot: it shows where the detail is, so that the noisy image itself,
 which has all of it, needs to be smoothed little there.
 
-    threshold:  weight = 1 where |Y| > 2.7 sigma, else 0
+    threshold:  weight = 1 where |Y| > 3 sigma, else 0
     Wiener:     weight = P^2 / (P^2 + sigma^2),   Y of the noisy image, P of the pilot
 
 Source: Yu and Sapiro (2011), "DCT image denoising: a simple and effective image denoising algorithm"; the Wiener filter
@@ -22,7 +22,7 @@ from torch import Tensor
 __all__ = ["opponent", "threshold", "wiener"]
 
 SIDE = 8  # of a patch, in pixels
-LEAST = 2.7  # coefficients below so many sigma are noise, as in BM3D
+LEAST = 3.0  # coefficients below so many sigma are noise; chosen with `denoise`, BM3D has 2.7
 ROWS = 256  # of the image that are transformed at the same time; a coefficient image is 64 times as large
 
 

@@ -34,7 +34,7 @@ def test_a_constant_image_by_hand():
     images, pilot = torch.full((1, 1, 20, 20), 0.5).double(), torch.full((1, 1, 20, 20), 0.25).double()
     filtered = wiener(images, pilot, torch.tensor([1.0]).double())
     torch.testing.assert_close(filtered, torch.full_like(images, 0.5 * 4 / 5))
-    kept, lost = (threshold(images, torch.tensor([4 / 2.7 * factor]).double()) for factor in (0.99, 1.01))
+    kept, lost = (threshold(images, torch.tensor([4 / 3 * factor]).double()) for factor in (0.99, 1.01))
     torch.testing.assert_close(kept, images)
     assert (lost.abs() < 1e-9).all()
 
@@ -46,7 +46,7 @@ def test_the_middle_of_an_image_against_the_transform_of_scipy():
         for left in range(3, 11):
             patch = image[0, 0, top : top + 8, left : left + 8].numpy()
             y = dctn(patch, norm="ortho")
-            y[abs(y) < 2.7 * sigma] = 0
+            y[abs(y) < 3 * sigma] = 0
             total += float(dctn(y, type=3, norm="ortho")[10 - top, 10 - left]) / 64
     found = threshold(image, torch.tensor([sigma]).double())[0, 0, 10, 10]
     assert found.item() == pytest.approx(total, abs=1e-9)
