@@ -47,12 +47,12 @@ GATED = DetectorGated(
 SMALL = 32  # side in pixels; GATED was learnt on such images, and larger images are cut into tiles of this side
 # A perturbation is made for one size, so it has even less effect in a smaller view than in a mirrored one.
 LARGE = DetectorGated(
-    iterations=(100, 120, 140),
+    iterations=(25, 30, 35),
     views=("small_mirror",),
-    detector=Detector(iterations=(60, 160), bias=14.6, doubt=0.49, early=-2.54, late=4.07, quiet=0.02),
-    threshold=0.4,
+    detector=Detector(iterations=(25, 60), bias=15.85, doubt=0.31, early=-3.47, late=4.87, quiet=0.02),
+    threshold=0.3,
 )
-LARGE_FIT = replace(TRAJECTORY, start="random", iterations=160, lr=0.01)
+LARGE_FIT = replace(TRAJECTORY, iterations=60)
 TILE = 64  # side in pixels if one reconstruction is classified; these small networks are slow on larger images
 
 
