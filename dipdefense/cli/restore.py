@@ -92,28 +92,29 @@ def denoise_file(
         typer.Option(help=f"Side of the tiles of larger images; {DENOISE_TILE}, but none with settings of your own."),
     ] = None,
     refine: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--refine/--no-refine",
-            help="Filter the image with the fit as the pilot, not with --config, --published or --tv.",
+            "--refine/--no-refine", help="Use the fit as the pilot of a filter; by default unless settings are given."
         ),
-    ] = True,
+    ] = None,
     fit: Fit = Fit(),
 ) -> None:
-    """Remove noise of unknown level from an image file. An image without noise stays as it is."""
+    """Remove noise of unknown level from an image file. A file in which no noise is found stays as it is."""
     settings = fit.settings("denoise", PUBLISHED["denoise"])
-    side, filtered = (DENOISE_TILE if fit.usual else None) if tile is None else tile, fit.usual and refine
+    if tile is None and fit.usual:
+        tile = DENOISE_TILE
+    refined = fit.usual if refine is None else refine
+    chosen = None if settings == SMALL["denoise"] else settings
 
     def clean(image: Tensor, **keywords: Any) -> Tensor:
-        result = denoise(image, tile=side, refine=filtered, **keywords)
-        sigma = estimate_sigma(image).item() if filtered else None
-        if sigma is not None and sigma <= LEAST_NOISE:
-            note(f"{source}: noise {255 * sigma:.1f} of 255, so the image is unchanged")
-        elif sigma is not None:
-            note(f"{source}: noise {255 * sigma:.1f} of 255 removed")
+        result = denoise(image, tile=tile, refine=refined, config=chosen, **keywords)
+        if refined or chosen is None:
+            sigma = estimate_sigma(image).item()
+            found = "removed" if sigma > LEAST_NOISE else "found, so the image is unchanged"
+            note(f"{source}: noise of {255 * sigma:.1f} in 255 {found}")
         return result
 
-    _restore([source], target, fit, clean, runs=runs, config=settings)
+    _restore([source], target, fit, clean, runs=runs)
 
 
 @restoring.command("inpaint", epilog="Example: dipdefense inpaint photo.png mask.png whole.png --kind text")

@@ -19,17 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["opponent", "threshold", "wiener"]
+__all__ = ["threshold", "wiener"]
 
 SIDE = 8  # of a patch, in pixels
-LEAST = 3.0  # coefficients below so many sigma are noise; chosen with `denoise`, BM3D has 2.7
-ROWS = 256  # of the image that are transformed at the same time; a coefficient image is 64 times as large
+THRESHOLD = 3.0  # coefficients below so many sigma are noise; chosen with `denoise`, BM3D has 2.7
+VALUES = 2**24  # coefficients at the same time; there are 64 for every value of an image
 
 
 def threshold(images: Tensor, sigma: Tensor) -> Tensor:
     """Remove white noise of std sigma, (B,), from images (B, C, H, W); where sigma is 0 nothing changes."""
-    least = LEAST * sigma[:, None, None, None, None]
-    return _filtered(lambda y: torch.where(y.abs() >= least, y, 0), images)
+    return _filtered(lambda s, y: torch.where(y.abs() >= THRESHOLD * s, y, 0), sigma, images)
 
 
 def wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
@@ -43,16 +42,15 @@ def wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
     Returns:
         The filtered images, of the same shape.
     """
-    variance = sigma.square()[:, None, None, None, None]
 
-    def weighted(y: Tensor, p: Tensor) -> Tensor:
-        power = p.square()
+    def weighted(s: Tensor, y: Tensor, p: Tensor) -> Tensor:
+        power, variance = p.square(), s.square()
         return torch.where(variance > 0, y * power / (power + variance).clamp_min(torch.finfo(y.dtype).tiny), y)
 
-    return _filtered(weighted, images, pilot)
+    return _filtered(weighted, sigma, images, pilot)
 
 
-def opponent(channels: int, like: Tensor) -> Tensor:
+def _opponent(channels: int, like: Tensor) -> Tensor:
     """An orthonormal change of colours, (C, C): for RGB grey, red - blue, green - magenta; else none."""
     if channels != 3:
         return torch.eye(channels, dtype=like.dtype, device=like.device)
@@ -61,23 +59,24 @@ def opponent(channels: int, like: Tensor) -> Tensor:
     return unit
 
 
-def _filtered(weigh: Callable[..., Tensor], *images: Tensor) -> Tensor:
-    """Transform, apply `weigh` to coefficients (B, C, 64, h, w), transform back; in strips, to bound the memory."""
-    B, C, H, W = images[0].shape
+def _filtered(weigh: Callable[..., Tensor], sigma: Tensor, *images: Tensor) -> Tensor:
+    """Transform, apply `weigh` to sigma and the coefficients (C, 64, h, w) of each image, transform back."""
+    return torch.stack([_filtered_image(weigh, *each) for each in zip(sigma, *images, strict=True)])
+
+
+def _filtered_image(weigh: Callable[..., Tensor], sigma: Tensor, *images: Tensor) -> Tensor:
+    """The same for one image, (C, H, W), in strips of rows that bound the memory."""
+    C, H, W = images[0].shape
     side = min(SIDE, H, W)
-    colours, atoms = opponent(C, images[0]), _atoms(side, images[0])
-    padded = [
-        F.pad(torch.einsum("oc,bchw->bohw", colours, x), [side - 1] * 4, mode="reflect" if side > 1 else "constant")
-        for x in images
-    ]
-    strips, margin = [], slice(side - 1, 1 - side or None)
-    for top in range(0, H, ROWS):
-        rows = slice(top, min(top + ROWS, H) + 2 * (side - 1))
-        patches = [F.conv2d(x[:, :, rows].flatten(0, 1)[:, None], atoms) for x in padded]
-        kept = weigh(*(p.view(B, C, *p.shape[1:]) for p in patches))
-        back = F.conv_transpose2d(kept.flatten(0, 1), atoms)[..., margin, margin] / side**2
-        strips.append(back.view(B, C, *back.shape[2:]))
-    filtered: Tensor = torch.einsum("oc,bohw->bchw", colours, torch.cat(strips, 2))
+    colours, atoms = _opponent(C, images[0]), _atoms(side, images[0])
+    margin, mode = slice(side - 1, 1 - side or None), "reflect" if side > 1 else "constant"
+    padded = [F.pad(torch.einsum("oc,chw->ohw", colours, x), [side - 1] * 4, mode=mode) for x in images]
+    height, strips = max(1, VALUES // (C * side**2 * W)), []
+    for top in range(0, H, height):
+        rows = slice(top, min(top + height, H) + 2 * (side - 1))
+        kept = weigh(sigma, *(F.conv2d(x[:, None, rows], atoms) for x in padded))
+        strips.append(F.conv_transpose2d(kept, atoms)[:, 0, margin, margin] / side**2)
+    filtered: Tensor = torch.einsum("oc,ohw->chw", colours, torch.cat(strips, 1))
     return filtered
 
 

@@ -8,7 +8,8 @@ from dipdefense.tiles import cut
 
 __all__ = ["estimate_sigma"]
 
-PATCH = 5  # side of the patches whose covariance is looked at, in pixels
+PATCHES = (5, 4, 3, 2)  # sides of the patches whose covariance is looked at, in pixels; the first that suits the block
+ENOUGH = 5  # patches of a block for each dimension of a patch; with fewer the eigenvalues are too low
 BLOCK = 64  # side of the blocks that are judged separately, in pixels
 QUIET = 0.25  # quantile of the blocks that is taken: in most of the others texture looks like noise
 CLIPPED = 0.1  # share of values at 0 or 1 above which a block is left out, since noise that is clipped is weaker
@@ -19,8 +20,9 @@ def estimate_sigma(images: Tensor) -> Tensor:
 
     Patches of an image lie close to a subspace, so most eigenvalues of their covariance are those of the noise. The
     largest are left out, one by one, until the mean of the others is their median; that mean is the variance. The noise
-    must be independent from pixel to pixel and from channel to channel: for other noise the estimate is too low. Only
-    three channels that are equal are taken for one.
+    must be independent from pixel to pixel and from channel to channel, and as strong in all channels and places: for
+    other noise the estimate is too low. Where all of an image is fine texture, it is too high. An image that is too
+    small to tell, of less than about 10 pixels a side, gets 0. Channels that are equal are taken for one.
 
     Source: Chen, Zhu, Heng (2015), "An efficient statistical method for image noise level estimation", algorithm 1.
     Differs: it is applied to blocks of 64x64 pixels, and their lower quartile is taken.
@@ -35,7 +37,11 @@ def estimate_sigma(images: Tensor) -> Tensor:
 def _noise_variance(image: Tensor) -> Tensor:
     """(C, h, w) -> () float64."""
     image = image[:1] if torch.equal(image, image[:1].expand_as(image)) else image
-    patches = F.unfold(image[None].double(), min(PATCH, *image.shape[1:]))[0]  # (D, N)
+    C, h, w = image.shape
+    fitting = [p for p in PATCHES if p <= min(h, w) and (h - p + 1) * (w - p + 1) >= ENOUGH * C * p**2]
+    if not fitting:
+        return image.new_zeros((), dtype=torch.float64)
+    patches = F.unfold(image[None].double(), fitting[0])[0]  # (D, N)
     centred = patches - patches.mean(1, keepdim=True)
     values = torch.linalg.eigvalsh(centred @ centred.T / centred.shape[1]).clamp_min(0)  # (D,), rising
     for left in range(len(values), 0, -1):

@@ -21,7 +21,7 @@ _small = FitConfig(
 )
 DENOISE_TILE = 64  # side in pixels of the tiles that `denoise` cuts larger images into
 SMALL: dict[str, FitConfig] = {
-    "denoise": replace(  # for tiles: smaller images are fitted sooner
+    "denoise": replace(  # for tiles of DENOISE_TILE, and for the filters that follow; docs/denoising.md
         _small, iterations=400, lr=0.02, jitter=0.01, stopping="blind_discrepancy"
     ),
     "inpaint": _small,

@@ -58,8 +58,9 @@ def denoise(
         p = f + threshold(y - f),   result = wiener(y, pilot p)        (`cosine_filters`)
 
     The fit finds the structure, the threshold adds detail that the fit is still missing, and the filter takes from y
-    whatever p shows to be stronger than the noise. An image without noise comes back as it is. The noise must be
-    independent from pixel to pixel; sigma is too low for other noise, of which most is then left.
+    whatever p shows to be stronger than the noise. An image in which no noise is found comes back as it is. The noise
+    must be independent from pixel to pixel and from channel to channel, and about as strong everywhere. Of other noise
+    most is left, and fine texture all over an image is taken for noise.
 
     Args:
         images: noisy, (B, C, H, W) in [0, 1].
@@ -68,8 +69,9 @@ def denoise(
         tile: side in pixels of the tiles that larger images are cut into, which overlap by a quarter; each is fitted as
             a separate image. None: `presets.DENOISE_TILE`, but no tiles with a config.
         refine: whether the fit f is refined as above; None: yes, but not with a config.
-        seed, tv, callback, checkpoint: see the module; `Progress.share` counts all fits. Several fits have a checkpoint
-            each: the path with `.1`, `.2`, ... behind it.
+        seed, tv, callback, checkpoint: see the module. Grey and colour images of a batch have a fit each, and so has
+            every run: `Progress.share` counts them all, and its other fields are those of the tiles of one fit. Several
+            fits have a checkpoint each: the path with `.1`, `.2`, ... behind it.
 
     Returns:
         (B, C, H, W) in [0, 1].
@@ -81,11 +83,13 @@ def denoise(
     check_images(images)
     check_integer("runs", runs, 1)
     check_integer("tile", tile, 1, none=True)
-    refine = config is None if refine is None else refine
-    side = DENOISE_TILE if tile is None and config is None else tile
-    groups = _by_kind(images) if refine else [(torch.ones_like(images[:, 0, 0, 0], dtype=torch.bool), images)]
+    images, usual = images.detach(), config is None
+    refine = usual if refine is None else refine
+    side = DENOISE_TILE if tile is None and usual else tile
+    everything = [(torch.ones_like(images[:, 0, 0, 0], dtype=torch.bool), images, images.new_zeros(len(images)))]
+    groups = _by_kind(images) if refine or usual else everything
     result, fits = images.clone(), 0
-    for group, noisy in groups:
+    for group, noisy, sigma in groups:
         fitted = torch.zeros_like(noisy)
         for run in range(runs):
 
@@ -99,16 +103,16 @@ def denoise(
                 own = Checkpoint.at(checkpoint).numbered(fits)
             nth = None if seed is None else seed + run
             fitted += _denoised_tiles(noisy, config, side, nth, tv, report, own)
-        result[group] = _refined(noisy, fitted / runs) if refine else fitted / runs
+        result[group] = _refined(noisy, fitted / runs, sigma) if refine else fitted / runs
     return result
 
 
-def _by_kind(images: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Masks (B,) of the noisy colour images and of the noisy grey ones, with these; grey ones with one channel."""
-    grey = (images == images[:, :1]).flatten(1).all(1)
-    noisy = estimate_sigma(images) > LEAST_NOISE
+def _by_kind(images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """A mask (B,) of the noisy colour images, these, and their sigma; the same of the grey ones, with one channel."""
+    grey, sigma = (images == images[:, :1]).flatten(1).all(1), estimate_sigma(images)
+    noisy = sigma > LEAST_NOISE
     kinds = [(noisy & ~grey, images), (noisy & grey, images[:, :1])]
-    return [(mask, shown[mask]) for mask, shown in kinds if mask.any()]
+    return [(mask, shown[mask], sigma[mask]) for mask, shown in kinds if mask.any()]
 
 
 def _denoised_tiles(
@@ -126,8 +130,7 @@ def _denoised_tiles(
     return join(tiles, (noisy.shape[2], noisy.shape[3]), side, side // 4)
 
 
-def _refined(noisy: Tensor, fitted: Tensor) -> Tensor:
-    sigma = estimate_sigma(noisy)
+def _refined(noisy: Tensor, fitted: Tensor, sigma: Tensor) -> Tensor:
     return wiener(noisy, fitted + threshold(noisy - fitted, sigma), sigma).clamp(0, 1)
 
 

@@ -196,7 +196,7 @@ def _estimates(
     scenes = {scene.name: scene for scene in batch}
     for name, label in missing:
         if label == DENOISE:
-            yield scenes[name], label, _denoised(scenes[name], seed * runs, device)
+            yield scenes[name], label, _denoised(scenes[name], seed, device)
         elif label not in PRIORS:
             yield scenes[name], label, _filtered(scenes[name], label, sigma)
     fitted = [(name, label) for name, label in missing if label in PRIORS and label != DENOISE]
@@ -277,7 +277,7 @@ def _settings(label: str, sigma: float | None, config: FitConfig, runs: int, dev
         return {"method": label, "fit": dataclasses.asdict(config), "runs": runs, "device": str(device)}
     package = "bm3d" if "bm3d" in label else "scikit-image"
     told = None if label == "noisy" or label.endswith(ESTIMATED) else sigma
-    return {"method": label, "sigma": told, package: version(package)}
+    return {"method": label, "sigma": told} | ({} if label == "cosine" else {package: version(package)})
 
 
 def _digests(references: Sequence[tuple[str, Tensor]], noisy: Sequence[Tensor] | None) -> dict[str, str]:

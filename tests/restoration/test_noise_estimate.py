@@ -42,6 +42,17 @@ def test_blocks_whose_noise_is_clipped_do_not_count():
     assert estimate_sigma(noisy[..., 64:, :]).item() < 0.08  # nothing else is left to be judged
 
 
+@pytest.mark.parametrize(("side", "channels"), [(16, 3), (20, 3), (12, 1), (16, 1)])
+def test_small_images_are_judged_by_small_patches(side, channels):
+    noisy = 0.5 + 0.1 * noise(40, channels, side, side)
+    assert estimate_sigma(noisy).mean().item() == pytest.approx(0.1, rel=0.15)
+
+
+def test_what_is_too_small_to_tell_is_no_noise():
+    ramp = torch.linspace(0, 1, 40).expand(1, 1, 1, 40)
+    assert estimate_sigma(ramp).item() == estimate_sigma(noise(1, 3, 6, 6)).item() == 0
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 1, 1, 9), (1, 3, 4, 70)])
 def test_any_size(shape):
     assert (estimate_sigma(torch.full(shape, 0.3)) == 0).all()
