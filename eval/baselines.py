@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dipdefense.restoration.cosine_filters import OPPONENT
+
 try:
     from scipy import ndimage
     from skimage import restoration
@@ -91,10 +93,6 @@ def bit_depth(images: Tensor, bits: int = 4) -> Tensor:
     _check_images(images)
     levels = (1 << bits) - 1
     return (images.detach() * levels).round() / levels
-
-
-# Luminance, red - blue, green - magenta. Orthonormal, so that white noise stays white with the same std.
-OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 
 
 def bm3d(images: Tensor, sigma: float = 0.1) -> Tensor:

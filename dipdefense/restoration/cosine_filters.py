@@ -15,12 +15,15 @@ filtering", eq. (7), without its grouping of patches.
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["threshold", "wiener"]
+__all__ = ["OPPONENT", "threshold", "wiener"]
 
+# Grey, red - blue, green - magenta. Orthonormal, so that white noise stays white with the same std.
+OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 SIDE = 8  # of a patch, in pixels
 THRESHOLD = 3.0  # coefficients below so many sigma are noise; chosen with `denoise`, BM3D has 2.7
 VALUES = 2**24  # coefficients at the same time; there are 64 for every value of an image
@@ -51,12 +54,8 @@ def wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _opponent(channels: int, like: Tensor) -> Tensor:
-    """An orthonormal change of colours, (C, C): for RGB grey, red - blue, green - magenta; else none."""
-    if channels != 3:
-        return torch.eye(channels, dtype=like.dtype, device=like.device)
-    rows = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=like.dtype, device=like.device)
-    unit: Tensor = rows / rows.norm(dim=1, keepdim=True)
-    return unit
+    """The change of colours, (C, C): `OPPONENT` for RGB, else none."""
+    return torch.from_numpy(OPPONENT if channels == 3 else np.eye(channels)).to(like)
 
 
 def _filtered(weigh: Callable[..., Tensor], sigma: Tensor, *images: Tensor) -> Tensor:

@@ -19,8 +19,7 @@ try:
 except ImportError as error:
     raise ImportError("eval.denoisers needs scipy, scikit-image: pip install 'dipdefense[eval]'") from error
 
-from dipdefense.restoration.cosine_filters import threshold, wiener
-from eval.baselines import OPPONENT
+from dipdefense.restoration.cosine_filters import OPPONENT, threshold, wiener
 from eval.baselines import jpeg as compressed
 
 __all__ = [

@@ -20,19 +20,17 @@ images = torch.rand(2, 1, 4, 4)
 labels = images.flatten(1).argmax(1)
 for attack in (attacks.pgd, attacks.momentum_pgd, attacks.nes):
     assert (attack(torch.nn.Flatten(), images, labels, eps=0.1) != images).any()
-for name, run in {
-    "torchattacks": lambda: attacks.fgsm(torch.nn.Flatten(), images, labels, eps=0.1),
-    "torchattacks ": lambda: attacks.MomentumPGD,
-    "pyautoattack": lambda: attacks.square(torch.nn.Flatten(), images, labels, eps=0.1),
-    "pyautoattack ": lambda: attacks.autoattack(torch.nn.Flatten(), images, labels, eps=0.1),
-}.items():
+for run in (
+    lambda: attacks.fgsm(torch.nn.Flatten(), images, labels, eps=0.1),
+    lambda: attacks.MomentumPGD,
+    lambda: attacks.square(torch.nn.Flatten(), images, labels, eps=0.1),
+    lambda: attacks.autoattack(torch.nn.Flatten(), images, labels, eps=0.1),
+):
     try:
         run()
+        print("ran")
     except ImportError as error:
-        told = f'this attack needs {name.strip()}: python -m pip install "dipdefense[eval]"'
-        assert str(error) == told, error
-    else:
-        raise AssertionError(name)
+        print(error)
 """
 LOADED = "import sys, attacks, attacks.adaptive, eval; print(*{name.partition('.')[0] for name in sys.modules})"
 
@@ -44,7 +42,9 @@ def python(code: str) -> str:
 
 
 def test_without_the_libraries_our_attacks_run_and_theirs_name_the_extra():
-    python(WITHOUT)
+    packages = ("torchattacks", "torchattacks", "pyautoattack", "pyautoattack")
+    told = [f'this attack needs {package}: python -m pip install "dipdefense[eval]"' for package in packages]
+    assert python(WITHOUT).splitlines() == told
 
 
 def test_importing_loads_no_attack_library():
