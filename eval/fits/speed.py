@@ -38,6 +38,7 @@ __all__ = ["POINTS", "Point", "benchmark_speed", "plain_loop", "seconds_per_step
 logger = logging.getLogger(__name__)
 Name = TypeVar("Name")
 MATMUL_SIDE = {"cpu": 2048, "cuda": 8192}  # of matrices whose product keeps the device busy
+PATIENCE = 10  # times the repeats of a timing that other work disturbs
 VARIANTS = 64  # variants of one network that torch compiles before it falls back to eager mode
 KEY = ("point", "precision", "compiled", "batch")  # the fields that name a row
 MEMORY_ITERATIONS = 3  # the memory of a fit does not grow after the first
@@ -302,12 +303,15 @@ def seconds_per_step(
     """Seconds of one step, without the fixed cost of a call: the time of 2n steps minus that of n steps, over n.
 
     Of each length the fastest of `repeats` calls counts. The calls take turns, so that a disturbance slows all alike.
+    While twice the steps have not taken longer, all are timed again, `PATIENCE` times as often in all at most.
 
     Raises:
-        RuntimeError: twice the steps took no longer, so other work disturbed the machine, or n is too small.
+        RuntimeError: twice the steps took no longer, so other work disturbs the machine, or n is too small.
     """
     fastest = {(name, count): math.inf for name in calls for count in (n, 2 * n)}
-    for _ in range(repeats):
+    for timed in range(PATIENCE * repeats):
+        if timed >= repeats and all(fastest[name, 2 * n] > fastest[name, n] for name in calls):
+            break
         for name, count in fastest:
             _synchronize(device)
             start = time.perf_counter()

@@ -188,6 +188,13 @@ def test_a_disturbed_repeat_does_not_make_a_rate_look_high(monkeypatch):
     assert seconds[None] == pytest.approx(0.1)
 
 
+def test_a_call_that_was_disturbed_is_timed_again(monkeypatch):
+    """The only short run is disturbed; the next two are not, and no third is made."""
+    step = clock(monkeypatch, [4.0, 3.0, 2.0, 3.0])
+    assert seconds_per_step({None: step}, 10, 1, torch.device("cpu")) == {None: pytest.approx(0.1)}
+
+
 def test_a_restless_machine_is_no_rate(monkeypatch):
+    step = clock(monkeypatch, [2.0, 2.0] * speed.PATIENCE)
     with pytest.raises(RuntimeError, match="twice the steps must take longer"):
-        seconds_per_step({None: clock(monkeypatch, [2.0, 2.0])}, 10, 1, torch.device("cpu"))
+        seconds_per_step({None: step}, 10, 1, torch.device("cpu"))
