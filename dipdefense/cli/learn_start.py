@@ -32,6 +32,7 @@ def learn_start(
     batch: Annotated[int, options.run_option(help="Images of an outer step.")] = 24,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
+    checkpoint: options.CheckpointFile = None,
 ) -> None:
     """Learn initial parameters from which a fit arrives in fewer iterations, from images that are not reported on.
 
@@ -70,6 +71,7 @@ def learn_start(
             size=size,
             seed=seed,
             callback=report,
+            checkpoint=checkpoint,
         )
     start.save(target)
     note(f"after {inner} iterations: {levels[0]:.1f} dB in the first outer step, {levels[-1]:.1f} dB in the last")

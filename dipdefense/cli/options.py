@@ -90,8 +90,8 @@ CheckpointFile = Annotated[
     Path | None,
     typer.Option(
         "--checkpoint",
-        help="File that saves the fit every minute; a killed command, given again, goes on from there. It stays, and "
-        "serves this image and these options only.",
+        help="File that saves the work every minute; a killed command, given again, goes on from there. It stays, and "
+        "serves the same images and options only.",
     ),
 ]
 Iterations = Annotated[int | None, typer.Option(help="Iterations of the fit; those of its config by default.")]

@@ -26,7 +26,7 @@ from dipdefense.fitting.problem import Problem
 from dipdefense.stopping import StoppingRule
 from dipdefense.whole_file import check_writable, replacing
 
-__all__ = ["Checkpoint", "CheckpointFile", "CheckpointLike"]
+__all__ = ["Checkpoint", "CheckpointFile", "CheckpointLike", "code_and_device", "read_state", "write_state"]
 
 MAGIC = b"dipdefense checkpoint 1\n"  # a file: this, the SHA-256 of what follows, what `torch.save` writes
 SECONDS = 60.0  # between two copies of a fit
@@ -79,7 +79,6 @@ class CheckpointFile:
 
     def __init__(self, checkpoint: Checkpoint, problem: Problem, config: FitConfig, results: Mapping[str, Tensor]):
         self.path = Path(checkpoint.path)
-        self.temporary = f".{self.path.name}.tmp"  # what a kill leaves of it, the next write replaces
         self.seconds = checkpoint.seconds
         self.identity = _identity(problem, config, checkpoint.kept)
         self.filled = {"results": dict(results), "kept": dict(checkpoint.kept)}
@@ -94,7 +93,7 @@ class CheckpointFile:
         if self.path.exists():
             self._read()
         else:
-            check_writable(self.path, self.temporary)  # before the work
+            check_writable(self.path, _temporary(self.path))  # before the work
 
     def steps(self, iterations: int) -> int:
         """Iterations done or no longer needed, summed over the images, in a fit of at most `iterations`."""
@@ -165,40 +164,62 @@ class CheckpointFile:
 
     def _write(self) -> None:
         state = {"finished": self.finished, "diverged": list(self.diverged), "chunks": self.chunks}
-        torch.save({"identity": self.identity, **self.filled, **state}, content := io.BytesIO())
-        with replacing(self.path, self.temporary) as file:
-            file.write(MAGIC + hashlib.sha256(content.getbuffer()).digest())
-            file.write(content.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
+        write_state(self.path, self.identity, {**self.filled, **state})
         if self.copied >= self.under_way:
             self.copied.clear()
             self.due = time.monotonic() + self.seconds
 
     def _read(self) -> None:
-        saved = _loaded(self.path)
-        if saved is None:
-            raise ValueError(f"{self.path} must be a whole checkpoint, it is torn or another file: {REMEDY}")
-        theirs, ours = saved["identity"], self.identity
-        differing = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
-        if differing:
-            raise ValueError(
-                f"{self.path} must be the checkpoint of this fit, it is of another ({', '.join(differing)}): {REMEDY}"
-            )
+        saved = read_state(self.path, self.identity, "this fit")
         for kind, tensors in self.filled.items():
             for name, tensor in tensors.items():
                 tensor.copy_(saved[kind][name])
         self.finished, self.diverged, self.chunks = saved["finished"], saved["diverged"], saved["chunks"]
 
 
-def _loaded(path: Path) -> dict[str, Any] | None:
-    """The content of a checkpoint; None if the file is none, or does not hold what was written."""
+def write_state(path: Path, identity: Mapping[str, str], state: Mapping[str, Any]) -> None:
+    """Replace a checkpoint at once: what the result depends on, and what it takes to go on."""
+    torch.save({"identity": dict(identity), **state}, content := io.BytesIO())
+    with replacing(path, _temporary(path)) as file:
+        file.write(MAGIC + hashlib.sha256(content.getbuffer()).digest())
+        file.write(content.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_state(path: Path, identity: Mapping[str, str], whose: str) -> dict[str, Any]:
+    """What `write_state` wrote, on the CPU.
+
+    Raises:
+        ValueError: the file is of another identity, is torn, or is no checkpoint.
+    """
     content = memoryview(path.read_bytes())
     start = len(MAGIC) + hashlib.sha256().digest_size
     if content[:start] != MAGIC + hashlib.sha256(content[start:]).digest():
-        return None
+        raise ValueError(f"{path} must be a whole checkpoint, it is torn or another file: {REMEDY}")
     saved: dict[str, Any] = torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
+    theirs = saved["identity"]
+    differing = [name for name in {**theirs, **identity} if theirs.get(name) != identity.get(name)]
+    if differing:
+        raise ValueError(
+            f"{path} must be the checkpoint of {whose}, it is of another ({', '.join(differing)}): {REMEDY}"
+        )
     return saved
+
+
+def _temporary(path: Path) -> str:
+    """Name of the file until it is whole; what a kill leaves of it, the next write replaces."""
+    return f".{path.name}.tmp"
+
+
+def code_and_device(tensor: Tensor) -> dict[str, str]:
+    """The part of an identity that every checkpoint has: dtype and device of what is fitted, and the code."""
+    return {
+        "dtype": str(tensor.dtype),
+        "device": tensor.device.type,
+        "code": source_hash("dipdefense"),
+        "torch": str(torch.__version__),
+    }
 
 
 def _identity(problem: Problem, config: FitConfig, kept: Mapping[str, Tensor]) -> dict[str, str]:
@@ -213,11 +234,8 @@ def _identity(problem: Problem, config: FitConfig, kept: Mapping[str, Tensor]) -
         "degrade": describe(problem.degrade),
         "loss": describe(problem.loss),
         "prior": describe(problem.prior),
-        "dtype": str(problem.observed.dtype),
-        "device": problem.observed.device.type,
         "kept": repr({name: tuple(tensor.shape) for name, tensor in kept.items()}),
-        "code": source_hash("dipdefense"),
-        "torch": str(torch.__version__),
+        **code_and_device(problem.observed),
     }
 
 

@@ -9,13 +9,18 @@ Source: Nichol, Achiam, Schulman (2018), "On first-order meta-learning algorithm
 """
 
 import hashlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dipdefense.arguments import check_integer, check_positive
+from dipdefense.digest import describe
+from dipdefense.fitting.checkpoint import Checkpoint, CheckpointLike, code_and_device, read_state, write_state
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.fit import fit_context
 from dipdefense.fitting.networks import ARCHITECTURES
@@ -24,6 +29,7 @@ from dipdefense.fitting.starts import Start
 from dipdefense.fitting.step import begin, draw_input, step
 from dipdefense.fitting.workers import map_in_threads, memory_budget, most_images, plan_chunks
 from dipdefense.image_tensors import check_images
+from dipdefense.whole_file import check_writable
 
 __all__ = ["learn_start"]
 
@@ -41,6 +47,7 @@ def learn_start(
     size: int | None = None,
     seed: int = 0,
     callback: Callable[[int, float], None] | None = None,
+    checkpoint: CheckpointLike | None = None,
 ) -> Start:
     """Learn the start of a fit on images; report results on others.
 
@@ -56,14 +63,18 @@ def learn_start(
             None for whole images.
         seed: of z, of the initial parameters, of the images drawn, and of the jitter.
         callback: called after each outer step with its number, counted from 1, and the mean over its images of
-            10 log10 of the loss at the end of the fit, in decibels.
+            10 log10 of the loss at the end of the fit, in decibels; also for the steps that a checkpoint holds.
+        checkpoint: file, or a `Checkpoint`, that saves the outer steps every minute. The same call goes on from there
+            after a kill, and comes to the same bits on the same machine.
 
     Returns:
         A `Start`, which `Start.save` writes.
 
     Raises:
         TypeError, ValueError: not a floating image batch, or outside [0, 1]; a number out of its range; a size larger
-            than the images; a memory budget below one image; an architecture that is no network.
+            than the images; a memory budget below one image; an architecture that is no network; a checkpoint of other
+            images or settings.
+        OSError: the checkpoint cannot be read or written.
         RuntimeError: a fit diverged.
     """
     check_images(images)
@@ -79,20 +90,56 @@ def learn_start(
     images = images.detach()
     drawn_from = {"shape": list(images.shape), "sha256": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()}
     generator = torch.Generator().manual_seed(seed)
+    learnt = {"inner": inner, "outer": outer, "batch": batch, "rate": rate, "size": size, "seed": seed}
+    recipe = {"fit": asdict(config), "channels": images.shape[1], "images": drawn_from, **learnt}
     with fit_context(images.device, config.precision):
         problem = build_problem(_draw(images, 1, size, generator), config, seed, None, None, None)
         budget = memory_budget(config.memory_gb, images.device)
         most = most_images(problem.bytes_per_image(), budget, "for one image of this size", "raise it")
+        saved = None if checkpoint is None else _Saved(Checkpoint.at(checkpoint), recipe, problem)
+        levels: list[float] = []
+        if saved is not None:
+            problem, levels = saved.resume(problem, generator)
         for number in range(outer):
-            observed = _draw(images, batch, size, generator)
-            mean, decibels = _fit(problem, config, observed, most, jitter_seed=problem.jitter_seed + number)
-            moved = {name: p.lerp(mean[name], rate * (1 - number / outer)) for name, p in problem.theta.items()}
-            problem = replace(problem, theta=moved)
+            if number >= len(levels):
+                observed = _draw(images, batch, size, generator)
+                mean, level = _fit(problem, config, observed, most, jitter_seed=problem.jitter_seed + number)
+                moved = {name: p.lerp(mean[name], rate * (1 - number / outer)) for name, p in problem.theta.items()}
+                problem = replace(problem, theta=moved)
+                levels.append(level)
+                if saved is not None:
+                    saved.keep(problem, levels, generator, last=number == outer - 1)
             if callback is not None:
-                callback(number + 1, decibels)
-    learnt = {"inner": inner, "outer": outer, "batch": batch, "rate": rate, "size": size, "seed": seed}
-    recipe = {"fit": asdict(config), "channels": images.shape[1], "images": drawn_from, **learnt}
+                callback(number + 1, levels[number])
     return Start(problem.theta, problem.z, recipe)
+
+
+class _Saved:
+    """The checkpoint of a start that is being learnt: parameters, what was drawn so far, and the levels so far."""
+
+    def __init__(self, checkpoint: Checkpoint, recipe: Mapping[str, Any], problem: Problem):
+        self.path, self.seconds = Path(checkpoint.path), checkpoint.seconds
+        settings = {name: repr(value) for name, value in recipe.items()}
+        given = {"z": describe("", problem.z), "initial parameters": describe("", problem.theta)}
+        self.identity = settings | given | code_and_device(problem.z)
+        self.due = time.monotonic() + self.seconds
+        if not self.path.exists():
+            check_writable(self.path)  # before the work
+
+    def resume(self, problem: Problem, generator: torch.Generator) -> tuple[Problem, list[float]]:
+        """The problem with the parameters that were learnt so far, and the level of each step; `generator` is set."""
+        if not self.path.exists():
+            return problem, []
+        state = read_state(self.path, self.identity, "this start")
+        generator.set_state(state["generator"])
+        theta = {name: tensor.to(problem.theta[name].device) for name, tensor in state["theta"].items()}
+        return replace(problem, theta=theta), state["levels"]
+
+    def keep(self, problem: Problem, levels: list[float], generator: torch.Generator, *, last: bool) -> None:
+        if last or time.monotonic() >= self.due:
+            state = {"theta": dict(problem.theta), "levels": levels, "generator": generator.get_state()}
+            write_state(self.path, self.identity, state)
+            self.due = time.monotonic() + self.seconds
 
 
 def _draw(images: Tensor, count: int, size: int | None, generator: torch.Generator) -> Tensor:

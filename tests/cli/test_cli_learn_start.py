@@ -44,6 +44,18 @@ def test_the_default_network_is_that_of_the_defence(tmp_path):
     assert read_start(tmp_path / "start.safetensors").recipe["fit"]["architecture_options"]["channels"] == [16, 32, 64]
 
 
+def test_a_checkpoint_gives_the_same_start_again_and_serves_no_other(tmp_path):
+    first, second, saved = (tmp_path / name for name in ("1.safetensors", "2.safetensors", "learning"))
+    for target in (first, second):
+        result = learn(target, "--checkpoint", saved)
+        assert result.exit_code == 0, result.output
+        assert "dB in the first outer step" in result.output
+    assert first.read_bytes() == second.read_bytes()
+    result = learn(second, "--checkpoint", saved, "--seed", 1)
+    assert result.exit_code == 1
+    assert "checkpoint of this start, it is of another (images, seed" in str(result.exception)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

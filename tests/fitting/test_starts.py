@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from torch.func import functional_call
 
-from dipdefense import FitConfig, Start, defence_for, fit, learn_start, read_start
+from dipdefense import Checkpoint, FitConfig, Start, defence_for, fit, learn_start, read_start
 from dipdefense.fitting.config import build_network
 from dipdefense.fitting.starts import find_start
 from dipdefense.fitting.unroll import pull_back
@@ -201,6 +201,44 @@ def test_files_that_hold_no_start_are_refused(start, tmp_path):
 def test_bad_arguments_of_learning_are_refused(change, match):
     with pytest.raises(ValueError, match=match):
         learn_start(**{"images": digits("digits_train", 2), "config": CONFIG, "outer": 1} | change)
+
+
+@pytest.mark.parametrize("ended_after", [1, 7, 23, 24])
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_learning_that_is_killed_comes_to_the_same_start(start, tmp_path, ended_after, seconds):
+    images, settings = digits("digits_train", 64), {"inner": 8, "outer": 24, "batch": 8}
+    settings["checkpoint"] = Checkpoint(tmp_path / "learning", seconds)
+    first, second = [], []
+
+    def kill(number, level):
+        first.append(level)
+        if number == ended_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn_start(images, CONFIG, callback=kill, **settings)
+    resumed = learn_start(images, CONFIG, callback=lambda number, level: second.append(level), **settings)
+    assert second[:ended_after] == first
+    assert len(second) == 24
+    assert resumed.recipe == start.recipe
+    assert all(torch.equal(resumed.theta[name], tensor) for name, tensor in start.theta.items())
+
+
+def test_a_checkpoint_of_other_learning_is_refused(tmp_path):
+    images, path = digits("digits_train", 4), tmp_path / "learning"
+    settings = {"inner": 1, "outer": 2, "batch": 2, "checkpoint": path}
+    learn_start(images, CONFIG, **settings)
+    saved = path.read_bytes()
+    changes = {"images": {"images": 1 - images}, "seed": {"seed": 1}, "inner": {"inner": 2}}
+    for differing, change in changes.items():
+        with pytest.raises(ValueError, match=f"checkpoint of this start, it is of another .*{differing}"):
+            learn_start(**{"images": images, "config": CONFIG} | settings | change)
+    with pytest.raises(ValueError, match="checkpoint of this fit, it is of another"):
+        fit(images, CONFIG, checkpoint=path)
+    assert path.read_bytes() == saved
+    path.write_bytes(saved[:-1])
+    with pytest.raises(ValueError, match="whole checkpoint, it is torn"):
+        learn_start(images, CONFIG, **settings)
 
 
 def test_fits_that_diverge_are_an_error():
