@@ -21,8 +21,12 @@ from dipdefense.fitting.learn_start import learn_start
 from dipdefense.fitting.losses import LOSSES, masked_mse
 from dipdefense.fitting.networks import ARCHITECTURES, Autoencoder, SkipNet, UNet
 from dipdefense.fitting.starts import Start, read_start
+from dipdefense.restoration.denoising import denoise
+from dipdefense.restoration.flash import flash_no_flash
+from dipdefense.restoration.inpainting import inpaint
+from dipdefense.restoration.jpeg import remove_jpeg_artifacts
 from dipdefense.restoration.preimage import invert_features, maximise_activation
-from dipdefense.restoration.tasks import denoise, flash_no_flash, inpaint, remove_jpeg_artifacts, super_resolve
+from dipdefense.restoration.super_resolution import super_resolve
 from dipdefense.restoration.total_variation import total_variation
 from dipdefense.stopping import STOPPING_RULES
 

@@ -30,33 +30,36 @@ def cut(images: Tensor, side: int, overlap: int) -> Tensor:
     return torch.cat([images[..., rows, columns] for rows, columns in boxes])
 
 
-def join(tiles: Tensor, size: tuple[int, int], side: int, overlap: int) -> Tensor:
+def join(tiles: Tensor, size: tuple[int, int], side: int, overlap: int, factor: int = 1) -> Tensor:
     """Put tiles together, weighted by a ramp over the overlap: `join(cut(x, ...), x.shape[2:], ...) == x`.
 
     Args:
-        tiles: (T * B, C, h, w) as `cut` orders them.
-        size: (H, W) of the images.
+        tiles: (T * B, C, factor h, factor w) as `cut` orders them.
+        size: (H, W) of the images that were cut.
         side: as given to `cut`.
         overlap: as given to `cut`.
+        factor: how much larger the tiles are than those that were cut.
 
     Returns:
-        (B, C, H, W).
+        (B, C, factor H, factor W).
 
     Raises:
         ValueError: not the number or size of tiles that such a cut gives.
     """
     _check(side, overlap)
     boxes = _boxes(size, side, overlap)
-    h, w = (min(side, length) for length in size)
+    h, w = (factor * min(side, length) for length in size)
+    whole = [factor * length for length in size]
     if not len(tiles) or len(tiles) % len(boxes) or tiles.shape[2:] != (h, w):
         raise ValueError(
-            f"tiles must be a multiple of {len(boxes)}, each {h}x{w}, for images of {size[0]}x{size[1]}, "
+            f"tiles must be a multiple of {len(boxes)}, each {h}x{w}, for images of {whole[0]}x{whole[1]}, "
             f"got shape {tuple(tiles.shape)}"
         )
-    weight = _ramp(h, overlap, tiles)[:, None] * _ramp(w, overlap, tiles)
-    images = tiles.new_zeros(len(tiles) // len(boxes), tiles.shape[1], *size)
-    total = tiles.new_zeros(size)
-    for (rows, columns), tile in zip(boxes, tiles.split(len(images)), strict=True):  # type: ignore[no-untyped-call]
+    weight = _ramp(h, factor * overlap, tiles)[:, None] * _ramp(w, factor * overlap, tiles)
+    images = tiles.new_zeros(len(tiles) // len(boxes), tiles.shape[1], *whole)
+    total = tiles.new_zeros(whole)
+    for box, tile in zip(boxes, tiles.split(len(images)), strict=True):  # type: ignore[no-untyped-call]
+        rows, columns = (slice(factor * part.start, factor * part.stop) for part in box)
         images[..., rows, columns] += weight * tile
         total[rows, columns] += weight
     return images / total

@@ -15,24 +15,21 @@ from dipdefense.files.reading import read_image
 from dipdefense.files.writing import check_target, write_image
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.fit import Progress
+from dipdefense.restoration.denoising import LEAST_NOISE, denoise
+from dipdefense.restoration.flash import flash_no_flash
+from dipdefense.restoration.inpainting import inpaint
+from dipdefense.restoration.jpeg import remove_jpeg_artifacts
 from dipdefense.restoration.noise_estimate import estimate_sigma
 from dipdefense.restoration.preimage import invert_features, maximise_activation
 from dipdefense.restoration.presets import (
-    DENOISE_TILE,
     PIXELS,
     PUBLISHED,
     PUBLISHED_INPAINTING,
     SMALL,
+    TILE,
     published_super_resolution,
 )
-from dipdefense.restoration.tasks import (
-    LEAST_NOISE,
-    denoise,
-    flash_no_flash,
-    inpaint,
-    remove_jpeg_artifacts,
-    super_resolve,
-)
+from dipdefense.restoration.super_resolution import super_resolve
 
 __all__ = ["restore_file", "restoring"]
 
@@ -81,34 +78,50 @@ class Fit:
         return self.config is None and not self.published and self.tv is None
 
 
+@dataclass(frozen=True)
+class TiledFit(Fit):
+    """The options of a fit in tiles."""
+
+    tile: Annotated[
+        int | None,
+        typer.Option(help=f"Side of the tiles of larger images; {TILE}, but none with settings of your own."),
+    ] = None
+
+    def arguments(self, task: str, large: FitConfig) -> dict[str, Any]:
+        """`config` and `tile` of the function; the number of iterations alone is no setting of one's own."""
+        settings = self.settings(task, large)
+        tile = TILE if self.tile is None and self.usual else self.tile
+        return {"config": None if settings == SMALL[task] else settings, "tile": tile}
+
+
+@dataclass(frozen=True)
+class RefinedFit(TiledFit):
+    """The options of a fit in tiles that filters refine."""
+
+    refine: Annotated[
+        bool | None,
+        typer.Option("--refine/--no-refine", help="Refine the fit by filters; by default unless settings are given."),
+    ] = None
+
+    def arguments(self, task: str, large: FitConfig) -> dict[str, Any]:
+        """`config`, `tile` and `refine` of the function."""
+        return super().arguments(task, large) | {"refine": self.usual if self.refine is None else self.refine}
+
+
 @restoring.command("denoise", epilog="Example: dipdefense denoise noisy.png clean.png --runs 2")
 @options.fields_as_options
 def denoise_file(
     source: Source,
     target: Target,
     runs: Annotated[int, typer.Option(help="Fits whose results are averaged.")] = 1,
-    tile: Annotated[
-        int | None,
-        typer.Option(help=f"Side of the tiles of larger images; {DENOISE_TILE}, but none with settings of your own."),
-    ] = None,
-    refine: Annotated[
-        bool | None,
-        typer.Option(
-            "--refine/--no-refine", help="Use the fit as the pilot of a filter; by default unless settings are given."
-        ),
-    ] = None,
-    fit: Fit = Fit(),
+    fit: RefinedFit = RefinedFit(),
 ) -> None:
     """Remove noise of unknown level from an image file. A file in which no noise is found stays as it is."""
-    settings = fit.settings("denoise", PUBLISHED["denoise"])
-    if tile is None and fit.usual:
-        tile = DENOISE_TILE
-    refined = fit.usual if refine is None else refine
-    chosen = None if settings == SMALL["denoise"] else settings
+    arguments = fit.arguments("denoise", PUBLISHED["denoise"])
 
     def clean(image: Tensor, **keywords: Any) -> Tensor:
-        result = denoise(image, tile=tile, refine=refined, config=chosen, **keywords)
-        if refined or chosen is None:
+        result = denoise(image, **arguments, **keywords)
+        if arguments["refine"] or arguments["config"] is None:
             sigma = estimate_sigma(image).item()
             found = "removed" if sigma > LEAST_NOISE else "found, so the image is unchanged"
             note(f"{source}: noise of {255 * sigma:.1f} in 255 {found}")
@@ -123,22 +136,24 @@ def inpaint_file(
     source: Source,
     mask: Annotated[Path, typer.Argument(metavar="MASK", help="Black and white image file; white = known pixel.")],
     target: Target,
-    paste: Annotated[bool, typer.Option("--paste", help="Put the known pixels back into the result.")] = False,
+    paste: Annotated[
+        bool, typer.Option("--paste", help="Put known pixels back, which only --no-refine changes.")
+    ] = False,
     kind: Annotated[
         str, typer.Option(help=f"Which of the published settings: {', '.join(PUBLISHED_INPAINTING)}.")
     ] = "text",
-    fit: Fit = Fit(),
+    fit: RefinedFit = RefinedFit(),
 ) -> None:
     """Fill in the unknown pixels of an image file: text, holes, missing pixels."""
     if kind not in PUBLISHED_INPAINTING:
         raise ValueError(f"kind must be one of {', '.join(PUBLISHED_INPAINTING)}, got {kind!r}")
-    settings = fit.settings("inpaint", PUBLISHED_INPAINTING[kind])
+    arguments = fit.arguments("inpaint", PUBLISHED_INPAINTING[kind])
 
     def fill(image: Tensor, known: Tensor, **keywords: Any) -> Tensor:
         grey = known[:, :1] if torch.equal(known, known[:, :1].expand_as(known)) else known
         return inpaint(image, grey, paste=paste, **keywords)
 
-    _restore([source, mask], target, fit, fill, config=settings)
+    _restore([source, mask], target, fit, fill, **arguments)
 
 
 @restoring.command("super-resolve", epilog="Example: dipdefense super-resolve small.png large.png --factor 4")
@@ -147,11 +162,11 @@ def super_resolve_file(
     source: Source,
     target: Target,
     factor: Annotated[int, typer.Option(help="How many times larger.")] = 4,
-    fit: Fit = Fit(),
+    fit: RefinedFit = RefinedFit(),
 ) -> None:
     """Enlarge an image file by an integer factor."""
-    settings = fit.settings("super_resolve", published_super_resolution(factor))
-    _restore([source], target, fit, super_resolve, factor=factor, config=settings)
+    arguments = fit.arguments("super_resolve", published_super_resolution(factor))
+    _restore([source], target, fit, super_resolve, factor=factor, **arguments)
 
 
 @restoring.command("remove-jpeg", epilog="Example: dipdefense remove-jpeg photo.jpg clean.png")
@@ -159,12 +174,11 @@ def super_resolve_file(
 def remove_jpeg_file(
     source: Source,
     target: Target,
-    fit: Fit = Fit(),
+    fit: TiledFit = TiledFit(),
 ) -> None:
     """Remove blocks and ringing of JPEG compression from an image file."""
-    task = "remove_jpeg_artifacts"
-    settings = fit.settings(task, PUBLISHED[task])
-    _restore([source], target, fit, remove_jpeg_artifacts, config=settings)
+    arguments = fit.arguments("remove_jpeg_artifacts", PUBLISHED["remove_jpeg_artifacts"])
+    _restore([source], target, fit, remove_jpeg_artifacts, **arguments)
 
 
 @restoring.command("flash", epilog="Example: dipdefense flash flash.png dark.png restored.png")

@@ -7,9 +7,13 @@ which has all of it, needs to be smoothed little there.
     threshold:  weight = 1 where |Y| > 3 sigma, else 0
     Wiener:     weight = P^2 / (P^2 + sigma^2),   Y of the noisy image, P of the pilot
 
+The threshold alone, again and again with a smaller one each time, also restores what was not observed: `fill` puts the
+known pixels back each time, and `explain` what the reduction of the image lacks.
+
 Source: Yu and Sapiro (2011), "DCT image denoising: a simple and effective image denoising algorithm"; the Wiener filter
 with a pilot is the second step of Dabov et al. (2007), "Image denoising by sparse 3-D transform-domain collaborative
-filtering", eq. (7), without its grouping of patches.
+filtering", eq. (7), without its grouping of patches. Iterated thresholding: Guleryuz (2006), "Nonlinear approximation
+based image recovery using adaptive sparse reconstructions and iterated denoising", parts I and II.
 """
 
 import math
@@ -20,12 +24,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["OPPONENT", "threshold", "wiener"]
+from dipdefense.fitting.problem import Degrade
+
+__all__ = ["OPPONENT", "explain", "fill", "threshold", "wiener"]
 
 # Grey, red - blue, green - magenta. Orthonormal, so that white noise stays white with the same std.
 OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 SIDE = 8  # of a patch, in pixels
 THRESHOLD = 3.0  # coefficients below so many sigma are noise; chosen with `denoise`, BM3D has 2.7
+FILL = (0.6, 0.01, 30)  # first and last threshold of `fill`, and how many, in geometric progression
+EXPLAIN = (0.06, 0.03, 3)  # the same of `explain`; chosen as docs/restoration.md says
 VALUES = 2**24  # coefficients at the same time; there are 64 for every value of an image
 
 
@@ -51,6 +59,46 @@ def wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
         return torch.where(variance > 0, y * power / (power + variance).clamp_min(torch.finfo(y.dtype).tiny), y)
 
     return _filtered(weighted, sigma, images, pilot)
+
+
+def fill(images: Tensor, mask: Tensor, begin: Tensor) -> Tensor:
+    """Unknown pixels by iterated thresholding.
+
+        x <- threshold(x, T_k / 3) where a pixel is unknown, else images;   T_k falls from 0.6 to 0.01 in 30 steps
+
+    Args:
+        images: (B, C, H, W); unknown pixels are not read.
+        mask: (B or 1, 1 or C, H, W) bool, True = known pixel.
+        begin: the first x, of the shape of images.
+
+    Returns:
+        The last x.
+    """
+    x = torch.where(mask, images, begin)
+    for level in np.geomspace(*FILL):
+        x = torch.where(mask, images, threshold(x, x.new_full((len(x),), level / THRESHOLD)))
+    return x
+
+
+def explain(small: Tensor, begin: Tensor, reduce: Degrade) -> Tensor:
+    """A large image by iterated thresholding and back-projection.
+
+        x <- t + enlarge(small - reduce(t)),   t = threshold(x, T_k / 3);   T_k falls from 0.06 to 0.03 in 3 steps
+
+    Args:
+        small: (B, C, h, w).
+        begin: the first x, (B, C, H, W).
+        reduce: from the large to the small size, as `degrade` for `fit`; enlarged is by bicubic interpolation.
+
+    Returns:
+        The last x.
+    """
+    x, index = begin, torch.arange(len(begin), device=begin.device)
+    for level in np.geomspace(*EXPLAIN):
+        x = threshold(x, x.new_full((len(x),), level / THRESHOLD))
+        lacking = small - reduce(x, index)
+        x = x + F.interpolate(lacking, x.shape[2:], mode="bicubic", align_corners=False)
+    return x
 
 
 def _opponent(channels: int, like: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def invert_features(
         target: images (B, C, H, W) in [0, 1], whose features are inverted; or, if `shape` is given, the features
             themselves, (B, ...).
         shape: (C, H, W) of the pre-images, if `target` holds features.
-        config, seed, tv, callback, checkpoint: see `dipdefense.restoration.tasks`.
+        config, seed, tv, callback, checkpoint: see `dipdefense.restoration.prior_fit`.
 
     Returns:
         (B, C, H, W) in [0, 1].
@@ -113,7 +113,7 @@ def maximise_activation(
         layer: a name of `classifier.named_modules()`.
         channel: position along the second dimension of its output; for the last layer, a class.
         shape: (C, H, W) of the image.
-        config, seed, tv, callback, checkpoint: see `dipdefense.restoration.tasks`. Stopping rules that look
+        config, seed, tv, callback, checkpoint: see `dipdefense.restoration.prior_fit`. Stopping rules that look
             at the residual do not apply here.
 
     Returns:

@@ -1,6 +1,6 @@
 """The settings of each restoration task: small ones for a CPU, and the published ones.
 
-`SMALL` holds the defaults of the functions in `dipdefense.restoration.tasks`, `PUBLISHED` the settings of the authors
+`SMALL` holds the defaults of the restoration tasks, `PUBLISHED` the settings of the authors
 of the deep image prior, `PIXELS` those of the learning-free rival, which needs `tv > 0`.
 """
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from dipdefense.fitting.config import FitConfig
 
-__all__ = ["DENOISE_TILE", "PIXELS", "PUBLISHED", "PUBLISHED_INPAINTING", "SMALL", "published_super_resolution"]
+__all__ = ["PIXELS", "PUBLISHED", "PUBLISHED_INPAINTING", "SMALL", "TILE", "published_super_resolution"]
 
 # For images of about 128 pixels a side, where tasks without noise gain little after 600 iterations. Nearest upsampling
 # needs half the iterations of bilinear.
@@ -19,14 +19,15 @@ _small = FitConfig(
     ema=0.95,
     memory_gb=4.0,
 )
-DENOISE_TILE = 64  # side in pixels of the tiles that `denoise` cuts larger images into
+TILE = 64  # side in pixels of the tiles that larger images are cut into
+_tiles = replace(_small, iterations=300, lr=0.02, jitter=0.01)
 SMALL: dict[str, FitConfig] = {
-    "denoise": replace(  # for tiles of DENOISE_TILE, and for the filters that follow; docs/denoising.md
-        _small, iterations=400, lr=0.02, jitter=0.01, stopping="blind_discrepancy"
+    "denoise": replace(  # for tiles of TILE, and for the filters that follow; docs/denoising.md
+        _tiles, iterations=400, stopping="blind_discrepancy"
     ),
-    "inpaint": _small,
-    "super_resolve": _small,
-    "remove_jpeg_artifacts": _small,
+    "inpaint": _tiles,
+    "super_resolve": _tiles,
+    "remove_jpeg_artifacts": _tiles,
     "flash_no_flash": replace(_small, iterations=200, jitter=0.0),  # z holds the edges, so few iterations suffice
     "invert_features": replace(_small, lr=5e-3),
     "maximise_activation": _small,

@@ -22,8 +22,8 @@ from torch import Tensor
 from dipdefense import FitConfig, denoise
 from dipdefense.digest import configuration_hash
 from dipdefense.image_tensors import check_images
-from dipdefense.restoration.presets import DENOISE_TILE
 from dipdefense.restoration.presets import SMALL as DEFAULTS
+from dipdefense.restoration.presets import TILE
 from eval.clock import clock
 from eval.metrics import psnr, ssim
 from eval.noise import NOISES, generator_of
@@ -270,7 +270,7 @@ def _settings(label: str, sigma: float | None, config: FitConfig, runs: int, dev
         return {
             "method": label,
             "fit": dataclasses.asdict(DEFAULTS[label]),
-            "tile": DENOISE_TILE,
+            "tile": TILE,
             "device": str(device),
         }
     if label in PRIORS:

@@ -23,7 +23,16 @@ from dipdefense import FitConfig
 from dipdefense.digest import configuration_hash
 from dipdefense.files.reading import read_image
 from dipdefense.files.writing import write_image
-from dipdefense.restoration.presets import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
+from dipdefense.restoration.cosine_filters import explain, fill
+from dipdefense.restoration.operators import downsampling
+from dipdefense.restoration.presets import (
+    PIXELS,
+    PUBLISHED,
+    PUBLISHED_INPAINTING,
+    SMALL,
+    TILE,
+    published_super_resolution,
+)
 from eval.records import Record, Run, made_with, write_whole
 from eval.restoration.contact_sheet import save_sheet
 from eval.restoration.degraded_inputs import SCENES, Scene, by_pillow
@@ -52,6 +61,20 @@ def _biharmonic(scene: Scene) -> Tensor:
     return _tensor(inpaint_biharmonic(known, mask[0].numpy() == 0, channel_axis=-1))
 
 
+def _thresholded(scene: Scene) -> Tensor:
+    """`fill` without a fit: begun at the biharmonic interpolation."""
+    image, mask = (part[None] for part in scene.inputs)
+    return fill(image, mask.bool(), _biharmonic(scene)[None])[0].clamp(0, 1)
+
+
+def _back_projected(scene: Scene) -> Tensor:
+    """`explain` without a fit: begun at the bicubic interpolation."""
+    small, factor = scene.inputs[0][None], scene.options["factor"]
+    reduce = downsampling(factor, *(factor * side for side in small.shape[2:]))
+    large = explain(small, _enlarged(scene, Image.Resampling.BICUBIC)[None], reduce)
+    return large[0].clamp(0, 1)
+
+
 def _enlarged(scene: Scene, how: Image.Resampling) -> Tensor:
     image, factor = scene.inputs[0], scene.options["factor"]
     return by_pillow(image, [factor * side for side in image.shape[1:]], how)
@@ -64,15 +87,22 @@ def _tensor(pixels: Any) -> Tensor:
 
 # function of dipdefense -> library methods to compare with
 LIBRARY: dict[str, dict[str, Callable[[Scene], Tensor]]] = {
-    "inpaint": {"biharmonic": _biharmonic},
+    "inpaint": {"biharmonic": _biharmonic, "cosine": _thresholded},
     "super_resolve": {
         "bicubic": lambda scene: _enlarged(scene, Image.Resampling.BICUBIC),
         "nearest": lambda scene: _enlarged(scene, Image.Resampling.NEAREST),
+        "cosine": _back_projected,
     },
     "remove_jpeg_artifacts": {"input": lambda scene: scene.inputs[0]},
     "flash_no_flash": {},
     "invert_features": {},
     "maximise_activation": {},
+}
+# function of dipdefense -> what goes with its own settings, where no others are given
+USUAL: dict[str, dict[str, Any]] = {
+    "inpaint": {"tile": TILE, "refine": True},
+    "super_resolve": {"tile": TILE, "refine": True},
+    "remove_jpeg_artifacts": {"tile": TILE},
 }
 METHODS = ("dip", "tv", "pixels", "library")
 
@@ -128,18 +158,18 @@ def benchmark_restoration(
     if not jobs:
         raise ValueError(f"methods must be such that one restores {', '.join(tasks)}, got {', '.join(methods)}")
     heads = [
-        _head(scene, method, _settings(scene, method, config, published, iterations), size, seed, device)
+        _head(scene, method, _keywords(scene, method, config, published, iterations), size, seed, device)
         for scene, method in jobs
     ]
     run, records = Run(out, ("key",), _description(heads), grows=("scenes", "fits")), list[Record]()
     run.begin()
     (run.folder / "images").mkdir(exist_ok=True)
     for done, ((scene, method), head) in enumerate(zip(jobs, heads, strict=True), 1):
-        settings = _settings(scene, method, config, published, iterations)
+        keywords = _keywords(scene, method, config, published, iterations)
         file = run.folder / head["file"]
         if run.missing([head]) or not file.exists():
             start = time.perf_counter()
-            restored = _restore(scene, method, settings, seed, device)
+            restored = _restore(scene, method, keywords, seed, device)
             score = score_restored(restored, scene) | {"seconds": time.perf_counter() - start}
             write_image(restored, file)
             run.add([head | score])
@@ -175,6 +205,17 @@ def _methods(scene: Scene, methods: Sequence[str]) -> list[str]:
     return [name for method in methods for name in names.get(method, [method])]
 
 
+def _keywords(
+    scene: Scene, method: str, config: FitConfig | None, published: bool, iterations: int | None
+) -> dict[str, Any] | None:
+    """What the function of the scene is called with; None for a method without a fit."""
+    settings = _settings(scene, method, config, published, iterations)
+    if settings is None:
+        return None
+    usual = USUAL.get(scene.function, {}) if method == "dip" and config is None and not published else {}
+    return {"config": settings, "tv": VARIATION[scene.function] if method == "tv" else 0.0, **usual}
+
+
 def _settings(
     scene: Scene, method: str, config: FitConfig | None, published: bool, iterations: int | None
 ) -> FitConfig | None:
@@ -194,17 +235,24 @@ def _settings(
 
 
 def _head(
-    scene: Scene, method: str, settings: FitConfig | None, size: int | None, seed: int, device: str | torch.device
+    scene: Scene,
+    method: str,
+    keywords: dict[str, Any] | None,
+    size: int | None,
+    seed: int,
+    device: str | torch.device,
 ) -> Record:
     """How a record was made; its key distinguishes it from all others."""
+    given = {"config": None, "tv": 0.0, "tile": None, "refine": False} | (keywords or {})
+    settings: FitConfig | None = given["config"]
     configuration = {
         "task": scene.task,
         "image": scene.image,
         "method": method,
         "size": size,
         "seed": seed,
+        **given,
         "config": None if settings is None else dataclasses.asdict(settings),
-        "tv": VARIATION[scene.function] if method == "tv" else 0.0,
         "device": torch.device(device).type,
         **made_with("dipdefense", "torch", "scikit-image", "pillow"),
         "contents": configuration_hash(scene.contents()),
@@ -224,22 +272,26 @@ def _description(heads: Sequence[Record]) -> dict[str, Any]:
         **{name: heads[0][name] for name in ("size", "seed", "device", "versions", "code")},
         "scenes": {f"{head['task']} {head['image']}": head["contents"] for head in heads},
         "fits": {
-            f"{head['task']} {head['image']} {head['method']}": {"tv": head["tv"], "fit": head["config"]}
+            f"{head['task']} {head['image']} {head['method']}": {
+                "fit": head["config"],
+                **{name: head[name] for name in ("tv", "tile", "refine")},
+            }
             for head in heads
         },
     }
 
 
-def _restore(scene: Scene, method: str, settings: FitConfig | None, seed: int, device: str | torch.device) -> Tensor:
+def _restore(
+    scene: Scene, method: str, keywords: dict[str, Any] | None, seed: int, device: str | torch.device
+) -> Tensor:
     """(C, H, W) in [0, 1], on the CPU."""
-    if settings is None:
+    if keywords is None:
         return LIBRARY[scene.function][method](scene)
     inputs: list[Any] = [image[None].to(device) for image in scene.inputs]
     if scene.classifier is not None:
         inputs = [scene.classifier.to(device), scene.layer, *inputs]
     restore = getattr(dipdefense, scene.function)
-    weight = VARIATION[scene.function] if method == "tv" else 0.0
-    restored: Tensor = restore(*inputs, **scene.options, config=settings, seed=seed, tv=weight)
+    restored: Tensor = restore(*inputs, **scene.options, **keywords, seed=seed)
     return restored[0].cpu()
 
 

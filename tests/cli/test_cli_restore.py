@@ -88,7 +88,7 @@ def test_published_numbers_are_taken_when_asked_for_and_small_ones_else(folder, 
         seen.append(config)
         raise StopError
 
-    monkeypatch.setattr("dipdefense.restoration.tasks.fit", fit)
+    monkeypatch.setattr("dipdefense.restoration.prior_fit.fit", fit)
     monkeypatch.setattr("dipdefense.restoration.preimage.fit", fit)
     for options in ((), ("--published",), ("--published", "--iterations", 9, "--memory-gb", 0.5)):
         assert isinstance(dipdefense(*arguments(folder, command), folder / "o.png", *options).exception, StopError)

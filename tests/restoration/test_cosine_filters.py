@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy.fft import dctn
 
-from dipdefense.restoration.cosine_filters import threshold, wiener
+from dipdefense.restoration.cosine_filters import explain, fill, threshold, wiener
+from dipdefense.restoration.operators import downsampling
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -50,6 +51,36 @@ def test_the_middle_of_an_image_against_the_transform_of_scipy():
             total += float(dctn(y, type=3, norm="ortho")[10 - top, 10 - left]) / 64
     found = threshold(image, torch.tensor([sigma]).double())[0, 0, 10, 10]
     assert found.item() == pytest.approx(total, abs=1e-9)
+
+
+def test_filling_keeps_known_pixels_and_never_reads_the_others():
+    images, known = draw(2, 3, 20, 20).sigmoid(), draw(1, 1, 20, 20, seed=1) > 0
+    hidden = images.masked_fill(~known, torch.nan)
+    first, second = (fill(given, known, torch.full_like(images, 0.5)) for given in (images, hidden))
+    assert torch.equal(first, second)
+    assert torch.equal(first[known.expand_as(first)], images[known.expand_as(first)])
+    everything = torch.ones_like(known)
+    assert torch.equal(fill(images, everything, images), images)
+
+
+def test_filling_finds_one_cosine_whatever_it_begins_at():
+    """Of a single wave half of the pixels are missing: the mean of an 8x8 patch of it has one coefficient."""
+    wave = 0.5 + 0.4 * torch.cos(torch.pi / 8 * (torch.arange(32.0).double() + 0.5)).expand(1, 1, 32, 32)
+    known = draw(1, 1, 32, 32) > 0
+    error = lambda x: (x - wave)[~known].square().mean()  # noqa: E731
+    for begin in (0.0, 0.5, 1.0):
+        assert error(fill(wave, known, torch.full_like(wave, begin))) < 1e-3 * error(torch.full_like(wave, 0.5))
+
+
+def test_what_explains_the_small_image_stays_and_what_does_not_comes_back_to_it():
+    flat = torch.full((1, 3, 32, 32), 0.4).double()
+    reduce = downsampling(4, 32, 32, dtype=torch.float64)
+    small = reduce(flat, torch.arange(1))
+    torch.testing.assert_close(explain(small, flat, reduce), flat)
+    textured = flat + 0.002 * draw(1, 3, 32, 32)  # weaker than every threshold
+    torch.testing.assert_close(explain(small, textured, reduce), flat, atol=1e-3, rtol=0)
+    other = explain(small, torch.zeros_like(flat), reduce)
+    assert (reduce(other, torch.arange(1)) - small).abs().max() < 1e-3
 
 
 def test_grey_noise_is_weighed_as_grey_noise():

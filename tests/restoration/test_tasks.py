@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from sklearn.datasets import load_sample_image
 
 from dipdefense import (
     STOPPING_RULES,
@@ -17,10 +18,12 @@ from dipdefense import (
 )
 from dipdefense.fitting.config import build_network
 from dipdefense.fitting.problem import canvas
-from dipdefense.restoration.cosine_filters import threshold, wiener
+from dipdefense.restoration.cosine_filters import fill, threshold, wiener
+from dipdefense.restoration.inpainting import side_that_knows
 from dipdefense.restoration.noise_estimate import estimate_sigma
 from dipdefense.restoration.operators import downsample
 from dipdefense.restoration.presets import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
+from dipdefense.tiles import cut, join
 
 QUICK = FitConfig(
     architecture_options={"channels": [8, 16], "skip_channels": 0, "upsampling": "nearest"},
@@ -75,12 +78,11 @@ def test_runs_are_averaged_over_seeds_and_progress_counts_them_all():
 
 @pytest.fixture
 def small_fits(monkeypatch):
-    """The default of `denoise` with a smaller network, and tiles of 24 pixels."""
-    usual = SMALL["denoise"]
-    config = dataclasses.replace(usual, architecture_options=QUICK.architecture_options, input_channels=8, ema=0.9)
-    monkeypatch.setitem(SMALL, "denoise", config)
-    monkeypatch.setattr("dipdefense.restoration.tasks.DENOISE_TILE", 24)
-    return config
+    """The defaults with a smaller network, and tiles of 24 pixels."""
+    network = {"architecture_options": QUICK.architecture_options, "input_channels": 8, "ema": 0.9}
+    for task in ("denoise", "inpaint", "super_resolve", "remove_jpeg_artifacts"):
+        monkeypatch.setitem(SMALL, task, dataclasses.replace(SMALL[task], **network))
+    monkeypatch.setattr("dipdefense.restoration.prior_fit.TILE", 24)
 
 
 def test_by_default_noise_goes_at_every_strength(small_fits):
@@ -131,6 +133,72 @@ def test_every_fit_has_its_own_checkpoint(small_fits, tmp_path):
     whole = denoise(noisy, runs=2, checkpoint=tmp_path / "fit")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fit.1", "fit.2"]
     assert torch.equal(denoise(noisy, runs=2, checkpoint=tmp_path / "fit"), whole)
+
+
+def edges(side: int) -> torch.Tensor:
+    """Straight edges between two smooth images, (1, 3, side, side)."""
+    dark, bright = 0.2 + smooth(1, 3, side, side, seed=3) / 4, 0.55 + smooth(1, 3, side, side, seed=4) / 4
+    rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    return torch.where((rows + 2 * columns) % 40 < 20, dark, bright)
+
+
+def seams(side: int, starts: list[int], overlap: int) -> torch.Tensor:
+    """The pixels on both sides of where a tile begins, and of where the one before it ends: (side,) bool."""
+    found = torch.zeros(side, dtype=torch.bool)
+    found[[start + edge for start in starts[1:] for edge in (-1, 0, overlap - 1, overlap)]] = True
+    return found
+
+
+def test_by_default_inpainting_beats_the_fit_and_the_filters_alone_and_has_no_seams(small_fits):
+    photograph = torch.from_numpy(load_sample_image("flower.jpg")).permute(2, 0, 1)[None] / 255
+    clean = photograph[..., 200:260, 260:320]
+    mask = holes(clean)
+    whole = inpaint(clean * mask, mask)
+    fit_alone = inpaint(clean * mask, mask, refine=False, paste=True)
+    filters_alone = fill(clean, mask, torch.full_like(clean, 0.5))
+    assert torch.equal(whole[mask.expand_as(whole)], clean[mask.expand_as(whole)])
+    assert error(whole, clean) < min(error(fit_alone, clean), error(filters_alone, clean))
+    wrong, at = (whole - clean).square().mean((0, 1)), seams(60, [0, 18, 36], 6)
+    assert wrong[at].mean() < 1.5 * wrong[~at].mean()
+    assert wrong[:, at].mean() < 1.5 * wrong[:, ~at].mean()
+
+
+def test_a_hole_as_large_as_a_tile_gets_a_larger_tile(small_fits):
+    """A tile of 24 pixels inside the hole would know nothing."""
+    hole = torch.ones(1, 1, 60, 60, dtype=torch.bool)
+    hole[..., 16:42, 16:42] = False
+    assert [side_that_knows(mask, 24) for mask in (hole, holes(edges(60)), hole[..., :24, :24])] == [48, 24, None]
+    clean = edges(60)
+    filled = inpaint(clean.masked_fill(~hole, torch.nan), hole)
+    assert error(filled, clean) < 0.5 * error(torch.where(hole, clean, 0.5), clean)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_by_default_super_resolution_beats_the_fit_alone_and_has_no_seams(small_fits, factor):
+    clean = edges(60)
+    small = downsample(clean, factor)
+    large = super_resolve(small, factor)
+    assert large.shape == clean.shape
+    assert error(downsample(large, factor), small) < 1e-4
+    bicubic = torch.nn.functional.interpolate(small, (60, 60), mode="bicubic", align_corners=False)
+    assert error(large, clean) < error(bicubic, clean)
+    assert error(large, clean) < error(super_resolve(small, factor, refine=False), clean)
+    wrong = (large - clean).square().mean((0, 1))
+    at = seams(60, [factor * start for start in {2: [0, 9, 18], 3: [0, 6, 12]}[factor]], factor * (24 // factor // 4))
+    assert wrong[at].mean() < 1.5 * wrong[~at].mean()
+    assert wrong[:, at].mean() < 1.5 * wrong[:, ~at].mean()
+
+
+def test_artefacts_are_removed_tile_by_tile():
+    blocky = smooth(1, 3, 24, 16)
+    expected = join(fit(cut(blocky, 16, 4), BRIEF).reconstruction, (24, 16), 16, 4)
+    torch.testing.assert_close(remove_jpeg_artifacts(blocky, config=BRIEF, tile=16), expected)
+
+
+@pytest.mark.parametrize("task", ["denoise", "inpaint", "remove_jpeg_artifacts", "super_resolve"])
+def test_a_tile_of_no_pixels_is_refused(task):
+    with pytest.raises(ValueError, match="tile must be None or an integer of at least 1, got 0"):
+        TASKS[task](smooth(), config=BRIEF, tile=0)
 
 
 def test_inpainting_finds_the_missing_half():

@@ -84,11 +84,11 @@ def test_a_killed_run_goes_on_and_gives_the_same_table(tmp_path, scenes, monkeyp
         run(tmp_path / "a")
     progress = []
     table = run(tmp_path / "a", progress=lambda done, total: progress.append((done, total)))
-    assert len(calls) == 6 + 18 - 5
-    assert progress == [(i, 18) for i in range(1, 19)]
+    assert len(calls) == 6 + 20 - 5
+    assert progress == [(i, 20) for i in range(1, 21)]
     assert list(zip(table["task"], table["method"], strict=True)) == [
-        *(("text", method) for method in ("dip", "tv", "biharmonic")),
-        *(("zebra", method) for method in ("dip", "tv", "bicubic", "nearest")),
+        *(("text", method) for method in ("dip", "tv", "biharmonic", "cosine")),
+        *(("zebra", method) for method in ("dip", "tv", "bicubic", "nearest", "cosine")),
         *(("jpeg10", method) for method in ("dip", "tv", "input")),
         *(("flash", method) for method in ("dip", "tv")),
         *(("inversion", method) for method in ("dip", "tv", "pixels")),
@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_table(tmp_path, scenes, monkeyp
     monkeypatch.setattr(benchmark, "_restore", restore)
     fresh = run(tmp_path / "b")
     assert table.drop(columns="seconds").equals(fresh.drop(columns="seconds"))
-    assert len(json.loads((tmp_path / "a" / "summary.json").read_text())) == 18
+    assert len(json.loads((tmp_path / "a" / "summary.json").read_text())) == 20
     assert (tmp_path / "a" / "summary.csv").read_text().startswith("task,method,n,psnr,psnr_min")
     with Image.open(tmp_path / "a" / "sheet.png") as sheet:
         assert sheet.height > 600
@@ -175,7 +175,7 @@ def test_a_changed_scene_needs_another_folder(tmp_path, scenes, monkeypatch, par
 def test_tasks_and_methods_may_be_added_and_other_fits_not(tmp_path, scenes):
     run(tmp_path, tasks=["text"], methods=["dip"])
     table = run(tmp_path, tasks=["text", "zebra"], methods=["dip", "library"])
-    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == len(table) == 5
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == len(table) == 7
     for changed, message in (
         ({"iterations": 7}, r"fits.text \w+ dip.fit.iterations \d+ where this one has 7"),
         ({"size": 32}, "size 16 where this one has 32"),
@@ -196,16 +196,19 @@ def test_the_table_is_of_means():
 def test_published_numbers_reach_the_fit(tmp_path, scenes, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        benchmark, "_restore", lambda scene, method, numbers, *rest: seen.append(numbers) or torch.zeros(3, 16, 16)
+        benchmark, "_restore", lambda scene, method, given, *rest: seen.append(given) or torch.zeros(3, 16, 16)
     )
     options = {"tasks": ["text", "zebra"], "methods": ["dip"], "size": 16}
     benchmark_restoration(tmp_path, **options, published=True, iterations=7, out=tmp_path / "a")
     benchmark_restoration(tmp_path, **options, out=tmp_path / "b")
-    assert [numbers.architecture_options["channels"] for numbers in seen[:2]] == [[128] * 5] * 2
-    assert [numbers.iterations for numbers in seen[:2]] == [7, 7]
+    configs = [given["config"] for given in seen]
+    assert [config.architecture_options["channels"] for config in configs[:2]] == [[128] * 5] * 2
+    assert [config.iterations for config in configs[:2]] == [7, 7]
     large = dataclasses.replace(scenes["zebra"], options={"factor": 8})
     assert benchmark._settings(large, "dip", None, True, None) == published_super_resolution(8)
-    assert [max(numbers.architecture_options["channels"]) for numbers in seen[2:]] == [64, 64]
+    assert [max(config.architecture_options["channels"]) for config in configs[2:]] == [64, 64]
+    assert all(given.keys() == {"config", "tv"} for given in seen[:2])
+    assert all((given["tile"], given["refine"]) == (64, True) for given in seen[2:])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,102 @@
+"""Inpainting: the fit to the known pixels, and a mean with what iterated thresholding makes of it."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dipdefense.fitting.checkpoint import CheckpointLike
+from dipdefense.fitting.config import FitConfig
+from dipdefense.fitting.losses import masked_mse
+from dipdefense.image_tensors import check_images
+from dipdefense.restoration.cosine_filters import fill
+from dipdefense.restoration.operators import masking
+from dipdefense.restoration.prior_fit import Callback, PriorFit, tile_and_refine
+from dipdefense.tiles import cut, join
+
+__all__ = ["inpaint", "side_that_knows"]
+
+REACH = 15  # side in pixels of the square of all patches that hold a pixel
+
+
+def inpaint(
+    images: Tensor,
+    mask: Tensor,
+    *,
+    paste: bool = False,
+    config: FitConfig | None = None,
+    tile: int | None = None,
+    refine: bool | None = None,
+    seed: int | None = 0,
+    tv: float = 0.0,
+    callback: Callback | None = None,
+    checkpoint: CheckpointLike | None = None,
+) -> Tensor:
+    """Fill in unknown pixels: text, holes, or a large share of pixels that are missing.
+
+    By default, with f the fit, in tiles,
+
+        d = fill(images, mask, begun at f)      (`cosine_filters`)
+        result = images where they are known, else f + w (d - f),   w the share of known pixels nearby
+
+    d is sharper where many pixels are known; in the middle of a hole, where w is 0, f stays. Pixels where the mask is 0
+    are never read, so they may be NaN. A stopping rule that looks at the residual sees 0 there, so noise of std sigma
+    appears to it as sigma times the square root of the known share.
+
+    Args:
+        images: (B, C, H, W), in [0, 1] where they are known.
+        mask: (B or 1, 1 or C, H, W), boolean or 0 / 1; 1 = known pixel.
+        paste: put the known pixels back into the result of a fit that is not refined.
+        tile: as in `prior_fit`, but twice as large as long as some tile knows less than half as much of its pixels as
+            the image does of its own. So a hole lies in a tile that shows what is around it.
+        config, refine, seed, tv, callback, checkpoint: see `dipdefense.restoration.prior_fit`.
+
+    Returns:
+        (B, C, H, W) in [0, 1]. Known pixels are those of the image, so a score over all pixels is too good. Without
+        `refine` and `paste` all pixels are as the network gives them.
+
+    Raises:
+        TypeError, ValueError: no image batch, a mask of another size, not binary or without a known pixel, a negative
+            `tv`, a tile below 1; what `fit` raises.
+    """
+    if not (isinstance(images, Tensor) and isinstance(mask, Tensor)):
+        raise TypeError(f"images and mask must be tensors, got {type(images).__name__} and {type(mask).__name__}")
+    allowed = [(1, len(images)), (1, *images.shape[1:2]), *((side,) for side in images.shape[2:])]
+    if mask.dim() != 4 or any(size not in sizes for size, sizes in zip(mask.shape, allowed, strict=False)):
+        raise ValueError(
+            f"mask must have the size of images, {tuple(images.shape)} (one mask for all images or channels will do), "
+            f"got {tuple(mask.shape)}"
+        )
+    masked_mse(mask)  # refuses a mask that is not binary, before it is cut
+    known = masking(mask)(images, torch.arange(len(images), device=images.device))
+    check_images(known)
+    side, refine = tile_and_refine(config, tile, refine)
+    prior_fit = PriorFit(task="inpaint", config=config, seed=seed, tv=tv, callback=callback, checkpoint=checkpoint)
+    side = None if side is None else side_that_knows(mask, side)
+    if side is None:
+        filled = prior_fit(known, degrade=masking(mask), loss=masked_mse(mask))
+    else:
+        H, W = known.shape[2:]
+        masks = cut(mask.expand(len(images), -1, -1, -1), side, side // 4)
+        tiles = prior_fit(cut(known, side, side // 4), degrade=masking(masks), loss=masked_mse(masks))
+        filled = join(tiles, (H, W), side, side // 4)
+    if refine:
+        nearby = F.pad(mask.to(known), [REACH // 2] * 4, mode="replicate")
+        filled = filled.lerp(fill(known, mask.bool(), filled), F.avg_pool2d(nearby, REACH, 1)).clamp(0, 1)
+    return torch.where(mask.bool(), images, filled) if paste or refine else filled
+
+
+def side_that_knows(mask: Tensor, side: int) -> int | None:
+    """Side of the tiles, `side` or twice, four times, ... as much; None if that is the whole image.
+
+    It is the first at which every tile knows at least half as large a share of its pixels as all tiles on average.
+
+    Args:
+        mask: (B, 1 or C, H, W), boolean or 0 / 1; 1 = known pixel.
+        side: to begin with, in pixels.
+    """
+    while side < max(mask.shape[2:]):
+        known = cut(mask.float(), side, side // 4).mean((1, 2, 3)).view(-1, len(mask))
+        if (known >= known.mean(0) / 2).all():
+            return side
+        side *= 2
+    return None

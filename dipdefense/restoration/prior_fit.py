@@ -1,0 +1,74 @@
+"""What the restoration tasks share: every task is the one fit, with another operator, input or loss.
+
+    min_theta  loss( A(f_theta(z)), observed ) + tv * total_variation( f_theta(z) )
+
+Their functions take the same keywords. `config`: settings of the fit, with any architecture and stopping rule; None for
+the small ones of `presets.SMALL`, made for a CPU; `presets.PUBLISHED` holds the published ones. `tile`: side in pixels
+of the tiles that larger images are cut into, which overlap by a quarter and are fitted as images of their own; None for
+`presets.TILE`, but no tiles with a config. `refine`: whether the filters of `cosine_filters` work on the fit; None:
+yes, but not with a config. `seed`: as in `fit`. `tv`: weight of the total variation in the loss; with `presets.PIXELS`
+as config it is the only prior, which is the learning-free rival. `callback`, `checkpoint`: as in `fit`, whose images
+are the tiles. Images of a batch do not affect each other.
+
+Source: Ulyanov, Vedaldi, Lempitsky (2018), "Deep image prior", sections 3.1 to 3.6.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dipdefense.arguments import check_integer
+from dipdefense.fitting.checkpoint import CheckpointLike
+from dipdefense.fitting.config import FitConfig
+from dipdefense.fitting.fit import Progress, fit
+from dipdefense.restoration.presets import SMALL, TILE
+from dipdefense.restoration.total_variation import weighted_total_variation
+from dipdefense.tiles import cut, join
+
+__all__ = ["Callback", "PriorFit", "tile_and_refine"]
+
+Callback = Callable[[Progress], None]
+
+
+def tile_and_refine(config: FitConfig | None, tile: int | None, refine: bool | None) -> tuple[int | None, bool]:
+    """The side of the tiles (None: no tiles), and whether to refine, where the caller left them open.
+
+    Raises:
+        ValueError: a tile that is not an integer of at least 1.
+    """
+    check_integer("tile", tile, 1, none=True)
+    usual = config is None
+    return TILE if tile is None and usual else tile, usual if refine is None else refine
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorFit:
+    """The keywords of a task that its fit needs."""
+
+    task: str  # in `presets.SMALL`
+    config: FitConfig | None
+    seed: int | None
+    tv: float
+    callback: Callback | None
+    checkpoint: CheckpointLike | None
+
+    def __call__(self, observed: Tensor, **problem: Any) -> Tensor:
+        """The result, clipped to [0, 1], which only the architecture `pixels` can leave. `problem`: as in `fit`."""
+        result = fit(
+            observed,
+            self.config or SMALL[self.task],
+            seed=self.seed,
+            prior=weighted_total_variation(self.tv),
+            callback=self.callback,
+            checkpoint=self.checkpoint,
+            **problem,
+        )
+        return result.reconstruction.clamp(0, 1)
+
+    def in_tiles(self, observed: Tensor, side: int | None) -> Tensor:
+        """The same in tiles of `side` pixels, where the image itself is fitted: (B, C, H, W) -> same."""
+        if side is None or max(observed.shape[2:]) <= side:
+            return self(observed)
+        return join(self(cut(observed, side, side // 4)), (observed.shape[2], observed.shape[3]), side, side // 4)
