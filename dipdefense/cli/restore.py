@@ -18,7 +18,8 @@ from dipdefense.fitting.fit import Progress
 from dipdefense.restoration.denoising import LEAST_NOISE, denoise
 from dipdefense.restoration.flash import flash_no_flash
 from dipdefense.restoration.inpainting import inpaint
-from dipdefense.restoration.jpeg import remove_jpeg_artifacts
+from dipdefense.restoration.jpeg import BEST_QUALITY, remove_jpeg_artifacts
+from dipdefense.restoration.jpeg_quality import estimate_quality
 from dipdefense.restoration.noise_estimate import estimate_sigma
 from dipdefense.restoration.preimage import invert_features, maximise_activation
 from dipdefense.restoration.presets import (
@@ -80,32 +81,25 @@ class Fit:
 
 @dataclass(frozen=True)
 class TiledFit(Fit):
-    """The options of a fit in tiles."""
+    """The options of a fit in tiles that filters refine."""
 
     tile: Annotated[
         int | None,
         typer.Option(help=f"Side of the tiles of larger images; {TILE}, but none with settings of your own."),
     ] = None
-
-    def arguments(self, task: str, large: FitConfig) -> dict[str, Any]:
-        """`config` and `tile` of the function; the number of iterations alone is no setting of one's own."""
-        settings = self.settings(task, large)
-        tile = TILE if self.tile is None and self.usual else self.tile
-        return {"config": None if settings == SMALL[task] else settings, "tile": tile}
-
-
-@dataclass(frozen=True)
-class RefinedFit(TiledFit):
-    """The options of a fit in tiles that filters refine."""
-
     refine: Annotated[
         bool | None,
         typer.Option("--refine/--no-refine", help="Refine the fit by filters; by default unless settings are given."),
     ] = None
 
     def arguments(self, task: str, large: FitConfig) -> dict[str, Any]:
-        """`config`, `tile` and `refine` of the function."""
-        return super().arguments(task, large) | {"refine": self.usual if self.refine is None else self.refine}
+        """`config`, `tile` and `refine` of the function; a number of iterations alone is no setting of one's own."""
+        settings = self.settings(task, large)
+        return {
+            "config": None if settings == SMALL[task] else settings,
+            "tile": TILE if self.tile is None and self.usual else self.tile,
+            "refine": self.usual if self.refine is None else self.refine,
+        }
 
 
 @restoring.command("denoise", epilog="Example: dipdefense denoise noisy.png clean.png --runs 2")
@@ -114,7 +108,7 @@ def denoise_file(
     source: Source,
     target: Target,
     runs: Annotated[int, typer.Option(help="Fits whose results are averaged.")] = 1,
-    fit: RefinedFit = RefinedFit(),
+    fit: TiledFit = TiledFit(),
 ) -> None:
     """Remove noise of unknown level from an image file. A file in which no noise is found stays as it is."""
     arguments = fit.arguments("denoise", PUBLISHED["denoise"])
@@ -142,7 +136,7 @@ def inpaint_file(
     kind: Annotated[
         str, typer.Option(help=f"Which of the published settings: {', '.join(PUBLISHED_INPAINTING)}.")
     ] = "text",
-    fit: RefinedFit = RefinedFit(),
+    fit: TiledFit = TiledFit(),
 ) -> None:
     """Fill in the unknown pixels of an image file: text, holes, missing pixels."""
     if kind not in PUBLISHED_INPAINTING:
@@ -162,7 +156,7 @@ def super_resolve_file(
     source: Source,
     target: Target,
     factor: Annotated[int, typer.Option(help="How many times larger.")] = 4,
-    fit: RefinedFit = RefinedFit(),
+    fit: TiledFit = TiledFit(),
 ) -> None:
     """Enlarge an image file by an integer factor."""
     arguments = fit.arguments("super_resolve", published_super_resolution(factor))
@@ -176,9 +170,19 @@ def remove_jpeg_file(
     target: Target,
     fit: TiledFit = TiledFit(),
 ) -> None:
-    """Remove blocks and ringing of JPEG compression from an image file."""
+    """Remove blocks and ringing of JPEG compression from an image file. One without strong ones stays as it is."""
     arguments = fit.arguments("remove_jpeg_artifacts", PUBLISHED["remove_jpeg_artifacts"])
-    _restore([source], target, fit, remove_jpeg_artifacts, **arguments)
+
+    def clean(image: Tensor, **keywords: Any) -> Tensor:
+        result = remove_jpeg_artifacts(image, **arguments, **keywords)
+        if arguments["refine"]:
+            quality = estimate_quality(image[0])
+            found = "no trace of JPEG" if quality is None else f"JPEG of quality {quality}"
+            changed = quality is not None and quality <= BEST_QUALITY
+            note(f"{source}: {found} found, {'artefacts removed' if changed else 'so the image is unchanged'}")
+        return result
+
+    _restore([source], target, fit, clean)
 
 
 @restoring.command("flash", epilog="Example: dipdefense flash flash.png dark.png restored.png")

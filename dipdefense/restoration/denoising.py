@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from dipdefense.arguments import check_integer
-from dipdefense.fitting.checkpoint import Checkpoint, CheckpointLike
+from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
-from dipdefense.fitting.fit import Progress
 from dipdefense.image_tensors import check_images
 from dipdefense.restoration.cosine_filters import threshold, wiener
 from dipdefense.restoration.noise_estimate import estimate_sigma
@@ -62,24 +61,16 @@ def denoise(
     check_integer("runs", runs, 1)
     images, usual = images.detach(), config is None
     side, refine = tile_and_refine(config, tile, refine)
+    prior_fit = PriorFit(task="denoise", config=config, seed=seed, tv=tv, callback=callback, checkpoint=checkpoint)
     everything = [(torch.ones_like(images[:, 0, 0, 0], dtype=torch.bool), images, images.new_zeros(len(images)))]
     groups = _by_kind(images) if refine or usual else everything
     result, fits = images.clone(), 0
     for group, noisy, sigma in groups:
         fitted = torch.zeros_like(noisy)
         for run in range(runs):
-
-            def report(state: Progress, before: int = fits) -> None:
-                if callback is not None:
-                    callback(replace(state, share=(before + state.share) / (runs * len(groups))))
-
+            nth = replace(prior_fit, seed=None if seed is None else seed + run).part(fits, runs * len(groups))
+            fitted += nth.in_tiles(noisy, side)
             fits += 1
-            own = checkpoint
-            if checkpoint is not None and runs * len(groups) > 1:
-                own = Checkpoint.at(checkpoint).numbered(fits)
-            nth = None if seed is None else seed + run
-            prior_fit = PriorFit(task="denoise", config=config, seed=nth, tv=tv, callback=report, checkpoint=own)
-            fitted += prior_fit.in_tiles(noisy, side)
         result[group] = _refined(noisy, fitted / runs, sigma) if refine else fitted / runs
     return result
 

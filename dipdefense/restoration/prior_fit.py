@@ -14,13 +14,13 @@ Source: Ulyanov, Vedaldi, Lempitsky (2018), "Deep image prior", sections 3.1 to 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from dipdefense.arguments import check_integer
-from dipdefense.fitting.checkpoint import CheckpointLike
+from dipdefense.fitting.checkpoint import Checkpoint, CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.fit import Progress, fit
 from dipdefense.restoration.presets import SMALL, TILE
@@ -66,6 +66,21 @@ class PriorFit:
             **problem,
         )
         return result.reconstruction.clamp(0, 1)
+
+    def part(self, number: int, count: int) -> "PriorFit":
+        """Fit `number` of `count`, from 0, of one call: `Progress.share` counts them all; each has its own checkpoint.
+
+        Of several fits the checkpoints are at the path with `.1`, `.2`, ... behind it.
+        """
+
+        def report(state: Progress) -> None:
+            if self.callback is not None:
+                self.callback(replace(state, share=(number + state.share) / count))
+
+        own = self.checkpoint
+        if own is not None and count > 1:
+            own = Checkpoint.at(own).numbered(number + 1)
+        return replace(self, callback=report, checkpoint=own)
 
     def in_tiles(self, observed: Tensor, side: int | None) -> Tensor:
         """The same in tiles of `side` pixels, where the image itself is fitted: (B, C, H, W) -> same."""

@@ -102,7 +102,7 @@ LIBRARY: dict[str, dict[str, Callable[[Scene], Tensor]]] = {
 USUAL: dict[str, dict[str, Any]] = {
     "inpaint": {"tile": TILE, "refine": True},
     "super_resolve": {"tile": TILE, "refine": True},
-    "remove_jpeg_artifacts": {"tile": TILE},
+    "remove_jpeg_artifacts": {"tile": TILE, "refine": True},
 }
 METHODS = ("dip", "tv", "pixels", "library")
 
@@ -291,6 +291,8 @@ def _restore(
     if scene.classifier is not None:
         inputs = [scene.classifier.to(device), scene.layer, *inputs]
     restore = getattr(dipdefense, scene.function)
+    if keywords.get("refine") and keywords["config"] == SMALL[scene.function]:
+        keywords = keywords | {"config": None}  # the function's own settings may depend on the image
     restored: Tensor = restore(*inputs, **scene.options, **keywords, seed=seed)
     return restored[0].cpu()
 

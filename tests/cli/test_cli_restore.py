@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from dipdefense.cli import app
@@ -90,7 +91,8 @@ def test_published_numbers_are_taken_when_asked_for_and_small_ones_else(folder, 
 
     monkeypatch.setattr("dipdefense.restoration.prior_fit.fit", fit)
     monkeypatch.setattr("dipdefense.restoration.preimage.fit", fit)
-    for options in ((), ("--published",), ("--published", "--iterations", 9, "--memory-gb", 0.5)):
+    always = ("--no-refine",) if command == "remove-jpeg" else ()  # the image was never compressed
+    for options in (always, ("--published",), ("--published", "--iterations", 9, "--memory-gb", 0.5)):
         assert isinstance(dipdefense(*arguments(folder, command), folder / "o.png", *options).exception, StopError)
     small, published, short = seen
     assert max(small.architecture_options["channels"]) == 64
@@ -121,6 +123,21 @@ def test_denoise_says_what_it_found(folder, monkeypatch):
     refused(
         "tile must be None or an integer of at least 1", "denoise", folder / "image.png", folder / "o.png", "--tile", 0
     )
+
+
+def test_remove_jpeg_says_what_it_found(folder, monkeypatch):
+    monkeypatch.setitem(SMALL, "remove_jpeg_artifacts", FitConfig(**QUICK))
+    blurred = torch.nn.functional.avg_pool2d(torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(1)), 9, 1)
+    write_image((0.5 + 3 * (blurred - 0.5)).clamp(0, 1), folder / "smooth.png")
+    for quality in (20, 90):
+        with Image.open(folder / "smooth.png") as image:
+            image.save(folder / f"{quality}.jpg", quality=quality)
+    names = ("20.jpg", "90.jpg", "smooth.png")
+    said = {name: dipdefense("remove-jpeg", folder / name, folder / "o.png") for name in names}
+    assert said["20.jpg"].output.endswith("20.jpg: JPEG of quality 20 found, artefacts removed\n")
+    assert said["90.jpg"].output.endswith("90.jpg: JPEG of quality 90 found, so the image is unchanged\n")
+    assert said["smooth.png"].output.endswith("smooth.png: no trace of JPEG found, so the image is unchanged\n")
+    assert torch.equal(read_image(folder / "o.png"), read_image(folder / "smooth.png"))
 
 
 def test_what_cannot_be_restored_is_refused_in_one_line(folder):

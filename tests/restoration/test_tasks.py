@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from dipdefense import (
@@ -16,6 +17,7 @@ from dipdefense import (
     remove_jpeg_artifacts,
     super_resolve,
 )
+from dipdefense.files.reading import read_image
 from dipdefense.fitting.config import build_network
 from dipdefense.fitting.problem import canvas
 from dipdefense.restoration.cosine_filters import fill, threshold, wiener
@@ -149,15 +151,19 @@ def seams(side: int, starts: list[int], overlap: int) -> torch.Tensor:
     return found
 
 
-def test_by_default_inpainting_beats_the_fit_and_the_filters_alone_and_has_no_seams(small_fits):
-    photograph = torch.from_numpy(load_sample_image("flower.jpg")).permute(2, 0, 1)[None] / 255
-    clean = photograph[..., 200:260, 260:320]
+@pytest.mark.parametrize("kind", ["edges", "photograph"])
+def test_by_default_inpainting_is_as_good_as_the_better_of_fit_and_filters(small_fits, kind):
+    """On straight edges the fit is the better one, on the texture of a flower the filters are."""
+    flower = torch.tensor(load_sample_image("flower.jpg")[200:260, 260:320]).permute(2, 0, 1)[None] / 255
+    clean = edges(60) if kind == "edges" else flower
     mask = holes(clean)
     whole = inpaint(clean * mask, mask)
-    fit_alone = inpaint(clean * mask, mask, refine=False, paste=True)
-    filters_alone = fill(clean, mask, torch.full_like(clean, 0.5))
+    fit_alone = error(inpaint(clean * mask, mask, refine=False, paste=True), clean)
+    filters_alone = error(fill(clean, mask, torch.full_like(clean, 0.5)), clean)
     assert torch.equal(whole[mask.expand_as(whole)], clean[mask.expand_as(whole)])
-    assert error(whole, clean) < min(error(fit_alone, clean), error(filters_alone, clean))
+    assert error(whole, clean) < 1.1 * min(fit_alone, filters_alone)
+    assert error(whole, clean) < 0.85 * max(fit_alone, filters_alone)
+    assert (fit_alone < filters_alone) == (kind == "edges")
     wrong, at = (whole - clean).square().mean((0, 1)), seams(60, [0, 18, 36], 6)
     assert wrong[at].mean() < 1.5 * wrong[~at].mean()
     assert wrong[:, at].mean() < 1.5 * wrong[:, ~at].mean()
@@ -193,6 +199,27 @@ def test_artefacts_are_removed_tile_by_tile():
     blocky = smooth(1, 3, 24, 16)
     expected = join(fit(cut(blocky, 16, 4), BRIEF).reconstruction, (24, 16), 16, 4)
     torch.testing.assert_close(remove_jpeg_artifacts(blocky, config=BRIEF, tile=16), expected)
+
+
+def test_by_default_strong_artefacts_go_and_the_rest_stays_as_it_is(small_fits, tmp_path):
+    """Each image as if it were alone; compressed at quality 10, 90 and not at all."""
+    clean = torch.nn.functional.avg_pool2d(edges(144), 3, 1, 1)[:, :, 8:136, 8:136]
+    seen = []
+    for quality in (10, 90):
+        levels = (clean[0] * 255).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(levels).save(tmp_path / "compressed.jpg", quality=quality)
+        seen.append(read_image(tmp_path / "compressed.jpg"))
+    shares = []
+    images = torch.stack([seen[1], seen[0], clean[0], seen[0]])
+    result = remove_jpeg_artifacts(images, callback=lambda state: shares.append(state.share))
+    assert torch.equal(result[0], images[0])
+    assert torch.equal(result[2], images[2])
+    assert error(result[1], clean[0]) < 0.9 * error(images[1], clean[0])
+    torch.testing.assert_close(result[3], result[1], atol=1e-3, rtol=0)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    with pytest.raises(ValueError, match="images must have 1 or 3 channels, as JPEG has, got 2: set refine=False"):
+        remove_jpeg_artifacts(clean[:, :2])
 
 
 @pytest.mark.parametrize("task", ["denoise", "inpaint", "remove_jpeg_artifacts", "super_resolve"])
