@@ -15,6 +15,7 @@ from dipdefense.tiles import cut, join
 
 __all__ = ["inpaint", "side_that_knows"]
 
+MOST = 0.7  # weight of what thresholding makes of a fit, where half of the pixels are known
 REACH = 15  # side in pixels of the square of all patches that hold a pixel
 
 
@@ -36,9 +37,10 @@ def inpaint(
     By default, with f the fit, in tiles,
 
         d = fill(images, mask, begun at f)      (`cosine_filters`)
-        result = images where they are known, else f + w (d - f),   w the share of known pixels nearby
+        result = images where they are known, else f + w (d - f),   w = 0.7 min(1, 2 s)
 
-    d is sharper where many pixels are known; in the middle of a hole, where w is 0, f stays. Pixels where the mask is 0
+    with s the share of known pixels nearby. d is sharper where many pixels are known; in the middle of a hole, where w
+    is 0, f stays. Pixels where the mask is 0
     are never read, so they may be NaN. A stopping rule that looks at the residual sees 0 there, so noise of std sigma
     appears to it as sigma times the square root of the known share.
 
@@ -81,7 +83,8 @@ def inpaint(
         filled = join(tiles, (H, W), side, side // 4)
     if refine:
         nearby = F.pad(mask.to(known), [REACH // 2] * 4, mode="replicate")
-        filled = filled.lerp(fill(known, mask.bool(), filled), F.avg_pool2d(nearby, REACH, 1)).clamp(0, 1)
+        weight = MOST * (2 * F.avg_pool2d(nearby, REACH, 1)).clamp(max=1)
+        filled = filled.lerp(fill(known, mask.bool(), filled), weight).clamp(0, 1)
     return torch.where(mask.bool(), images, filled) if paste or refine else filled
 
 
