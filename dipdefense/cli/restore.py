@@ -18,7 +18,7 @@ from dipdefense.fitting.fit import Progress
 from dipdefense.restoration.denoising import LEAST_NOISE, denoise
 from dipdefense.restoration.flash import flash_no_flash
 from dipdefense.restoration.inpainting import inpaint
-from dipdefense.restoration.jpeg import BEST_QUALITY, remove_jpeg_artifacts
+from dipdefense.restoration.jpeg import BEST_QUALITY, iterations_for, remove_jpeg_artifacts
 from dipdefense.restoration.jpeg_quality import estimate_quality
 from dipdefense.restoration.noise_estimate import estimate_sigma
 from dipdefense.restoration.preimage import invert_features, maximise_activation
@@ -85,7 +85,7 @@ class TiledFit(Fit):
 
     tile: Annotated[
         int | None,
-        typer.Option(help=f"Side of the tiles of larger images; {TILE}, but none with settings of your own."),
+        typer.Option(help=f"Side of the tiles of larger results; {TILE}, but none with settings of your own."),
     ] = None
     refine: Annotated[
         bool | None,
@@ -93,10 +93,9 @@ class TiledFit(Fit):
     ] = None
 
     def arguments(self, task: str, large: FitConfig) -> dict[str, Any]:
-        """`config`, `tile` and `refine` of the function; a number of iterations alone is no setting of one's own."""
-        settings = self.settings(task, large)
+        """`config`, `tile` and `refine` of the function; tiles and filters go with the small settings."""
         return {
-            "config": None if settings == SMALL[task] else settings,
+            "config": self.settings(task, large),
             "tile": TILE if self.tile is None and self.usual else self.tile,
             "refine": self.usual if self.refine is None else self.refine,
         }
@@ -115,7 +114,7 @@ def denoise_file(
 
     def clean(image: Tensor, **keywords: Any) -> Tensor:
         result = denoise(image, **arguments, **keywords)
-        if arguments["refine"] or arguments["config"] is None:
+        if arguments["refine"] or fit.usual:
             sigma = estimate_sigma(image).item()
             found = "removed" if sigma > LEAST_NOISE else "found, so the image is unchanged"
             note(f"{source}: noise of {255 * sigma:.1f} in 255 {found}")
@@ -131,7 +130,8 @@ def inpaint_file(
     mask: Annotated[Path, typer.Argument(metavar="MASK", help="Black and white image file; white = known pixel.")],
     target: Target,
     paste: Annotated[
-        bool, typer.Option("--paste", help="Put known pixels back, which only --no-refine changes.")
+        bool,
+        typer.Option("--paste", help="Put the known pixels back; a refined result has them."),
     ] = False,
     kind: Annotated[
         str, typer.Option(help=f"Which of the published settings: {', '.join(PUBLISHED_INPAINTING)}.")
@@ -170,17 +170,24 @@ def remove_jpeg_file(
     target: Target,
     fit: TiledFit = TiledFit(),
 ) -> None:
-    """Remove blocks and ringing of JPEG compression from an image file. One without strong ones stays as it is."""
+    """Remove blocks and ringing of JPEG compression from an image file.
+
+    By default a file without a trace of JPEG, or of a quality above 80, stays as it is.
+    """
     arguments = fit.arguments("remove_jpeg_artifacts", PUBLISHED["remove_jpeg_artifacts"])
 
     def clean(image: Tensor, **keywords: Any) -> Tensor:
-        result = remove_jpeg_artifacts(image, **arguments, **keywords)
-        if arguments["refine"]:
-            quality = estimate_quality(image[0])
-            found = "no trace of JPEG" if quality is None else f"JPEG of quality {quality}"
-            changed = quality is not None and quality <= BEST_QUALITY
-            note(f"{source}: {found} found, {'artefacts removed' if changed else 'so the image is unchanged'}")
-        return result
+        if not arguments["refine"]:
+            return remove_jpeg_artifacts(image, **arguments, **keywords)
+        quality = estimate_quality(image[0])
+        if quality is None:
+            note(f"{source}: no trace of JPEG found, so the image is unchanged; --no-refine fits it all the same")
+            return image
+        if fit.usual and fit.iterations is None:
+            arguments["config"] = replace(arguments["config"], iterations=iterations_for(quality))
+        done = "artefacts removed" if quality <= BEST_QUALITY else "so the image is unchanged"
+        note(f"{source}: JPEG of quality {quality} found, {done}")
+        return remove_jpeg_artifacts(image, **arguments, **keywords)
 
     _restore([source], target, fit, clean)
 

@@ -8,7 +8,7 @@ which has all of it, needs to be smoothed little there.
     Wiener:     weight = P^2 / (P^2 + sigma^2),   Y of the noisy image, P of the pilot
 
 The threshold alone, again and again with a smaller one each time, also restores what was not observed: `fill` puts the
-known pixels back each time, and `explain` what the reduction of the image lacks.
+known pixels back each time, and `back_project` what the reduction of the image lacks.
 
 Source: Yu and Sapiro (2011), "DCT image denoising: a simple and effective image denoising algorithm"; the Wiener filter
 with a pilot is the second step of Dabov et al. (2007), "Image denoising by sparse 3-D transform-domain collaborative
@@ -26,14 +26,14 @@ from torch import Tensor
 
 from dipdefense.fitting.problem import Degrade
 
-__all__ = ["OPPONENT", "explain", "fill", "threshold", "wiener"]
+__all__ = ["OPPONENT", "back_project", "fill", "threshold", "wiener"]
 
 # Grey, red - blue, green - magenta. Orthonormal, so that white noise stays white with the same std.
 OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 SIDE = 8  # of a patch, in pixels
 THRESHOLD = 3.0  # coefficients below so many sigma are noise; chosen with `denoise`, BM3D has 2.7
 FILL = (0.6, 0.01, 30)  # first and last threshold of `fill`, and how many, in geometric progression
-EXPLAIN = (0.06, 0.03, 3)  # the same of `explain`; chosen as docs/restoration.md says
+BACK_PROJECT = (0.06, 0.03, 3)  # the same of `back_project`; chosen as docs/restoration.md says
 VALUES = 2**24  # coefficients at the same time; there are 64 for every value of an image
 
 
@@ -61,7 +61,7 @@ def wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
     return _filtered(weighted, sigma, images, pilot)
 
 
-def fill(images: Tensor, mask: Tensor, begin: Tensor) -> Tensor:
+def fill(images: Tensor, mask: Tensor, initial: Tensor) -> Tensor:
     """Unknown pixels by iterated thresholding.
 
         x <- threshold(x, T_k / 3) where a pixel is unknown, else images;   T_k falls from 0.6 to 0.01 in 30 steps
@@ -69,32 +69,32 @@ def fill(images: Tensor, mask: Tensor, begin: Tensor) -> Tensor:
     Args:
         images: (B, C, H, W); unknown pixels are not read.
         mask: (B or 1, 1 or C, H, W) bool, True = known pixel.
-        begin: the first x, of the shape of images.
+        initial: the first x, of the shape of images.
 
     Returns:
         The last x.
     """
-    x = torch.where(mask, images, begin)
+    x = torch.where(mask, images, initial)
     for level in np.geomspace(*FILL):
         x = torch.where(mask, images, threshold(x, x.new_full((len(x),), level / THRESHOLD)))
     return x
 
 
-def explain(small: Tensor, begin: Tensor, reduce: Degrade) -> Tensor:
+def back_project(small: Tensor, initial: Tensor, reduce: Degrade) -> Tensor:
     """A large image by iterated thresholding and back-projection.
 
         x <- t + enlarge(small - reduce(t)),   t = threshold(x, T_k / 3);   T_k falls from 0.06 to 0.03 in 3 steps
 
     Args:
         small: (B, C, h, w).
-        begin: the first x, (B, C, H, W).
+        initial: the first x, (B, C, H, W).
         reduce: from the large to the small size, as `degrade` for `fit`; enlarged is by bicubic interpolation.
 
     Returns:
         The last x.
     """
-    x, index = begin, torch.arange(len(begin), device=begin.device)
-    for level in np.geomspace(*EXPLAIN):
+    x, index = initial, torch.arange(len(initial), device=initial.device)
+    for level in np.geomspace(*BACK_PROJECT):
         x = threshold(x, x.new_full((len(x),), level / THRESHOLD))
         lacking = small - reduce(x, index)
         x = x + F.interpolate(lacking, x.shape[2:], mode="bicubic", align_corners=False)

@@ -13,9 +13,9 @@ from dipdefense.restoration.operators import masking
 from dipdefense.restoration.prior_fit import Callback, PriorFit, tile_and_refine
 from dipdefense.tiles import cut, join
 
-__all__ = ["inpaint", "side_that_knows"]
+__all__ = ["inpaint", "tile_side"]
 
-MOST = 0.7  # weight of what thresholding makes of a fit, where half of the pixels are known
+FILL_WEIGHT = 0.7  # weight of what thresholding makes of a fit, where half of the pixels are known
 REACH = 15  # side in pixels of the square of all patches that hold a pixel
 
 
@@ -40,17 +40,18 @@ def inpaint(
         result = images where they are known, else f + w (d - f),   w = 0.7 min(1, 2 s)
 
     with s the share of known pixels nearby. d is sharper where many pixels are known; in the middle of a hole, where w
-    is 0, f stays. Pixels where the mask is 0
-    are never read, so they may be NaN. A stopping rule that looks at the residual sees 0 there, so noise of std sigma
-    appears to it as sigma times the square root of the known share.
+    is 0, f stays. Pixels where the mask is 0 are never read, so they may be NaN. A stopping rule that looks at the
+    residual sees 0 there, so noise of std sigma appears to it as sigma times the square root of the known share.
 
     Args:
         images: (B, C, H, W), in [0, 1] where they are known.
         mask: (B or 1, 1 or C, H, W), boolean or 0 / 1; 1 = known pixel.
         paste: put the known pixels back into the result of a fit that is not refined.
-        tile: as in `prior_fit`, but twice as large as long as some tile knows less than half as much of its pixels as
-            the image does of its own. So a hole lies in a tile that shows what is around it.
-        config, refine, seed, tv, callback, checkpoint: see `dipdefense.restoration.prior_fit`.
+        tile: as in `prior_fit`, but doubled until every tile knows enough (`tile_side`), so that a hole lies in a tile
+            that shows what is around it. Without tiles a large image may need more memory than `memory_gb`.
+        config, refine, seed, tv, callback, checkpoint: see `dipdefense.restoration.prior_fit`. Images whose tiles
+            differ in size have a fit each: `Progress.share` counts them all, and several have a checkpoint each, the
+            path with `.1`, `.2`, ... behind it.
 
     Returns:
         (B, C, H, W) in [0, 1]. Known pixels are those of the image, so a score over all pixels is too good. Without
@@ -69,37 +70,45 @@ def inpaint(
             f"got {tuple(mask.shape)}"
         )
     masked_mse(mask)  # refuses a mask that is not binary, before it is cut
+    images = images.detach()
     known = masking(mask)(images, torch.arange(len(images), device=images.device))
     check_images(known)
     side, refine = tile_and_refine(config, tile, refine)
     prior_fit = PriorFit(task="inpaint", config=config, seed=seed, tv=tv, callback=callback, checkpoint=checkpoint)
-    side = None if side is None else side_that_knows(mask, side)
-    if side is None:
-        filled = prior_fit(known, degrade=masking(mask), loss=masked_mse(mask))
-    else:
-        H, W = known.shape[2:]
-        masks = cut(mask.expand(len(images), -1, -1, -1), side, side // 4)
-        tiles = prior_fit(cut(known, side, side // 4), degrade=masking(masks), loss=masked_mse(masks))
-        filled = join(tiles, (H, W), side, side // 4)
+    masks = mask.expand(len(images), -1, -1, -1)
+    sides = [None if side is None else tile_side(each, side) for each in masks]
+    filled, different = torch.empty_like(known), list(dict.fromkeys(sides))
+    for number, chosen in enumerate(different):
+        rows = torch.tensor([each == chosen for each in sides], device=images.device)
+        filled[rows] = _fitted(prior_fit.part(number, len(different)), known[rows], masks[rows], chosen)
     if refine:
         nearby = F.pad(mask.to(known), [REACH // 2] * 4, mode="replicate")
-        weight = MOST * (2 * F.avg_pool2d(nearby, REACH, 1)).clamp(max=1)
+        weight = FILL_WEIGHT * (2 * F.avg_pool2d(nearby, REACH, 1)).clamp(max=1)
         filled = filled.lerp(fill(known, mask.bool(), filled), weight).clamp(0, 1)
     return torch.where(mask.bool(), images, filled) if paste or refine else filled
 
 
-def side_that_knows(mask: Tensor, side: int) -> int | None:
-    """Side of the tiles, `side` or twice, four times, ... as much; None if that is the whole image.
+def _fitted(prior_fit: PriorFit, known: Tensor, mask: Tensor, side: int | None) -> Tensor:
+    """The fit in tiles of `side`, or of whole images: (B, C, H, W), (B, 1 or C, H, W) -> (B, C, H, W)."""
+    if side is None:
+        return prior_fit(known, degrade=masking(mask), loss=masked_mse(mask))
+    masks = cut(mask, side, side // 4)
+    tiles = prior_fit(cut(known, side, side // 4), degrade=masking(masks), loss=masked_mse(masks))
+    return join(tiles, (known.shape[2], known.shape[3]), side, side // 4)
 
-    It is the first at which every tile knows at least half as large a share of its pixels as all tiles on average.
+
+def tile_side(mask: Tensor, side: int) -> int | None:
+    """Side of the tiles of an image, `side` doubled until each knows enough; None if that is the whole image.
+
+    Enough is half as large a share of its pixels as all tiles know on average; of the channels the worst one counts.
 
     Args:
-        mask: (B, 1 or C, H, W), boolean or 0 / 1; 1 = known pixel.
+        mask: (1 or C, H, W), boolean or 0 / 1; 1 = known pixel.
         side: to begin with, in pixels.
     """
-    while side < max(mask.shape[2:]):
-        known = cut(mask.float(), side, side // 4).mean((1, 2, 3)).view(-1, len(mask))
-        if (known >= known.mean(0) / 2).all():
+    while side < max(mask.shape[1:]):
+        known = cut(mask[None].float(), side, side // 4).mean((2, 3)).amin(1)
+        if (known >= known.mean() / 2).all():
             return side
         side *= 2
     return None

@@ -12,7 +12,7 @@ from dipdefense.restoration.jpeg_quality import artefact_sigma, estimate_quality
 from dipdefense.restoration.presets import SMALL
 from dipdefense.restoration.prior_fit import Callback, PriorFit, tile_and_refine
 
-__all__ = ["BEST_QUALITY", "remove_jpeg_artifacts"]
+__all__ = ["BEST_QUALITY", "iterations_for", "remove_jpeg_artifacts"]
 
 BEST_QUALITY = 80  # above it there is nothing to be gained; docs/restoration.md
 TASK = "remove_jpeg_artifacts"
@@ -64,7 +64,12 @@ def remove_jpeg_artifacts(
     for number, (position, quality) in enumerate(compressed):
         y, own = result[position, None], prior_fit.part(number, len(compressed))
         if config is None:
-            own = replace(own, config=replace(SMALL[TASK], iterations=min(100 + 5 * quality, 400)))
+            own = replace(own, config=replace(SMALL[TASK], iterations=iterations_for(quality)))
         f, sigma = own.in_tiles(y, side), y.new_tensor([artefact_sigma(y[0], quality)])
         result[position] = (f + threshold(y - f, sigma)).clamp(0, 1)[0]
     return result
+
+
+def iterations_for(quality: int) -> int:
+    """Iterations of the fit of an image that was compressed at this quality: the weaker the artefacts, the more."""
+    return min(100 + 5 * quality, 400)

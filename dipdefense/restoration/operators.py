@@ -23,7 +23,8 @@ def masking(mask: Tensor) -> Degrade:
     Args:
         mask: (N or 1, 1 or C, H, W), boolean or 0 / 1; 1 = known pixel.
     """
-    known = mask.bool()
+    with torch.inference_mode(False):  # a fit computes gradients through it
+        known = mask.bool().clone()
     return lambda images, index: torch.where(known if len(known) == 1 else known[index], images, 0)
 
 
@@ -50,9 +51,10 @@ def downsampling(
     """
     for name, value, least in (("factor", factor, 2), ("lobes", lobes, 1), ("height", height, 1), ("width", width, 1)):
         check_integer(name, value, least)
-    rows, columns = (
-        torch.from_numpy(_weights(side, factor, lobes)).to(device=device, dtype=dtype) for side in (height, width)
-    )
+    with torch.inference_mode(False):  # a fit computes gradients through them
+        rows, columns = (
+            torch.from_numpy(_weights(side, factor, lobes)).to(device=device, dtype=dtype) for side in (height, width)
+        )
     return lambda images, index: rows @ (images @ columns.T)
 
 

@@ -1,7 +1,7 @@
 """The settings of each restoration task: small ones for a CPU, and the published ones.
 
-`SMALL` holds the defaults of the restoration tasks, `PUBLISHED` the settings of the authors
-of the deep image prior, `PIXELS` those of the learning-free rival, which needs `tv > 0`.
+`SMALL` holds the defaults of the restoration tasks, `PUBLISHED` the settings of the authors of the deep image prior,
+`PIXELS` those of the learning-free rival, which needs `tv > 0`.
 """
 
 from dataclasses import replace

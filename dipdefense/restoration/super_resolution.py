@@ -7,14 +7,14 @@ from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.problem import Degrade
 from dipdefense.image_tensors import check_images
-from dipdefense.restoration.cosine_filters import explain
+from dipdefense.restoration.cosine_filters import back_project
 from dipdefense.restoration.operators import downsampling
 from dipdefense.restoration.prior_fit import Callback, PriorFit, tile_and_refine
 from dipdefense.tiles import cut, join
 
 __all__ = ["super_resolve"]
 
-LEAST = 8  # pixels of the small image along the side of a tile
+LEAST_TILE = 8  # pixels of the small image along the side of a tile
 
 
 def super_resolve(
@@ -32,7 +32,7 @@ def super_resolve(
     """Enlarge images: find larger ones whose Lanczos reduction (`operators.downsampling`) they are.
 
     By default the fit is made in tiles, and a threshold on cosine coefficients takes away what it has too much, while
-    the reduction is kept (`cosine_filters.explain`).
+    the reduction is kept (`cosine_filters.back_project`).
 
     Args:
         images: small, (B, C, H, W) in [0, 1].
@@ -48,13 +48,14 @@ def super_resolve(
             raises.
     """
     check_images(images)
+    images = images.detach()
     check_integer("factor", factor, 2)
     side, refine = tile_and_refine(config, tile, refine)
     prior_fit = PriorFit(
         task="super_resolve", config=config, seed=seed, tv=tv, callback=callback, checkpoint=checkpoint
     )
     H, W = images.shape[2:]
-    small = max(H, W) if side is None else max(LEAST, side // factor)
+    small = max(H, W) if side is None else max(LEAST_TILE, side // factor)
 
     def enlarged(pieces: Tensor) -> Tensor:
         C, h, w = pieces.shape[1:]
@@ -64,7 +65,7 @@ def super_resolve(
         large = enlarged(images)
     else:
         large = join(enlarged(cut(images, small, small // 4)), (H, W), small, small // 4, factor)
-    return explain(images, large, _reducing(images, factor)).clamp(0, 1) if refine else large
+    return back_project(images, large, _reducing(images, factor)).clamp(0, 1) if refine else large
 
 
 def _reducing(small: Tensor, factor: int) -> Degrade:

@@ -23,7 +23,9 @@ from dipdefense import FitConfig
 from dipdefense.digest import configuration_hash
 from dipdefense.files.reading import read_image
 from dipdefense.files.writing import write_image
-from dipdefense.restoration.cosine_filters import explain, fill
+from dipdefense.restoration.cosine_filters import back_project, fill
+from dipdefense.restoration.jpeg import iterations_for
+from dipdefense.restoration.jpeg_quality import estimate_quality
 from dipdefense.restoration.operators import downsampling
 from dipdefense.restoration.presets import (
     PIXELS,
@@ -68,10 +70,10 @@ def _thresholded(scene: Scene) -> Tensor:
 
 
 def _back_projected(scene: Scene) -> Tensor:
-    """`explain` without a fit: begun at the bicubic interpolation."""
+    """`back_project` without a fit: begun at the bicubic interpolation."""
     small, factor = scene.inputs[0][None], scene.options["factor"]
     reduce = downsampling(factor, *(factor * side for side in small.shape[2:]))
-    large = explain(small, _enlarged(scene, Image.Resampling.BICUBIC)[None], reduce)
+    large = back_project(small, _enlarged(scene, Image.Resampling.BICUBIC)[None], reduce)
     return large[0].clamp(0, 1)
 
 
@@ -230,6 +232,9 @@ def _settings(
     if scene.function == "super_resolve":
         large = published_super_resolution(scene.options["factor"])
     chosen = config or (large if published else SMALL[scene.function])
+    if scene.function == "remove_jpeg_artifacts" and chosen is SMALL[scene.function] and iterations is None:
+        quality = estimate_quality(scene.inputs[0])
+        iterations = None if quality is None else iterations_for(quality)
     chosen = chosen if iterations is None else dataclasses.replace(chosen, iterations=iterations)
     return chosen if method == "dip" else dataclasses.replace(PIXELS, iterations=chosen.iterations)
 
@@ -291,8 +296,6 @@ def _restore(
     if scene.classifier is not None:
         inputs = [scene.classifier.to(device), scene.layer, *inputs]
     restore = getattr(dipdefense, scene.function)
-    if keywords.get("refine") and keywords["config"] == SMALL[scene.function]:
-        keywords = keywords | {"config": None}  # the function's own settings may depend on the image
     restored: Tensor = restore(*inputs, **scene.options, **keywords, seed=seed)
     return restored[0].cpu()
 

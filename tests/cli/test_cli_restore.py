@@ -134,9 +134,12 @@ def test_remove_jpeg_says_what_it_found(folder, monkeypatch):
             image.save(folder / f"{quality}.jpg", quality=quality)
     names = ("20.jpg", "90.jpg", "smooth.png")
     said = {name: dipdefense("remove-jpeg", folder / name, folder / "o.png") for name in names}
-    assert said["20.jpg"].output.endswith("20.jpg: JPEG of quality 20 found, artefacts removed\n")
-    assert said["90.jpg"].output.endswith("90.jpg: JPEG of quality 90 found, so the image is unchanged\n")
-    assert said["smooth.png"].output.endswith("smooth.png: no trace of JPEG found, so the image is unchanged\n")
+    assert re.search(r"20.jpg: JPEG of quality (19|20|21) found, artefacts removed\n", said["20.jpg"].output)
+    assert re.search(r"90.jpg: JPEG of quality (89|90|91) found, so the image is unchanged\n", said["90.jpg"].output)
+    assert (
+        "smooth.png: no trace of JPEG found, so the image is unchanged; --no-refine fits it"
+        in said["smooth.png"].output
+    )
     assert torch.equal(read_image(folder / "o.png"), read_image(folder / "smooth.png"))
 
 

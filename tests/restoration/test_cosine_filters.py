@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.fft import dctn
 
-from dipdefense.restoration.cosine_filters import explain, fill, threshold, wiener
+from dipdefense.restoration.cosine_filters import back_project, fill, threshold, wiener
 from dipdefense.restoration.operators import downsampling
 
 
@@ -76,10 +76,10 @@ def test_what_explains_the_small_image_stays_and_what_does_not_comes_back_to_it(
     flat = torch.full((1, 3, 32, 32), 0.4).double()
     reduce = downsampling(4, 32, 32, dtype=torch.float64)
     small = reduce(flat, torch.arange(1))
-    torch.testing.assert_close(explain(small, flat, reduce), flat)
+    torch.testing.assert_close(back_project(small, flat, reduce), flat)
     textured = flat + 0.002 * draw(1, 3, 32, 32)  # weaker than every threshold
-    torch.testing.assert_close(explain(small, textured, reduce), flat, atol=1e-3, rtol=0)
-    other = explain(small, torch.zeros_like(flat), reduce)
+    torch.testing.assert_close(back_project(small, textured, reduce), flat, atol=1e-3, rtol=0)
+    other = back_project(small, torch.zeros_like(flat), reduce)
     assert (reduce(other, torch.arange(1)) - small).abs().max() < 1e-3
 
 

@@ -21,7 +21,7 @@ from dipdefense.files.reading import read_image
 from dipdefense.fitting.config import build_network
 from dipdefense.fitting.problem import canvas
 from dipdefense.restoration.cosine_filters import fill, threshold, wiener
-from dipdefense.restoration.inpainting import side_that_knows
+from dipdefense.restoration.inpainting import tile_side
 from dipdefense.restoration.noise_estimate import estimate_sigma
 from dipdefense.restoration.operators import downsample
 from dipdefense.restoration.presets import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
@@ -174,10 +174,34 @@ def test_a_hole_as_large_as_a_tile_gets_a_larger_tile(small_fits):
     """A tile of 24 pixels inside the hole would know nothing."""
     hole = torch.ones(1, 1, 60, 60, dtype=torch.bool)
     hole[..., 16:42, 16:42] = False
-    assert [side_that_knows(mask, 24) for mask in (hole, holes(edges(60)), hole[..., :24, :24])] == [48, 24, None]
+    assert [tile_side(mask[0], 24) for mask in (hole, holes(edges(60)), hole[..., :24, :24])] == [48, 24, None]
+    one_channel = hole.repeat(1, 3, 1, 1)
+    one_channel[:, :2] = True
+    assert tile_side(one_channel[0], 24) == 48
     clean = edges(60)
     filled = inpaint(clean.masked_fill(~hole, torch.nan), hole)
     assert error(filled, clean) < 0.5 * error(torch.where(hole, clean, 0.5), clean)
+
+
+def test_the_hole_of_another_image_changes_nothing(tmp_path):
+    images = edges(48).double().repeat(2, 1, 1, 1)
+    mask = holes(images)
+    mask[1] = True
+    mask[1, :, 10:38, 10:38] = False
+    settings = {"config": BRIEF, "tile": 24, "refine": True}
+    both = inpaint(images, mask, checkpoint=tmp_path / "fit", **settings)
+    torch.testing.assert_close(both[:1], inpaint(images[:1], mask[:1], **settings), atol=1e-6, rtol=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fit.1", "fit.2"]
+
+
+@pytest.mark.parametrize("task", ["denoise", "inpaint", "remove_jpeg_artifacts", "super_resolve"])
+def test_results_have_no_gradient_and_inference_mode_is_no_obstacle(task):
+    images = smooth(1)
+    refined = {"config": BRIEF, "refine": True}
+    result = TASKS[task](images.clone().requires_grad_(), **refined)
+    assert not result.requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(TASKS[task](images, **refined), result, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("factor", [2, 3])
@@ -204,7 +228,7 @@ def test_artefacts_are_removed_tile_by_tile():
 
 def test_by_default_strong_artefacts_go_and_the_rest_stays_as_it_is(small_fits, tmp_path):
     """Each image as if it were alone; compressed at quality 10, 90 and not at all."""
-    clean = torch.nn.functional.avg_pool2d(edges(144), 3, 1, 1)[:, :, 8:136, 8:136]
+    clean = torch.nn.functional.avg_pool2d(edges(80), 3, 1, 1)[:, :, 8:72, 8:72]
     seen = []
     for quality in (10, 90):
         levels = (clean[0] * 255).round().byte().permute(1, 2, 0).numpy()
