@@ -44,7 +44,8 @@ def masked_mse(mask: Tensor) -> Loss:
     Raises:
         ValueError: the mask is not binary, or an image has no known pixel.
     """
-    known = mask.bool()
+    with torch.inference_mode(False):  # a fit computes gradients through it
+        known = mask.bool().clone()
     if not torch.equal(known.to(mask.dtype), mask):
         raise ValueError("mask must be binary (1 = known pixel), got other values")
     if not known.flatten(1).any(1).all():
