@@ -127,7 +127,7 @@ def test_denoise_says_what_it_found(folder, monkeypatch):
 
 def test_remove_jpeg_says_what_it_found(folder, monkeypatch):
     monkeypatch.setitem(SMALL, "remove_jpeg_artifacts", FitConfig(**QUICK))
-    blurred = torch.nn.functional.avg_pool2d(torch.rand(3, 128, 128, generator=torch.Generator().manual_seed(1)), 9, 1)
+    blurred = torch.nn.functional.avg_pool2d(torch.rand(3, 72, 72, generator=torch.Generator().manual_seed(1)), 9, 1)
     write_image((0.5 + 3 * (blurred - 0.5)).clamp(0, 1), folder / "smooth.png")
     for quality in (20, 90):
         with Image.open(folder / "smooth.png") as image:
