@@ -1,5 +1,7 @@
 """Inpainting: the fit to the known pixels, and a mean with what iterated thresholding makes of it."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,7 @@ from dipdefense.fitting.losses import masked_mse
 from dipdefense.image_tensors import check_images
 from dipdefense.restoration.cosine_filters import fill
 from dipdefense.restoration.operators import masking
+from dipdefense.restoration.presets import SMALL, SMALL_HOLES
 from dipdefense.restoration.prior_fit import Callback, PriorFit, tile_and_refine
 from dipdefense.tiles import cut, join
 
@@ -48,7 +51,8 @@ def inpaint(
         mask: (B or 1, 1 or C, H, W), boolean or 0 / 1; 1 = known pixel.
         paste: put the known pixels back into the result of a fit that is not refined.
         tile: as in `prior_fit`, but doubled until every tile knows enough (`tile_side`), so that a hole lies in a tile
-            that shows what is around it. Without tiles a large image may need more memory than `memory_gb`.
+            that shows what is around it, and has the settings `presets.SMALL_HOLES`. Without tiles a large image may
+            need more memory than `memory_gb`.
         config, refine, seed, tv, callback, checkpoint: see `dipdefense.restoration.prior_fit`. Images whose tiles
             differ in size have a fit each: `Progress.share` counts them all, and several have a checkpoint each, the
             path with `.1`, `.2`, ... behind it.
@@ -80,12 +84,21 @@ def inpaint(
     filled, different = torch.empty_like(known), list(dict.fromkeys(sides))
     for number, chosen in enumerate(different):
         rows = torch.tensor([each == chosen for each in sides], device=images.device)
-        filled[rows] = _fitted(prior_fit.part(number, len(different)), known[rows], masks[rows], chosen)
+        own, cut_up = prior_fit.part(number, len(different)), side is not None and max(images.shape[2:]) > side
+        if cut_up and chosen != side and _is_usual(config):
+            own = replace(own, config=replace(SMALL_HOLES, memory_gb=(config or SMALL["inpaint"]).memory_gb))
+        filled[rows] = _fitted(own, known[rows], masks[rows], chosen)
     if refine:
         nearby = F.pad(mask.to(known), [REACH // 2] * 4, mode="replicate")
         weight = FILL_WEIGHT * (2 * F.avg_pool2d(nearby, REACH, 1)).clamp(max=1)
         filled = filled.lerp(fill(known, mask.bool(), filled), weight).clamp(0, 1)
     return torch.where(mask.bool(), images, filled) if paste or refine else filled
+
+
+def _is_usual(config: FitConfig | None) -> bool:
+    """Whether these are the small settings, whatever memory they may take."""
+    usual = SMALL["inpaint"]
+    return config is None or replace(config, memory_gb=usual.memory_gb) == usual
 
 
 def _fitted(prior_fit: PriorFit, known: Tensor, mask: Tensor, side: int | None) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from dipdefense.fitting.config import FitConfig
 
-__all__ = ["PIXELS", "PUBLISHED", "PUBLISHED_INPAINTING", "SMALL", "TILE", "published_super_resolution"]
+__all__ = ["PIXELS", "PUBLISHED", "PUBLISHED_INPAINTING", "SMALL", "SMALL_HOLES", "TILE", "published_super_resolution"]
 
 # For images of about 128 pixels a side, where tasks without noise gain little after 600 iterations. Nearest upsampling
 # needs half the iterations of bilinear.
@@ -19,6 +19,7 @@ _small = FitConfig(
     ema=0.95,
     memory_gb=4.0,
 )
+SMALL_HOLES = _small  # of `inpaint` where a hole is larger than a tile: they continue lines into it
 TILE = 64  # side in pixels of the tiles that larger images are cut into
 _tiles = replace(_small, iterations=300, lr=0.02, jitter=0.01)
 SMALL: dict[str, FitConfig] = {

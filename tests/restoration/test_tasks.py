@@ -24,7 +24,14 @@ from dipdefense.restoration.cosine_filters import fill, threshold, wiener
 from dipdefense.restoration.inpainting import tile_side
 from dipdefense.restoration.noise_estimate import estimate_sigma
 from dipdefense.restoration.operators import downsample
-from dipdefense.restoration.presets import PIXELS, PUBLISHED, PUBLISHED_INPAINTING, SMALL, published_super_resolution
+from dipdefense.restoration.presets import (
+    PIXELS,
+    PUBLISHED,
+    PUBLISHED_INPAINTING,
+    SMALL,
+    SMALL_HOLES,
+    published_super_resolution,
+)
 from dipdefense.tiles import cut, join
 
 QUICK = FitConfig(
@@ -85,6 +92,8 @@ def small_fits(monkeypatch):
     monkeypatch.setitem(SMALL, "denoise", dataclasses.replace(SMALL["denoise"], **network))
     for task in ("inpaint", "super_resolve", "remove_jpeg_artifacts"):
         monkeypatch.setitem(SMALL, task, dataclasses.replace(SMALL[task], **network, iterations=150))
+    holes = dataclasses.replace(SMALL_HOLES, **network, iterations=150)
+    monkeypatch.setattr("dipdefense.restoration.inpainting.SMALL_HOLES", holes)
     monkeypatch.setattr("dipdefense.restoration.prior_fit.TILE", 24)
 
 
@@ -178,9 +187,19 @@ def test_a_hole_as_large_as_a_tile_gets_a_larger_tile(small_fits):
     one_channel = hole.repeat(1, 3, 1, 1)
     one_channel[:, :2] = True
     assert tile_side(one_channel[0], 24) == 48
-    clean = edges(60)
+    clean = smooth(1, 3, 60, 60)
     filled = inpaint(clean.masked_fill(~hole, torch.nan), hole)
     assert error(filled, clean) < 0.5 * error(torch.where(hole, clean, 0.5), clean)
+
+
+def test_a_hole_larger_than_a_tile_has_settings_of_its_own(small_fits, monkeypatch):
+    monkeypatch.setattr("dipdefense.restoration.inpainting.SMALL_HOLES", BRIEF)
+    images, mask = edges(48), holes(edges(48))
+    mask[..., 10:38, 10:38] = False
+    expected = inpaint(images, mask, config=BRIEF, tile=24, refine=True)
+    torch.testing.assert_close(inpaint(images, mask), expected)
+    more_memory = dataclasses.replace(SMALL["inpaint"], memory_gb=5.0)
+    torch.testing.assert_close(inpaint(images, mask, config=more_memory, tile=24, refine=True), expected)
 
 
 def test_the_hole_of_another_image_changes_nothing(tmp_path):
