@@ -203,8 +203,7 @@ def test_bad_arguments_of_learning_are_refused(change, match):
         learn_start(**{"images": digits("digits_train", 2), "config": CONFIG, "outer": 1} | change)
 
 
-@pytest.mark.parametrize("ended_after", [1, 7, 23, 24])
-@pytest.mark.parametrize("seconds", [0.0, 60.0])
+@pytest.mark.parametrize(("ended_after", "seconds"), [(1, 0.0), (7, 60.0), (23, 0.0), (24, 60.0)])
 def test_learning_that_is_killed_comes_to_the_same_start(start, tmp_path, ended_after, seconds):
     images, settings = digits("digits_train", 64), {"inner": 8, "outer": 24, "batch": 8}
     settings["checkpoint"] = Checkpoint(tmp_path / "learning", seconds)
