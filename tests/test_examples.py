@@ -1,4 +1,4 @@
-"""The example scripts run offline, in less than a minute of one thread, and what they print is so."""
+"""The example scripts run offline, in about a minute of one thread, and what they print is so."""
 
 import os
 import re
@@ -15,19 +15,19 @@ pytestmark = pytest.mark.slow
 
 
 def run(name: str, folder: Path) -> str:
-    """What the script prints, run in a folder; a warning or a minute of processor time fails it."""
+    """What the script prints, run in a folder; a warning, or three minutes of a slow processor, fails it."""
     before = _seconds()
     result = subprocess.run(
         [sys.executable, "-W", "error", EXAMPLES / f"{name}.py"],
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=240,  # of a shared machine
+        timeout=480,  # of a shared machine
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=False,
     )
     assert (result.returncode, result.stderr) == (0, "")
-    assert _seconds() - before < 60
+    assert _seconds() - before < 180
     return result.stdout
 
 

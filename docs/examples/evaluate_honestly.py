@@ -1,4 +1,4 @@
-"""Climb a small ladder of attacks that know more and more of the defence. Offline; less than a minute on a CPU.
+"""Climb a small ladder of attacks that know more and more of the defence. Offline; about a minute on a CPU.
 
 The row to quote is `worst case`: images that no rung wins. n is far too small here to quote anything.
 """

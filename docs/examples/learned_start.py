@@ -1,4 +1,4 @@
-"""How soon a fit from the learned start arrives, beside one from a random start. Offline; less than a minute on a CPU.
+"""How soon a fit from the learned start arrives, beside one from a random start. Offline; about a minute on a CPU.
 
 Prints the mean PSNR in dB of the reconstruction to the image that is fitted. A prior must fit images sooner than noise.
 Folders of images on the command line add a row each.

@@ -1,4 +1,4 @@
-"""Denoise a photograph and fill one in, and print the PSNR before and after. Offline; less than a minute on a CPU.
+"""Denoise a photograph and fill one in, and print the PSNR before and after. Offline; about a minute on a CPU.
 
 The fits are short, so that it is quick: longer ones do better.
 """

@@ -1,4 +1,4 @@
-"""Wrap a classifier, and read logits and detection scores, clean and attacked. Offline; less than a minute on a CPU.
+"""Wrap a classifier, and read logits and detection scores, clean and attacked. Offline; about a minute on a CPU.
 
 The attack knows the classifier and not the defence. What this prints says nothing about an attacker who knows both:
 see evaluate_honestly.py.
