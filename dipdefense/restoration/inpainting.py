@@ -1,6 +1,7 @@
 """Inpainting: the fit to the known pixels, and a mean with what iterated thresholding makes of it."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from dipdefense.restoration.cosine_filters import fill
 from dipdefense.restoration.operators import masking
 from dipdefense.restoration.presets import SMALL, SMALL_HOLES
 from dipdefense.restoration.prior_fit import Callback, PriorFit, tile_and_refine
-from dipdefense.tiles import cut, join
+from dipdefense.tiles import cut
 
 __all__ = ["inpaint", "tile_side"]
 
@@ -87,7 +88,7 @@ def inpaint(
         own, cut_up = prior_fit.part(number, len(different)), side is not None and max(images.shape[2:]) > side
         if cut_up and chosen != side and _is_usual(config):
             own = replace(own, config=replace(SMALL_HOLES, memory_gb=(config or SMALL["inpaint"]).memory_gb))
-        filled[rows] = _fitted(own, known[rows], masks[rows], chosen)
+        filled[rows] = own.in_tiles(known[rows], chosen, masks[rows], problem=_problem)
     if refine:
         nearby = F.pad(mask.to(known), [REACH // 2] * 4, mode="replicate")
         weight = FILL_WEIGHT * (2 * F.avg_pool2d(nearby, REACH, 1)).clamp(max=1)
@@ -95,19 +96,14 @@ def inpaint(
     return torch.where(mask.bool(), images, filled) if paste or refine else filled
 
 
+def _problem(known: Tensor, mask: Tensor) -> dict[str, Any]:
+    return {"degrade": masking(mask), "loss": masked_mse(mask)}
+
+
 def _is_usual(config: FitConfig | None) -> bool:
     """Whether these are the small settings, whatever memory they may take."""
     usual = SMALL["inpaint"]
     return config is None or replace(config, memory_gb=usual.memory_gb) == usual
-
-
-def _fitted(prior_fit: PriorFit, known: Tensor, mask: Tensor, side: int | None) -> Tensor:
-    """The fit in tiles of `side`, or of whole images: (B, C, H, W), (B, 1 or C, H, W) -> (B, C, H, W)."""
-    if side is None:
-        return prior_fit(known, degrade=masking(mask), loss=masked_mse(mask))
-    masks = cut(mask, side, side // 4)
-    tiles = prior_fit(cut(known, side, side // 4), degrade=masking(masks), loss=masked_mse(masks))
-    return join(tiles, (known.shape[2], known.shape[3]), side, side // 4)
 
 
 def tile_side(mask: Tensor, side: int) -> int | None:

@@ -82,8 +82,28 @@ class PriorFit:
             own = Checkpoint.at(own).numbered(number + 1)
         return replace(self, callback=report, checkpoint=own)
 
-    def in_tiles(self, observed: Tensor, side: int | None) -> Tensor:
-        """The same in tiles of `side` pixels, where the image itself is fitted: (B, C, H, W) -> same."""
-        if side is None or max(observed.shape[2:]) <= side:
-            return self(observed)
-        return join(self(cut(observed, side, side // 4)), (observed.shape[2], observed.shape[3]), side, side // 4)
+    def in_tiles(
+        self,
+        observed: Tensor,
+        side: int | None,
+        *others: Tensor,
+        problem: Callable[..., dict[str, Any]] = lambda *pieces: {},
+        factor: int = 1,
+    ) -> Tensor:
+        """The result of fits to overlapping tiles, joined by a ramp over the overlap.
+
+        Args:
+            observed: (B, C, H, W).
+            side: of the tiles, in pixels of `observed`; None, or one that no image exceeds: no tiles.
+            others: (B, 1 or C, H, W), cut in the same way.
+            problem: from the tiles of `observed` and of the others to the keywords of `fit`.
+            factor: how much larger the result is than what is observed.
+
+        Returns:
+            (B, C, factor H, factor W).
+        """
+        H, W = observed.shape[2:]
+        if side is None or max(H, W) <= side:
+            return self(observed, **problem(observed, *others))
+        pieces = [cut(each, side, side // 4) for each in (observed, *others)]
+        return join(self(pieces[0], **problem(*pieces)), (H, W), side, side // 4, factor)

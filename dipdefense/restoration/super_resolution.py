@@ -1,5 +1,7 @@
 """Super-resolution: the fit whose reduction is the small image, and filters that keep it so."""
 
+from typing import Any
+
 from torch import Tensor
 
 from dipdefense.arguments import check_integer
@@ -10,7 +12,6 @@ from dipdefense.image_tensors import check_images
 from dipdefense.restoration.cosine_filters import back_project
 from dipdefense.restoration.operators import downsampling
 from dipdefense.restoration.prior_fit import Callback, PriorFit, tile_and_refine
-from dipdefense.tiles import cut, join
 
 __all__ = ["super_resolve"]
 
@@ -54,17 +55,13 @@ def super_resolve(
     prior_fit = PriorFit(
         task="super_resolve", config=config, seed=seed, tv=tv, callback=callback, checkpoint=checkpoint
     )
-    H, W = images.shape[2:]
-    small = max(H, W) if side is None else max(LEAST_TILE, side // factor)
 
-    def enlarged(pieces: Tensor) -> Tensor:
-        C, h, w = pieces.shape[1:]
-        return prior_fit(pieces, degrade=_reducing(pieces, factor), shape=(C, factor * h, factor * w))
+    def problem(small: Tensor) -> dict[str, Any]:
+        C, h, w = small.shape[1:]
+        return {"degrade": _reducing(small, factor), "shape": (C, factor * h, factor * w)}
 
-    if max(H, W) <= small:
-        large = enlarged(images)
-    else:
-        large = join(enlarged(cut(images, small, small // 4)), (H, W), small, small // 4, factor)
+    small_side = None if side is None else max(LEAST_TILE, side // factor)
+    large = prior_fit.in_tiles(images, small_side, problem=problem, factor=factor)
     return back_project(images, large, _reducing(images, factor)).clamp(0, 1) if refine else large
 
 
