@@ -1,14 +1,33 @@
-"""What a fit minimises: the distance of A(f_theta(z)) to the observed image, one value for each image."""
+"""What a fit minimises: the distance of A(f_theta(z)) to the observed image, one value for each image.
 
-from collections.abc import Callable
+A loss that knows the noise is its negative log-likelihood: squares for Gaussian noise, absolute values for Laplacian,
+which stands in for impulses, `poisson` for photons, `gaussian_mixture` for weak noise on all pixels and strong noise on
+a few.
+"""
+
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LOSSES", "SCALE_BLIND", "Loss", "cosine", "l1", "least_squares_gain", "masked_mse", "mse"]
+__all__ = [
+    "LOSSES",
+    "SCALE_BLIND",
+    "Loss",
+    "cosine",
+    "gaussian_mixture",
+    "l1",
+    "least_squares_gain",
+    "masked_mse",
+    "mse",
+    "poisson",
+]
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # (degraded output, observed, index) -> (B,)
+DARK = 1 / 255  # light that `poisson` adds to both images, so that its gradient at black is bounded
+MIXTURE = ((0.9, 0.1), (25 / 255, 0.5))  # shares and std of the mixture in LOSSES: noise, and a tenth of impulses
 
 
 def mse(output: Tensor, observed: Tensor) -> Tensor:
@@ -30,6 +49,53 @@ def cosine(output: Tensor, observed: Tensor) -> Tensor:
     """
     _check_shapes(output, observed)
     return 1 - F.cosine_similarity(output.flatten(1), observed.flatten(1))
+
+
+def poisson(output: Tensor, observed: Tensor) -> Tensor:
+    """Negative log-likelihood of photon counts, for 1 photon at white: (B, ...), (B, ...) -> (B,).
+
+    With x the output and y what is observed it is the mean of x - y + y log(y / x), which is 0 at equality. Another
+    number of photons multiplies it, which Adam does not notice.
+
+    Differs: `DARK` is added to x and y. Outputs below 0, which some operators give, count as 0.
+    """
+    _check_shapes(output, observed)
+    x, y = output.clamp_min(0) + DARK, observed + DARK
+    return (x - y + torch.xlogy(y, y / x)).flatten(1).mean(1)
+
+
+def gaussian_mixture(shares: Sequence[float], sigmas: Sequence[float]) -> Callable[[Tensor, Tensor], Tensor]:
+    """Negative log-likelihood of noise that is Gaussian with one of several standard deviations, as a loss.
+
+        -log( sum_j w_j N(x - y; 0, s_j) / sum_j w_j N(0; 0, s_j) ),   the mean over the values of each image
+
+    It is 0 at equality. Beyond the narrow component it flattens, so a few very wrong values move the fit little.
+
+    Args:
+        shares: w_j > 0, of the values that have the noise j; they sum to 1.
+        sigmas: s_j > 0, in the unit of the images.
+
+    Returns:
+        `loss(output, observed) -> (B,)`, both (B, ...).
+
+    Raises:
+        ValueError: another number of shares than of sigmas, or none; one that is not positive; shares that do not sum
+            to 1.
+    """
+    if not shares or len(shares) != len(sigmas):
+        raise ValueError(f"shares and sigmas must be as many, at least one, got {len(shares)} and {len(sigmas)}")
+    if min(*shares, *sigmas) <= 0 or not math.isclose(sum(shares), 1, rel_tol=1e-6):
+        raise ValueError(f"shares and sigmas must be positive, and shares sum to 1, got {shares} and {sigmas}")
+    heights = [math.log(share / sigma) for share, sigma in zip(shares, sigmas, strict=True)]  # at 0, times root of 2 pi
+    highest = math.log(sum(math.exp(height) for height in heights))
+
+    def loss(output: Tensor, observed: Tensor) -> Tensor:
+        _check_shapes(output, observed)
+        square = (output - observed).square()
+        parts = [height - square / (2 * sigma**2) for height, sigma in zip(heights, sigmas, strict=True)]
+        return highest - torch.logsumexp(torch.stack(parts), 0).flatten(1).mean(1)
+
+    return loss
 
 
 def masked_mse(mask: Tensor) -> Loss:
@@ -74,5 +140,11 @@ def _check_shapes(output: Tensor, observed: Tensor) -> None:
         )
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse, "l1": l1, "cosine": cosine}
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": mse,
+    "l1": l1,
+    "poisson": poisson,
+    "gaussian_mixture": gaussian_mixture(*MIXTURE),
+    "cosine": cosine,
+}
 SCALE_BLIND = frozenset({"cosine"})

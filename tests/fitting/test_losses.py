@@ -4,8 +4,20 @@ import math
 
 import pytest
 import torch
+from scipy.stats import norm
+from scipy.stats import poisson as photon_counts
 
-from dipdefense.fitting.losses import LOSSES, cosine, l1, least_squares_gain, masked_mse, mse
+from dipdefense.fitting.losses import (
+    DARK,
+    LOSSES,
+    cosine,
+    gaussian_mixture,
+    l1,
+    least_squares_gain,
+    masked_mse,
+    mse,
+    poisson,
+)
 
 X = torch.tensor([[3.0, 4.0], [1.0, 0.0]]).view(2, 1, 1, 2)
 Y = torch.tensor([[3.0, 2.0], [1.0, 1.0]]).view(2, 1, 1, 2)
@@ -23,6 +35,55 @@ def test_zero_at_equality_and_one_number_an_image(name):
     loss = LOSSES[name](X, X)
     assert loss.shape == (2,)
     assert loss.abs().max() < 1e-6
+
+
+def test_poisson_is_the_likelihood_of_photon_counts():
+    counts, rate, photons = torch.tensor([[0.0, 3.0, 40.0]]), torch.tensor([[0.5, 5.0, 33.0]]), 50
+    likelihood = photon_counts.logpmf(counts, counts.clamp_min(1e-30)) - photon_counts.logpmf(counts, rate)
+    found = photons * poisson(rate / photons - DARK, counts / photons - DARK)
+    torch.testing.assert_close(found, torch.tensor([likelihood.mean()]).float(), rtol=1e-4, atol=0)
+
+
+def test_poisson_counts_an_output_below_black_as_black():
+    assert poisson(torch.full((1, 1), -0.2), torch.full((1, 1), 0.5)) == poisson(
+        torch.zeros(1, 1), torch.full((1, 1), 0.5)
+    )
+
+
+def test_gaussian_mixture_is_the_likelihood_of_the_mixture():
+    residual, shares, sigmas = torch.tensor([[0.0, 0.05, 0.9]]), (0.8, 0.2), (0.1, 0.5)
+    density = sum(w * norm.pdf(residual, scale=s) for w, s in zip(shares, sigmas, strict=True))
+    likelihood = torch.from_numpy(density).log().mean() - math.log(density[0, 0])
+    found = gaussian_mixture(shares, sigmas)(residual.double(), torch.zeros(1, 3, dtype=torch.float64))
+    torch.testing.assert_close(found, -likelihood[None], rtol=1e-6, atol=0)
+
+
+def test_gaussian_mixture_of_one_is_squared_error():
+    torch.testing.assert_close(gaussian_mixture([1.0], [0.3])(X, Y), mse(X, Y) / (2 * 0.3**2))
+
+
+@pytest.mark.parametrize("name", ["l1", "gaussian_mixture"])
+def test_robust_losses_follow_the_majority(name):
+    values = torch.tensor([[0.2] * 9 + [1.0]])  # a tenth are impulses
+    constant = torch.full((1, 1), 0.4, requires_grad=True)
+    optimizer = torch.optim.Adam([constant], lr=0.02)
+    for _ in range(300):
+        optimizer.zero_grad()
+        LOSSES[name](constant.expand_as(values), values).backward()
+        optimizer.step()
+    assert abs(constant.item() - 0.2) < 0.02  # the mean is 0.28
+
+
+@pytest.mark.parametrize(("shares", "sigmas"), [([], []), ([1.0], [0.1, 0.2])])
+def test_gaussian_mixture_wants_a_sigma_for_each_share(shares, sigmas):
+    with pytest.raises(ValueError, match="shares and sigmas must be as many, at least one"):
+        gaussian_mixture(shares, sigmas)
+
+
+@pytest.mark.parametrize(("shares", "sigmas"), [([0.5, 0.6], [0.1, 0.2]), ([1.0], [0.0]), ([1.5, -0.5], [0.1, 0.2])])
+def test_gaussian_mixture_wants_positive_numbers_and_shares_of_one(shares, sigmas):
+    with pytest.raises(ValueError, match="must be positive, and shares sum to 1"):
+        gaussian_mixture(shares, sigmas)
 
 
 def test_cosine_is_blind_to_scale_and_the_gain_restores_it():
