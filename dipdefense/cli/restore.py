@@ -15,8 +15,9 @@ from dipdefense.files.reading import read_image
 from dipdefense.files.writing import check_target, write_image
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.fit import Progress
-from dipdefense.restoration.denoising import LEAST_NOISE, denoise
+from dipdefense.restoration.denoising import LEAST_NOISE, NOISE_TASKS, denoise
 from dipdefense.restoration.flash import flash_no_flash
+from dipdefense.restoration.impulses import find_impulses
 from dipdefense.restoration.inpainting import inpaint
 from dipdefense.restoration.jpeg import BEST_QUALITY, iterations_for, remove_jpeg_artifacts
 from dipdefense.restoration.jpeg_quality import estimate_quality
@@ -106,15 +107,27 @@ class TiledFit(Fit):
 def denoise_file(
     source: Source,
     target: Target,
+    noise: Annotated[
+        str,
+        typer.Option(
+            help="independent from pixel to pixel; camera, correlated by demosaicing and JPEG; impulse, that is salt "
+            "and pepper."
+        ),
+    ] = "independent",
     runs: Annotated[int, typer.Option(help="Fits whose results are averaged.")] = 1,
     fit: TiledFit = TiledFit(),
 ) -> None:
     """Remove noise of unknown level from an image file. A file in which no noise is found stays as it is."""
-    arguments = fit.arguments("denoise", PUBLISHED["denoise"])
+    if noise not in NOISE_TASKS:
+        raise ValueError(f"noise must be one of {', '.join(NOISE_TASKS)}, got {noise!r}")
+    large = PUBLISHED_INPAINTING["half"] if noise == "impulse" else PUBLISHED["denoise"]
+    arguments = fit.arguments(NOISE_TASKS[noise], large)
 
     def clean(image: Tensor, **keywords: Any) -> Tensor:
-        result = denoise(image, **arguments, **keywords)
-        if arguments["refine"] or fit.usual:
+        result = denoise(image, noise=noise, **arguments, **keywords)
+        if noise == "impulse":
+            note(f"{source}: impulses at {100 * find_impulses(image).float().mean().item():.2f} % of the values")
+        elif noise == "independent" and (arguments["refine"] or fit.usual):
             sigma = estimate_sigma(image).item()
             found = "removed" if sigma > LEAST_NOISE else "found, so the image is unchanged"
             note(f"{source}: noise of {255 * sigma:.1f} in 255 {found}")

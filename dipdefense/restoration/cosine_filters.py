@@ -7,6 +7,9 @@ which has all of it, needs to be smoothed little there.
     threshold:  weight = 1 where |Y| > 3 sigma, else 0
     Wiener:     weight = P^2 / (P^2 + sigma^2),   Y of the noisy image, P of the pilot
 
+For noise that is not white sigma differs from coefficient to coefficient: `noise_spectrum` reads it from what a pilot
+leaves of the image.
+
 The threshold alone, again and again with a smaller one each time, also restores what was not observed: `fill` puts the
 known pixels back each time, and `back_project` what the reduction of the image lacks.
 
@@ -26,7 +29,7 @@ from torch import Tensor
 
 from dipdefense.fitting.problem import Degrade
 
-__all__ = ["OPPONENT", "back_project", "fill", "threshold", "wiener"]
+__all__ = ["OPPONENT", "back_project", "fill", "noise_spectrum", "threshold", "wiener"]
 
 # Grey, red - blue, green - magenta. Orthonormal, so that white noise stays white with the same std.
 OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
@@ -34,11 +37,16 @@ SIDE = 8  # of a patch, in pixels
 THRESHOLD = 3.0  # coefficients below so many sigma are noise; chosen with `denoise`, BM3D has 2.7
 FILL = (0.6, 0.01, 30)  # first and last threshold of `fill`, and how many, in geometric progression
 BACK_PROJECT = (0.06, 0.03, 3)  # the same of `back_project`; chosen as docs/restoration.md says
+FLAT = 0.2  # share of the patches, those whose pilot has the least detail, that `noise_spectrum` looks at
+SPECTRUM_PATCHES = 2**17  # at most about so many patches of an image
 VALUES = 2**24  # coefficients at the same time; there are 64 for every value of an image
 
 
 def threshold(images: Tensor, sigma: Tensor) -> Tensor:
-    """Remove white noise of std sigma, (B,), from images (B, C, H, W); where sigma is 0 nothing changes."""
+    """Remove noise of std sigma from images (B, C, H, W); where sigma is 0 nothing changes.
+
+    `sigma`: (B,) for white noise, or that of every coefficient, as `noise_spectrum` returns it.
+    """
     return _filtered(lambda s, y: torch.where(y.abs() >= THRESHOLD * s, y, 0), sigma, images)
 
 
@@ -48,7 +56,7 @@ def wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
     Args:
         images: with white noise, (B, C, H, W).
         pilot: an estimate of the clean images, of the same shape.
-        sigma: (B,), std of the noise, in the unit of the images.
+        sigma: std of the noise, in the unit of the images: (B,), or as `noise_spectrum` returns it.
 
     Returns:
         The filtered images, of the same shape.
@@ -59,6 +67,34 @@ def wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
         return torch.where(variance > 0, y * power / (power + variance).clamp_min(torch.finfo(y.dtype).tiny), y)
 
     return _filtered(weighted, sigma, images, pilot)
+
+
+def noise_spectrum(images: Tensor, pilot: Tensor) -> Tensor:
+    """The noise of images in every cosine coefficient: its root mean square in images - pilot, in flat patches.
+
+    A patch counts as flat if its pilot has little energy beside its mean. Detail that the pilot lacks there is taken
+    for noise, and noise that it has is not seen. White noise of std sigma gives about sigma everywhere.
+
+    Args:
+        images: (B, C, H, W).
+        pilot: an estimate of the clean images, of the same shape.
+
+    Returns:
+        (B, C, 64), the colours opponent; (B, C, s^2) for images of less than 8 pixels, where patches have s a side.
+    """
+    return torch.stack([_spectrum(*each) for each in zip(images, pilot, strict=True)])
+
+
+def _spectrum(image: Tensor, pilot: Tensor) -> Tensor:
+    """The same for one image, (C, H, W)."""
+    C, H, W = image.shape
+    atoms = _atoms(min(SIDE, H, W), image)
+    stride = max(1, math.isqrt(H * W // SPECTRUM_PATCHES))
+    opponent = torch.einsum("oc,nchw->nohw", _opponent(C, image), torch.stack([image - pilot, pilot]))
+    residual, detail = (F.conv2d(part[:, None], atoms, stride=stride).flatten(2) for part in opponent)
+    energy = detail[:, 1:].square().sum((0, 1))  # (N,), without the mean
+    flat = energy <= energy.kthvalue(math.ceil(FLAT * len(energy))).values
+    return residual[..., flat].square().mean(-1).sqrt()
 
 
 def fill(images: Tensor, mask: Tensor, initial: Tensor) -> Tensor:
@@ -108,7 +144,8 @@ def _opponent(channels: int, like: Tensor) -> Tensor:
 
 def _filtered(weigh: Callable[..., Tensor], sigma: Tensor, *images: Tensor) -> Tensor:
     """Transform, apply `weigh` to sigma and the coefficients (C, 64, h, w) of each image, transform back."""
-    return torch.stack([_filtered_image(weigh, *each) for each in zip(sigma, *images, strict=True)])
+    levels = sigma.view(len(sigma), *(sigma.shape[1:] or (1, 1)), 1, 1)  # (B, C or 1, 64 or 1, 1, 1)
+    return torch.stack([_filtered_image(weigh, *each) for each in zip(levels, *images, strict=True)])
 
 
 def _filtered_image(weigh: Callable[..., Tensor], sigma: Tensor, *images: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Denoising: a fit that stops by itself, as the pilot of filters that bring the detail back."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,18 +10,22 @@ from dipdefense.arguments import check_integer
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.image_tensors import check_images
-from dipdefense.restoration.cosine_filters import threshold, wiener
+from dipdefense.restoration.cosine_filters import noise_spectrum, threshold, wiener
+from dipdefense.restoration.impulses import find_impulses
+from dipdefense.restoration.inpainting import inpaint
 from dipdefense.restoration.noise_estimate import estimate_sigma
 from dipdefense.restoration.prior_fit import Callback, PriorFit, tile_and_refine
 
-__all__ = ["LEAST_NOISE", "denoise"]
+__all__ = ["LEAST_NOISE", "NOISE_TASKS", "denoise"]
 
 LEAST_NOISE = 0.4 / 255  # std below which an image counts as free of noise; rounding to 8 bits makes 0.29 / 255
+NOISE_TASKS = {"independent": "denoise", "camera": "denoise_camera", "impulse": "inpaint"}  # keys of `presets.SMALL`
 
 
 def denoise(
     images: Tensor,
     *,
+    noise: str = "independent",
     runs: int = 1,
     config: FitConfig | None = None,
     tile: int | None = None,
@@ -32,19 +37,25 @@ def denoise(
 ) -> Tensor:
     """Remove noise of unknown level.
 
-    By default, with y the image and sigma its noise as `estimate_sigma` finds it,
+    By default, with y the image and f its fit, in tiles,
 
-        f = fit of y, in tiles, stopped by the rule `blind_discrepancy`
-        p = f + threshold(y - f),   result = wiener(y, pilot p)        (`cosine_filters`)
+        p = f + threshold(y - f, sigma),   result = wiener(y, pilot p, sigma)        (`cosine_filters`)
 
     The fit finds the structure, the threshold adds detail that the fit is still missing, and the filter takes from y
-    whatever p shows to be stronger than the noise. An image in which no noise is found comes back as it is. The noise
-    must be independent from pixel to pixel and from channel to channel, and about as strong everywhere. Of other noise
-    most is left, and fine texture all over an image is taken for noise.
+    whatever p shows to be stronger than the noise. The kind of noise decides when the fit ends and what sigma is:
+
+    - `independent` from pixel to pixel and from channel to channel, and about as strong everywhere. The rule
+      `blind_discrepancy` ends the fit, and sigma is what `estimate_sigma` finds. An image in which it finds no noise
+      comes back as it is. Of other noise most is left, and fine texture all over an image is taken for noise.
+    - `camera`: correlated, as demosaicing and JPEG leave it. The fit has a fixed number of iterations, and sigma of
+      every coefficient is `noise_spectrum(y, f)`. A clean image loses detail, so use it where noise is seen.
+    - `impulse`, also called salt and pepper: `inpaint` fills in the values that `find_impulses` finds. An image without
+      any comes back as it is.
 
     Args:
         images: noisy, (B, C, H, W) in [0, 1].
-        runs: how many fits, with the seeds `seed`, `seed + 1`, ..., are averaged.
+        noise: `independent`, `camera` or `impulse`.
+        runs: how many fits, with the seeds `seed`, `seed + 1`, ..., are averaged; 1 for impulses.
         config, tile, refine, seed, tv, callback, checkpoint: see `dipdefense.restoration.prior_fit`. Grey and colour
             images of a batch have a fit each, and so has every run: `Progress.share` counts them all, and its other
             fields are those of the tiles of one fit. Several fits have a checkpoint each: the path with `.1`, `.2`, ...
@@ -54,34 +65,59 @@ def denoise(
         (B, C, H, W) in [0, 1].
 
     Raises:
-        TypeError, ValueError: no image batch in [0, 1], fewer than one run, a tile below 1, a negative `tv`; what `fit`
-            raises.
+        TypeError, ValueError: no image batch in [0, 1], an unknown noise, fewer than one run, several runs for
+            impulses, a tile below 1, a negative `tv`; what `fit` raises.
     """
     check_images(images)
     check_integer("runs", runs, 1)
+    if noise not in NOISE_TASKS:
+        raise ValueError(f"noise must be one of {', '.join(NOISE_TASKS)}, got {noise!r}")
     images, usual = images.detach(), config is None
+    if noise == "impulse":
+        if runs > 1:
+            raise ValueError(f"runs must be 1 for impulses, got {runs}: inpaint with other seeds to average")
+        return _without_impulses(
+            images,
+            config=config,
+            tile=tile,
+            refine=refine,
+            seed=seed,
+            tv=tv,
+            callback=callback,
+            checkpoint=checkpoint,
+        )
     side, refine = tile_and_refine(config, tile, refine)
-    prior_fit = PriorFit(task="denoise", config=config, seed=seed, tv=tv, callback=callback, checkpoint=checkpoint)
-    everything = [(torch.ones_like(images[:, 0, 0, 0], dtype=torch.bool), images, images.new_zeros(len(images)))]
-    groups = _by_kind(images) if refine or usual else everything
+    prior_fit = PriorFit(
+        task=NOISE_TASKS[noise], config=config, seed=seed, tv=tv, callback=callback, checkpoint=checkpoint
+    )
+    sigma = estimate_sigma(images) if noise == "independent" else None
+    groups = _by_kind(images, sigma) if refine or usual else [(slice(None), images)]
     result, fits = images.clone(), 0
-    for group, noisy, sigma in groups:
+    for group, noisy in groups:
         fitted = torch.zeros_like(noisy)
         for run in range(runs):
             nth = replace(prior_fit, seed=None if seed is None else seed + run).part(fits, runs * len(groups))
-            fitted += nth.in_tiles(noisy, side)
+            fitted += nth.in_tiles(noisy, side) / runs
             fits += 1
-        result[group] = _refined(noisy, fitted / runs, sigma) if refine else fitted / runs
+        if refine:
+            level = noise_spectrum(noisy, fitted) if sigma is None else sigma[group]
+            fitted = wiener(noisy, fitted + threshold(noisy - fitted, level), level).clamp(0, 1)
+        result[group] = fitted
     return result
 
 
-def _by_kind(images: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """A mask (B,) of the noisy colour images, these, and their sigma; the same of the grey ones, with one channel."""
-    grey, sigma = (images == images[:, :1]).flatten(1).all(1), estimate_sigma(images)
-    noisy = sigma > LEAST_NOISE
+def _by_kind(images: Tensor, sigma: Tensor | None) -> list[tuple[Tensor | slice, Tensor]]:
+    """A mask (B,) of the noisy colour images, and these; the same of the grey ones, with one channel."""
+    grey = (images == images[:, :1]).flatten(1).all(1)
+    noisy = torch.ones_like(grey) if sigma is None else sigma > LEAST_NOISE
     kinds = [(noisy & ~grey, images), (noisy & grey, images[:, :1])]
-    return [(mask, shown[mask], sigma[mask]) for mask, shown in kinds if mask.any()]
+    return [(mask, shown[mask]) for mask, shown in kinds if mask.any()]
 
 
-def _refined(noisy: Tensor, fitted: Tensor, sigma: Tensor) -> Tensor:
-    return wiener(noisy, fitted + threshold(noisy - fitted, sigma), sigma).clamp(0, 1)
+def _without_impulses(images: Tensor, **keywords: Any) -> Tensor:
+    """The images with their impulses filled in; `keywords` of `inpaint`."""
+    impulses, result = find_impulses(images), images.clone()
+    hit = impulses.flatten(1).any(1)
+    if hit.any():
+        result[hit] = inpaint(images[hit], ~impulses[hit], paste=True, **keywords)
+    return result

@@ -26,6 +26,7 @@ SMALL: dict[str, FitConfig] = {
     "denoise": replace(  # for tiles of TILE, and for the filters that follow; docs/denoising.md
         _tiles, iterations=400, stopping="blind_discrepancy"
     ),
+    "denoise_camera": replace(_tiles, iterations=200),
     "inpaint": _tiles,
     "super_resolve": _tiles,
     "remove_jpeg_artifacts": _tiles,

@@ -22,6 +22,7 @@ from torch import Tensor
 from dipdefense import FitConfig, denoise
 from dipdefense.digest import configuration_hash
 from dipdefense.image_tensors import check_images
+from dipdefense.restoration.denoising import NOISE_TASKS
 from dipdefense.restoration.presets import SMALL as DEFAULTS
 from dipdefense.restoration.presets import TILE
 from eval.clock import clock
@@ -44,9 +45,10 @@ SMALL = FitConfig(
 )
 
 AVERAGE = "dip_average"
-DENOISE = "denoise"  # the function `dipdefense.denoise` with its own settings
-PRIORS = (*CANDIDATES, AVERAGE, DENOISE)
-METHODS = (*DENOISERS, "dip", "dip_ema", AVERAGE, "dip_blind_stop", "dip_oracle", DENOISE)
+# The function `dipdefense.denoise` with its own settings, by the kind of noise that it is told.
+DENOISE = {"denoise": "independent", "denoise_camera": "camera", "denoise_impulse": "impulse"}
+PRIORS = (*CANDIDATES, AVERAGE, *DENOISE)
+METHODS = (*DENOISERS, "dip", "dip_ema", AVERAGE, "dip_blind_stop", "dip_oracle", *DENOISE)
 ESTIMATED = ":estimated"
 
 
@@ -86,8 +88,9 @@ def benchmark_denoising(
     which is given sigma, or with `:estimated` an estimate; without sigma all of them use the estimate. The other
     methods never use sigma: `dip` (last output), `dip_ema` (moving average), `dip_average` (mean of the moving averages
     of several runs), `dip_blind_stop` (moving average where the rule `blind_discrepancy` stops) and `dip_oracle`
-    (moving average of largest PSNR, by the reference). All but `dip_average` come from one fit. `denoise` is
-    `dipdefense.denoise` with its own settings in place of `config`.
+    (moving average of largest PSNR, by the reference). All but `dip_average` come from one fit. `denoise`,
+    `denoise_camera` and `denoise_impulse` are `dipdefense.denoise`, told the kind of noise, with its own settings in
+    place of `config`.
 
     Args:
         references: (name, (1 or 3, H, W) in [0, 1]), sides of at least 16; no name twice.
@@ -195,11 +198,11 @@ def _estimates(
     """The missing estimates of a batch, by name of the scene and label."""
     scenes = {scene.name: scene for scene in batch}
     for name, label in missing:
-        if label == DENOISE:
-            yield scenes[name], label, _denoised(scenes[name], seed, device)
+        if label in DENOISE:
+            yield scenes[name], label, _denoised(scenes[name], DENOISE[label], seed, device)
         elif label not in PRIORS:
             yield scenes[name], label, _filtered(scenes[name], label, sigma)
-    fitted = [(name, label) for name, label in missing if label in PRIORS and label != DENOISE]
+    fitted = [(name, label) for name, label in missing if label in PRIORS and label not in DENOISE]
     if fitted:
         here = list(dict.fromkeys(name for name, _ in fitted))
         repeats = runs if any(label == AVERAGE for _, label in fitted) else 1
@@ -219,11 +222,11 @@ def _filtered(scene: _Scene, label: str, sigma: float | None) -> Estimate:
     return estimate, seconds, None, None if label == "noisy" else level
 
 
-def _denoised(scene: _Scene, seed: int, device: str | torch.device) -> Estimate:
+def _denoised(scene: _Scene, noise: str, seed: int, device: str | torch.device) -> Estimate:
     """What `dipdefense.denoise` makes of the image, clipped to [0, 1] as that of any file is."""
     noisy = scene.noisy.to(device)[None].clamp(0, 1)
     start = clock(noisy.device)
-    clean = denoise(noisy, seed=seed)[0]
+    clean = denoise(noisy, noise=noise, seed=seed)[0]
     return clean.cpu(), clock(noisy.device) - start, None, None
 
 
@@ -266,10 +269,10 @@ def _label(method: str, sigma: float | None) -> str:
 
 def _settings(label: str, sigma: float | None, config: FitConfig, runs: int, device: str | torch.device) -> Record:
     """Everything that the estimates of a method depend on besides the images, in plain values."""
-    if label == DENOISE:
+    if label in DENOISE:
         return {
             "method": label,
-            "fit": dataclasses.asdict(DEFAULTS[label]),
+            "fit": dataclasses.asdict(DEFAULTS[NOISE_TASKS[DENOISE[label]]]),
             "tile": TILE,
             "device": str(device),
         }

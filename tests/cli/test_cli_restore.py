@@ -125,6 +125,20 @@ def test_denoise_says_what_it_found(folder, monkeypatch):
     )
 
 
+def test_denoise_is_told_the_kind_of_noise(folder, monkeypatch):
+    for task in ("denoise_camera", "inpaint"):
+        monkeypatch.setitem(SMALL, task, FitConfig(**QUICK))
+    image = torch.full((3, 20, 24), 0.5)
+    image[0, 3, 4], image[1, 7, 9] = 0, 1
+    write_image(image, folder / "dots.png")
+    dots = dipdefense("denoise", folder / "dots.png", folder / "o.png", "--noise", "impulse")
+    assert dots.output.endswith("dots.png: impulses at 0.14 % of the values\n")
+    whole = read_image(folder / "o.png")
+    assert (whole - read_image(folder / "dots.png")).abs().gt(0.2).sum() == 2
+    assert dipdefense("denoise", folder / "image.png", folder / "c.png", "--noise", "camera").exit_code == 0
+    refused("noise must be one of independent, camera, impulse", "denoise", folder / "image.png", "o.png", "--noise=x")
+
+
 def test_remove_jpeg_says_what_it_found(folder, monkeypatch):
     monkeypatch.setitem(SMALL, "remove_jpeg_artifacts", FitConfig(**QUICK))
     blurred = torch.nn.functional.avg_pool2d(torch.rand(3, 72, 72, generator=torch.Generator().manual_seed(1)), 9, 1)

@@ -299,7 +299,7 @@ def test_bad_numbers_are_refused_before_anything_is_computed(change, message, tm
 
 
 def test_every_method_has_a_name():
-    assert set(METHODS) == {*DENOISERS, *CANDIDATES, "dip_average", "denoise"}
+    assert set(METHODS) == {*DENOISERS, *CANDIDATES, "dip_average", "denoise", "denoise_camera", "denoise_impulse"}
 
 
 @pytest.mark.data
