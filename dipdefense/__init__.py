@@ -5,6 +5,7 @@ from typing import Any
 
 from dipdefense.check.check_classifier import Compatibility, check_classifier
 from dipdefense.check.incompatibility import Incompatibility
+from dipdefense.defence.alarm import Alarm
 from dipdefense.defence.classifier import DefendedClassifier, Prediction, defend
 from dipdefense.defence.decisions import DECISIONS, Decision, DetectorGated, LastReconstruction, MeanSoftmax
 from dipdefense.defence.detector import Detector
@@ -36,6 +37,7 @@ __all__ = [
     "GRADIENTS",
     "LOSSES",
     "STOPPING_RULES",
+    "Alarm",
     "Autoencoder",
     "Checkpoint",
     "Compatibility",

@@ -51,6 +51,15 @@ def test_wrap_a_classifier(tmp_path):
     assert score["PGD"] > score["clean"] + 0.3
 
 
+def test_calibrate_an_alarm(tmp_path):
+    printed = run("calibrate_an_alarm", tmp_path)
+    flagged = {kind: float(share) for kind, share in re.findall(r"^(.+?) +(\S+) % flagged", printed, re.MULTILINE)}
+    asked = re.search(r"a rate of (\S+) to (\S+) %", printed)
+    assert asked is not None
+    assert flagged["clean"] < float(asked[2]) + 10  # of 59 images
+    assert min(flagged["PGD 25/255"], flagged["PGD 51/255"]) > 70
+
+
 def test_evaluate_honestly(tmp_path):
     run("evaluate_honestly", tmp_path)
     table = pd.read_csv(tmp_path / "runs/evaluate_honestly/summary.csv").set_index("attack")

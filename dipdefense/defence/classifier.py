@@ -3,9 +3,12 @@
 import secrets
 from typing import NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from dipdefense.arguments import check_integer
+from dipdefense.defence.alarm import Alarm, set_alarm
 from dipdefense.defence.check_logits import check_logits
 from dipdefense.defence.decisions import Decision, known_decision
 from dipdefense.defence.evidence import Evidence
@@ -20,12 +23,16 @@ from dipdefense.image_tensors import check_images
 __all__ = ["DefendedClassifier", "Prediction", "defend"]
 
 
-class Prediction(NamedTuple):
-    """The answer of a defended classifier to a batch."""
-
+class _Parts(NamedTuple):
     logits: Tensor  # (B, K)
     scores: Tensor  # (B,) in [0, 1], larger is more adversarial
     reconstruction: Tensor  # (B, C, H, W) mean of all that was classified; no gradient
+
+
+class Prediction(_Parts):
+    """The answer of a defended classifier to a batch: the tuple (logits, scores, reconstruction), and `flagged`."""
+
+    flagged: Tensor | None = None  # (B,) bool, whether the alarm goes off; None before `calibrate`
 
 
 class DefendedClassifier(Wrapper):
@@ -66,6 +73,7 @@ class DefendedClassifier(Wrapper):
         known_gradient(self.gradient)
         self.decision = None if decision is None else known_decision(decision)
         self.mirror = mirror
+        self.alarm: Alarm | None = None  # see `calibrate`
         # shape of images -> (the arguments, their defence), so that the views of a classifier are tried once
         self._defences: dict[tuple[int, ...], tuple[object, Defence]] = {}
 
@@ -89,10 +97,50 @@ class DefendedClassifier(Wrapper):
         return decision.score(evidence)
 
     def judge(self, images: Tensor) -> Prediction:
-        """The results of `forward` and `detect` from one fit, and the mean reconstruction."""
+        """The results of `forward` and `detect` from one fit, the mean reconstruction, and what the alarm says.
+
+        Raises as `forward` does, and ValueError for images of another shape than the alarm was set on.
+        """
+        alarm = self.alarm
+        if alarm is not None and tuple(images.shape[1:]) != alarm.shape:
+            raise ValueError(
+                f"images must be of the shape that the alarm was set on, {alarm.shape}, got {tuple(images.shape[1:])}: "
+                "calibrate on such images"
+            )
         evidence, decision, reconstructions = self.evidence(images)
         logits, scores = decide(decision, evidence)
-        return Prediction(logits, scores, reconstructions.classified(decision).detach().mean(0))
+        answer = Prediction(logits, scores, reconstructions.classified(decision).detach().mean(0))
+        answer.flagged = None if alarm is None else alarm.flags(scores.detach())
+        return answer
+
+    def calibrate(self, clean_images: Tensor, fpr: float = 0.05, *, batch_size: int = 64) -> Self:
+        """The same defence with an alarm: of clean images, `judge` flags a share of about `fpr`.
+
+        The rate holds on average over draws of the clean images, for further images of the same kind. Images of other
+        kinds (another camera, more noise) may raise more alarms. An attacker who knows the score need not raise any.
+
+        Args:
+            clean_images: (n, C, H, W) in [0, 1], n at least 1 / fpr - 1, like those that will be seen, used for nothing
+                else. Their labels are not needed.
+            fpr: rate of false alarms, in (0, 1).
+            batch_size: images scored together.
+
+        Returns:
+            A copy, whose `alarm` holds the threshold; `alarm.interval()` says how sure the rate is. What it decides,
+            and its scores, are as before.
+
+        Raises:
+            TypeError, ValueError: what `forward` raises; a rate outside (0, 1), or too few images for it.
+        """
+        check_images(clean_images, "clean_images")
+        check_integer("batch_size", batch_size, 1)
+        shape = tuple(clean_images.shape[1:])
+        set_alarm(torch.zeros(len(clean_images)), fpr, shape)  # refuses a rate before the fits
+        with torch.no_grad():
+            scores = torch.cat([self.detect(part) for part in torch.split(clean_images, batch_size)])
+        twin = shallow_copy(self)
+        twin.alarm = set_alarm(scores, fpr, shape)
+        return twin
 
     def evidence(self, images: Tensor, *, scored: bool = True) -> tuple[Evidence, Decision, Reconstructions]:
         """What the decision sees, the decision, and the reconstructions.
@@ -128,7 +176,8 @@ class DefendedClassifier(Wrapper):
 
     def extra_repr(self) -> str:
         """The arguments that are not modules."""
-        return f"gradient={self.gradient!r}, decision={self.decision}, mirror={self.mirror}"
+        alarm = "" if self.alarm is None else f", alarm={self.alarm}"
+        return f"gradient={self.gradient!r}, decision={self.decision}, mirror={self.mirror}{alarm}"
 
     def _classify(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier(images)
