@@ -1,13 +1,16 @@
-"""Noise on images, at the levels at which Wang et al. (2023) compared early stopping."""
+"""Noise on images, most of it at the levels at which Wang et al. (2023) compared early stopping."""
 
 import zlib
 from collections.abc import Callable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["LEVELS", "NOISES", "gaussian", "generator_of", "impulse", "shot", "speckle"]
+from eval.baselines import jpeg
+
+__all__ = ["LEVELS", "NOISES", "camera", "gaussian", "generator_of", "impulse", "shot", "speckle"]
 
 
 def gaussian(images: Tensor, level: float, *, generator: torch.Generator, clip: bool = True) -> Tensor:
@@ -44,11 +47,43 @@ def speckle(images: Tensor, level: float, *, generator: torch.Generator) -> Tens
     return (images + level * images * _normal(images, generator)).clamp(0, 1)
 
 
+READ_NOISE = 0.15  # variance of the noise of reading a pixel, as a share of the photon noise at white
+GAMMA = 2.2
+
+
+def camera(images: Tensor, level: float, *, generator: torch.Generator) -> Tensor:
+    """The noise of a camera: (B, 3, H, W) in [0, 1] -> same, clipped to [0, 1].
+
+    White is `level` photons. Each pixel of an RGGB mosaic has photon noise (its normal approximation) and the noise of
+    reading; bilinear interpolation, the gamma curve and JPEG of quality 95 make it smooth and correlated. What the same
+    steps without noise and JPEG give is subtracted, so that the image itself stays the reference.
+    """
+    _check(images, level)
+    if images.shape[1] != 3:
+        raise ValueError(f"images must be RGB for the noise of a camera, got {images.shape[1]} channels")
+    light = images.clamp(0, 1) ** GAMMA
+    sensed = light + ((light + READ_NOISE) / level).sqrt() * _normal(images, generator)
+    shown, clean = (_demosaiced(each).clamp(0, 1) ** (1 / GAMMA) for each in (sensed, light))
+    return (images + jpeg(shown, 95) - clean).clamp(0, 1)
+
+
+def _demosaiced(images: Tensor) -> Tensor:
+    """One colour at each pixel of an RGGB mosaic, the others by bilinear interpolation: (B, 3, H, W) -> same."""
+    taken = torch.zeros_like(images[:1])
+    for colour, row, column in ((0, 0, 0), (1, 0, 1), (1, 1, 0), (2, 1, 1)):
+        taken[:, colour, row::2, column::2] = 1
+    sparse, green = [[1, 2, 1], [2, 4, 2], [1, 2, 1]], [[0, 1, 0], [1, 4, 1], [0, 1, 0]]
+    kernel = images.new_tensor([sparse, green, sparse])[:, None]
+    total, weight = (F.conv2d(F.pad(x, [1] * 4, mode="reflect"), kernel, groups=3) for x in (images * taken, taken))
+    return total / weight
+
+
 NOISES: dict[str, Callable[..., Tensor]] = {
     "gaussian": gaussian,
     "impulse": impulse,
     "shot": shot,
     "speckle": speckle,
+    "camera": camera,
 }
 # Low, medium and high of Wang et al. (2023), which are the severities 2, 3 and 4 of ImageNet-C.
 LEVELS: dict[str, dict[str, float]] = {

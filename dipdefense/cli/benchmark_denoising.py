@@ -49,13 +49,13 @@ def denoising(
         ),
     ] = None,
     noise: Annotated[
-        str, typer.Option(help="Noise that is added: gaussian, impulse, shot (Poisson), speckle.")
+        str, typer.Option(help="Noise that is added: gaussian, impulse, shot (Poisson), speckle, camera.")
     ] = "gaussian",
     level: Annotated[
         float | None,
         typer.Option(
-            help="Strength of other noise than Gaussian: the share of values hit (impulse), photons at white (shot), "
-            "standard deviation of the factor (speckle)."
+            help="Strength of other noise than Gaussian: the share of values hit (impulse), photons at white (shot, "
+            "camera), standard deviation of the factor (speckle)."
         ),
     ] = None,
     methods: Annotated[

@@ -36,7 +36,7 @@ def benchmark_stopping(
     rules: Rules,
     config: FitConfig,
     *,
-    noises: Sequence[str] = tuple(NOISES),
+    noises: Sequence[str] = tuple(LEVELS),
     levels: Sequence[str] = ("low", "medium", "high"),
     longest: int | None = None,
     batch_size: int = 16,
@@ -55,7 +55,7 @@ def benchmark_stopping(
         images: (name, (3, H, W) in [0, 1]) of one shape; no name twice.
         rules: the rules, with their options; `wmv:LABEL` is one more setting of `wmv`.
         config: settings of the fits; its own rule must be `fixed`.
-        noises: keys of `NOISES`.
+        noises: keys of `LEVELS`.
         levels: keys of `LEVELS[noise]`.
         longest: a fit whose best iterate lies beyond a third of it is repeated with twice the iterations, at most this
             many; never if None.
@@ -256,7 +256,7 @@ def _check(
     """Raise, before anything is computed, if the run would fail or mislead later."""
     for name, given, known in (
         ("rules", [plain_name(rule) for rule in rules], STOPPING_RULES),
-        ("noises", noises, NOISES),
+        ("noises", noises, LEVELS),
         ("levels", levels, LEVELS["gaussian"]),
     ):
         if not given or any(one not in known for one in given):

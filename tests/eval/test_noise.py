@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eval.noise import LEVELS, NOISES
+from eval.noise import LEVELS, NOISES, _demosaiced
 
 GREY = torch.full((2, 3, 128, 128), 0.5, dtype=torch.float64)
 
@@ -23,6 +23,39 @@ def test_mean_and_variance(name, level, variance):
     assert noise.var().item() == pytest.approx(variance, rel=0.03)
 
 
+def test_demosaicing_keeps_what_is_sampled_and_continues_a_ramp():
+    y, x = torch.meshgrid(torch.arange(20.0), torch.arange(24.0), indexing="ij")
+    ramp = (0.01 * x + 0.02 * y + torch.tensor([0.0, 0.1, 0.2]).view(3, 1, 1))[None]
+    torch.testing.assert_close(_demosaiced(ramp)[..., 1:-1, 1:-1], ramp[..., 1:-1, 1:-1])
+    white = torch.randn(1, 3, 200, 200, generator=torch.Generator().manual_seed(0))
+    seen = _demosaiced(white)
+    assert torch.equal(seen[:, 0, ::2, ::2], white[:, 0, ::2, ::2])
+    # half of the greens are sampled, the others are means of four
+    assert seen[:, 1].var().item() == pytest.approx((1 + 1 / 4) / 2, rel=0.05)
+
+
+def test_the_noise_of_a_camera_is_smooth_and_grows_with_the_light():
+    dark, bright = (drawn("camera", 2000.0, images=GREY.float() * scale) - GREY * scale for scale in (0.4, 1.6))
+    assert dark.mean().abs() < 0.002
+    for noise in (dark, bright):
+        assert (noise[..., 1:] * noise[..., :-1]).mean() > 0.2 * noise.square().mean()  # white noise has 0
+    # in linear light the variance is (light + 0.15) / level; the gamma curve multiplies the std by its slope
+    std = [((light**2.2 + 0.15) / 2000) ** 0.5 * light ** (1 - 2.2) / 2.2 for light in (0.2, 0.8)]
+    assert (dark.std() / bright.std()).item() == pytest.approx(std[0] / std[1], rel=0.15)
+
+
+def test_the_noise_of_a_camera_leaves_an_image_without_it_alone():
+    images = torch.rand(1, 3, 16, 18, generator=torch.Generator().manual_seed(1))
+    smooth = torch.nn.functional.interpolate(images[..., :3, :3], (32, 32), mode="bicubic", align_corners=True)
+    image = smooth.clamp(0.1, 0.9)
+    assert (drawn("camera", 1e9, images=image) - image).abs().max() < 0.03  # what JPEG of quality 95 changes
+
+
+def test_the_noise_of_a_camera_is_for_rgb():
+    with pytest.raises(ValueError, match="images must be RGB for the noise of a camera, got 1 channel"):
+        drawn("camera", 1000.0, images=GREY[:, :1])
+
+
 def test_impulses_are_black_and_white_and_as_many_as_said():
     noisy = drawn("impulse", 0.1)
     hit = noisy != 0.5
@@ -31,7 +64,7 @@ def test_impulses_are_black_and_white_and_as_many_as_said():
     assert noisy[hit].mean().item() == pytest.approx(0.5, abs=0.03)
 
 
-@pytest.mark.parametrize("name", NOISES)
+@pytest.mark.parametrize("name", LEVELS)
 def test_every_level_keeps_the_range_and_follows_the_generator(name):
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     before = images.clone()
