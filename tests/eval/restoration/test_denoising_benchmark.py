@@ -263,7 +263,7 @@ def test_tables_by_hand():
     [
         ({"sigma": -0.1}, r"sigma must lie in \(0, 1\], .*got -0.1"),
         ({"sigma": 25}, r"sigma must lie in \(0, 1\], .*got 25: write 25 / 255"),
-        ({"noise": "rain"}, "noise must be one of gaussian, impulse, shot, speckle, got 'rain'"),
+        ({"noise": "rain"}, "noise must be one of gaussian, impulse, shot, speckle, camera, got 'rain'"),
         ({"noise": "shot"}, "level must be given for the noise 'shot', got None"),
         ({"noise": "speckle", "level": -0.1}, "level must be positive, got -0.1"),
         ({"noise": "impulse", "level": 2.0}, "level must be a fraction of the values, at most 1, got 2"),
