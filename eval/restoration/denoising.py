@@ -122,6 +122,8 @@ def benchmark_denoising(
         OSError: the folder cannot be written.
     """
     _check_noise(sigma, noise, level, noisy, clip)
+    if noise == "camera" and any(len(image) != 3 for _, image in references):
+        raise ValueError("references must be RGB for the noise camera, got a grey image")
     _check(references, methods, config, sigma, noisy, {"seeds": seeds, "runs": runs, "batch_size": batch_size})
     labels = [_label(method, sigma) for method in methods]
     made = made_with("dipdefense", "torch")
@@ -306,7 +308,7 @@ def _check_noise(
         if level is None:
             raise ValueError(f"level must be given for the noise {noise!r}, got None")
         NOISES[noise](
-            torch.zeros(1, 1, 1, 1), level, generator=torch.Generator()
+            torch.zeros(1, 3, 8, 8), level, generator=torch.Generator()
         )  # raises for a level that the noise does not have
     elif level is not None:
         raise ValueError(f"level must be left out for Gaussian noise, got {level}: give sigma")

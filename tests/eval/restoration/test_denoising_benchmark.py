@@ -206,7 +206,7 @@ def test_real_pairs_of_several_sizes_and_kinds(tmp_path, spied):
     assert spied["median"][-1][1] == 0.1
 
 
-@pytest.mark.parametrize(("noise", "level"), [("impulse", 0.2), ("shot", 20.0), ("speckle", 0.3)])
+@pytest.mark.parametrize(("noise", "level"), [("impulse", 0.2), ("shot", 20.0), ("speckle", 0.3), ("camera", 300.0)])
 def test_other_noise_is_that_of_its_name_and_nobody_is_told_a_sigma(tmp_path, spied, noise, level):
     options = {"noise": noise, "level": level, "out": tmp_path, "runs": 1}
     table = benchmark_denoising(images(1), ["noisy", "median", "dip"], QUICK, **options)
@@ -256,6 +256,12 @@ def test_tables_by_hand():
     alone = summarise_scores(made[:1]).iloc[0]
     assert alone["psnr"] == 20
     assert alone[["ci_low", "psnr_spread"]].isna().all()
+
+
+def test_a_grey_image_has_no_camera_noise(tmp_path):
+    (name, image) = images(1)[0]
+    with pytest.raises(ValueError, match="references must be RGB for the noise camera, got a grey image"):
+        benchmark_denoising([(name, image[:1])], ["noisy"], QUICK, noise="camera", level=300.0, out=tmp_path)
 
 
 @pytest.mark.parametrize(
