@@ -2,13 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from dipdefense.cli import options
 from dipdefense.cli.output import note, print_accuracies, progress_bar
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 __all__ = ["evaluate"]
 
@@ -83,7 +80,7 @@ def evaluate(
     note(f"table and records: {out}")
 
 
-def _distortions(table: "DataFrame") -> Iterator[str]:
+def _distortions(table: Any) -> Iterator[str]:
     """What each attack without a budget changed an image by: one line for each, of the images that it changed."""
     rows = table[table["eps"].isna()].drop_duplicates(["attack", "crafted_on"])
     for row in rows.itertuples():
