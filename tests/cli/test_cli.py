@@ -180,7 +180,7 @@ def test_the_ladder_prints_and_writes_one_table(tmp_path, config):
         (("--classifier", "vgg"), "digits_cnn"),
         (
             ("--attacks", "cw"),
-            "attack must be one of fgsm, pgd, momentum_pgd, pgd_flip",
+            "attack must be one of fgsm, pgd, bim, momentum_pgd, pgd_flip",
         ),
         (("--filters", "magic"), "filters must be among"),
         (("--eps", "-1/255"), "eps must not be negative"),
