@@ -1,10 +1,11 @@
-"""Attacks that make adversarial examples: by gradients, by AutoAttack, by queries; and, as a control, random noise."""
+"""Attacks that make adversarial examples: by gradients, of least norm, by AutoAttack, by queries; a control: noise."""
 
 from typing import TYPE_CHECKING, Any
 
 from attacks.autoattack import autoattack, autoattack_flags
-from attacks.gradient import ATTACKS, fgsm, momentum_pgd, momentum_pgd_flip, pgd, pgd_di, pgd_flip
+from attacks.gradient import ATTACKS, bim, fgsm, momentum_pgd, momentum_pgd_flip, pgd, pgd_di, pgd_flip
 from attacks.gradient_free import GRADIENT_FREE
+from attacks.minimum_norm import MINIMUM_NORM, carlini_wagner, deepfool, lbfgs
 from attacks.nes import nes
 from attacks.noise import CONTROLS, random_noise
 from attacks.rays import rays
@@ -16,10 +17,14 @@ if TYPE_CHECKING:
 __all__ = [
     "fgsm",
     "pgd",
+    "bim",
     "momentum_pgd",
     "pgd_flip",
     "momentum_pgd_flip",
     "pgd_di",
+    "deepfool",
+    "carlini_wagner",
+    "lbfgs",
     "autoattack",
     "autoattack_flags",
     "square",
@@ -27,6 +32,7 @@ __all__ = [
     "rays",
     "random_noise",
     "ATTACKS",
+    "MINIMUM_NORM",
     "GRADIENT_FREE",
     "CONTROLS",
     "MomentumPGD",

@@ -1,7 +1,5 @@
 """Gradient attacks that leave the classifier and the random state as they were: FGSM, and PGD in its variants."""
 
-import contextlib
-import io
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,12 +12,13 @@ from attacks.gradient_ascent import Objective, Rated, ascend
 from attacks.gradient_ascent import random_start as _random_start
 from attacks.isolation import as_found
 from attacks.margin import margin
-from attacks.optional import library
+from attacks.optional import torchattack
 from attacks.views import Views, flipped, itself, resized
 
 __all__ = [
     "fgsm",
     "pgd",
+    "bim",
     "momentum_pgd",
     "pgd_flip",
     "momentum_pgd_flip",
@@ -55,9 +54,7 @@ def fgsm(
         raise ValueError(f"norm must be 'linf' for fgsm, got {norm!r}: pgd and momentum_pgd support it")
     if eps == 0 or len(images) == 0:
         return images.detach().clone()
-    with contextlib.redirect_stdout(io.StringIO()):  # torchattacks prints where there is no parameter
-        attack = library("torchattacks").FGSM(classifier, eps=eps)
-    attack.set_device(images.device)
+    attack = torchattack("FGSM", classifier, images.device, eps=eps)
     if targeted:
         attack.set_mode_targeted_by_label(quiet=True)
     with as_found(classifier, images.device, seed):
@@ -122,6 +119,13 @@ def pgd(
     return best
 
 
+bim = partial(pgd, random_start=False)
+"""`pgd` from the image itself, the basic iterative method.
+
+Source: Kurakin et al. (2017), "Adversarial examples in the physical world", section 2.2.
+Differs: the step size is that of `pgd`, and the best iterate is returned in place of the last.
+"""
+
 momentum_pgd = partial(pgd, decay=1.0, random_start=False)
 """`pgd` along the accumulated gradient, MI-FGSM, from the image itself.
 
@@ -148,6 +152,7 @@ NORMS_OF: dict[str, tuple[str, ...]] = {"fgsm": ("linf",)}  # of the attacks tha
 ATTACKS: dict[str, Callable[..., Tensor]] = {
     "fgsm": fgsm,
     "pgd": pgd,
+    "bim": bim,
     "momentum_pgd": momentum_pgd,
     "pgd_flip": pgd_flip,
     "momentum_pgd_flip": momentum_pgd_flip,

@@ -1,7 +1,8 @@
 """The command `dipdefense evaluate`."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from dipdefense.cli import options
 from dipdefense.cli.output import note, print_accuracies, progress_bar
@@ -74,7 +75,16 @@ def evaluate(
         with progress_bar("gallery") as progress:
             gallery_of_run(out, *spec.load(where), spec.config, n=gallery, device=where, progress=progress)
     print_accuracies(table)
+    for line in _distortions(table):
+        note(line)
     note(f"table and records: {out}")
+
+
+def _distortions(table: Any) -> Iterator[str]:
+    """What each attack without a budget changed an image by: one line for each, of the images that it changed."""
+    rows = table[table["eps"].isna()].drop_duplicates(["attack", "crafted_on"])
+    for row in rows.itertuples():
+        yield f"{row.attack}, crafted on {row.crafted_on}: median L2 {row.l2:.3f}, median Linf {row.linf:.4f}"
 
 
 def _crafted_on(text: str) -> tuple[str, int | None]:

@@ -114,8 +114,8 @@ Attacks = Annotated[
     str | None,
     attack_option(
         "--attacks",
-        help="Comma-separated: fgsm, pgd, momentum_pgd, pgd_flip, momentum_pgd_flip, pgd_di, random_noise; all but the "
-        "last by default.",
+        help="Comma-separated: fgsm, pgd, bim, momentum_pgd, pgd_flip, momentum_pgd_flip, pgd_di, by default all of "
+        "these; random_noise; and, for evaluate, deepfool, carlini_wagner, lbfgs, which have no eps.",
     ),
 ]
 Norm = Annotated[str, attack_option("--norm", help="linf or l2.")]

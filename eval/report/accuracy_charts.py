@@ -18,8 +18,8 @@ BEST = (
 
 
 def defences_against_eps(rows: Sequence[Row]) -> list[Chart]:
-    """Accuracy of `evaluate`: one chart for each attack, with the clean images at an eps of zero."""
-    attacks = dict.fromkeys(row["attack"] for row in rows if row["attack"] != "clean")
+    """Accuracy of `evaluate`: one chart for each attack with a radius, with the clean images at an eps of zero."""
+    attacks = dict.fromkeys(row["attack"] for row in _attacked(rows))
     measure = HITS if any(row.get("targeted") for row in rows) else "Accuracy"
     return [_against_eps(f"{measure} under {attack}", _lines(rows, attack), "", measure) for attack in attacks]
 
@@ -33,7 +33,7 @@ def together(tables: Sequence[Sequence[Row]]) -> list[Chart]:
             groups.setdefault((measure, row["dataset"], row["classifier"]), []).append(row)
     charts = []
     for (measure, dataset, classifier), rows in groups.items():
-        for attack, norm in dict.fromkeys((row["attack"], row["norm"]) for row in rows if row["attack"] != "clean"):
+        for attack, norm in dict.fromkeys((row["attack"], row["norm"]) for row in _attacked(rows)):
             lines = _lines([row for row in rows if row["attack"] == "clean" or row["norm"] == norm], attack)
             radii = [[point.x for point in line if point.x > 0] for line in lines.values()]
             if max(map(len, radii)) > 1 and all(len(set(line)) == len(line) for line in radii):
@@ -86,6 +86,11 @@ def along_fit(rows: Sequence[Row], column: str, title: str) -> Chart:
         lines.setdefault(row["attack"], []).append(point)
     series, note = _at_most(lines)
     return Chart(f"{title.partition(',')[0]} along the fit", "iteration", title, series, note)
+
+
+def _attacked(rows: Iterable[Row]) -> list[Row]:
+    """The rows of attacks with a radius."""
+    return [row for row in rows if row["attack"] != "clean" and not math.isnan(row["eps"])]
 
 
 def _lines(rows: Iterable[Row], attack: str) -> dict[str, list[Point]]:

@@ -43,10 +43,12 @@ def evaluation(run: Run) -> Section:
     else:
         missing.append("paired differences: there is no paired.csv, or only one defence was scored")
     charts = defences_against_eps(rows_of(table))
-    if not charts:
+    attacked, adaptive = (table["attack"] != "clean").any(), (table["crafted_on"] == "defended").any()
+    if not attacked:
         missing.append(NOT_ATTACKED)
-    adaptive = (table["crafted_on"] == "defended").any()
-    return Section("Evaluation", "" if adaptive or not charts else OBLIVIOUS, tables, charts, missing)
+    elif not charts:
+        missing.append("accuracy against eps: no attack of the run has a radius")
+    return Section("Evaluation", "" if adaptive or not attacked else OBLIVIOUS, tables, charts, missing)
 
 
 def ladder(run: Run) -> Section:

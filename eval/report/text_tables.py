@@ -40,7 +40,9 @@ def cells(caption: str, table: pd.DataFrame, drop: tuple[str, ...] = ()) -> Cell
 
 
 def radius(eps: float) -> str:
-    """As 8/255 if it is such a fraction with a small numerator, else as a decimal."""
+    """As 8/255 if it is such a fraction with a small numerator, else as a decimal; nothing for NaN, no radius."""
+    if math.isnan(eps):
+        return ""
     levels = round(eps * 255)
     return f"{levels}/255" if 0 < levels <= 32 and abs(eps * 255 - levels) < 1e-6 else f"{eps:.3g}"
 

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from attacks import MINIMUM_NORM
 from dipdefense.arguments import check_finite
 from eval.datasets import ImageDataset
 from eval.robustness.comparison_plots import save_curves, save_rocs
@@ -35,8 +36,8 @@ class ComparisonConfig(RunConfig):
 
     Raises:
         TypeError: as `RunConfig`.
-        ValueError: as `RunConfig`; attacks that are targeted or crafted on the defended model; no radius, one twice, or
-            one out of range.
+        ValueError: as `RunConfig`; attacks that are targeted, crafted on the defended model or without a radius; no
+            radius, one twice, or one out of range.
     """
 
     radii: Sequence[float] | None = None  # of the attacks; that of `eps` alone if None
@@ -46,6 +47,8 @@ class ComparisonConfig(RunConfig):
         super().__post_init__()
         if self.crafted_on != "bare" or self.targeted:
             raise ValueError("config must have untargeted attacks, crafted on the bare classifier")
+        if without := MINIMUM_NORM.keys() & set(self.chosen_attacks):
+            raise ValueError(f"attacks must have a radius: leave out {', '.join(sorted(without))}")
         if self.radii is not None:
             if not isinstance(self.radii, tuple | list):
                 raise ValueError(f"radii must be one or more numbers, got {self.radii!r}")

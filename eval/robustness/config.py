@@ -2,14 +2,14 @@
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attacks import ATTACKS, CONTROLS
+from attacks import ATTACKS, CONTROLS, MINIMUM_NORM
 from attacks.gradient import NORMS_OF
 from dipdefense import Purifier
 from dipdefense.arguments import check_finite, check_integer, check_positive
@@ -32,6 +32,7 @@ __all__ = [
     "describe_purifier",
     "describe_subject",
     "identify",
+    "known_attacks",
 ]
 
 CRAFTED_ON = {"bare": ("bare",), "defended": ("defended",), "both": ("bare", "defended")}
@@ -68,7 +69,7 @@ class RunConfig(AttackConfig):
             out of range.
     """
 
-    attacks: Sequence[str] | None = None  # keys of ATTACKS and CONTROLS; None: all of ATTACKS that have the norm
+    attacks: Sequence[str] | None = None  # keys of `known_attacks`; None: all of ATTACKS that have the norm
     alpha: float | None = None  # step size; eps / 4 if None
     steps: int = 20
     targeted: bool = False  # True: the labels are the targets, and the true labels are not used
@@ -82,14 +83,16 @@ class RunConfig(AttackConfig):
         for field in ("attacks", "attacks_defended"):
             check_names(field, getattr(self, field))
         for attack in self.chosen_attacks:
-            if attack not in ATTACKS | CONTROLS:
-                raise ValueError(f"attack must be one of {', '.join(ATTACKS | CONTROLS)}, got {attack!r}")
+            if attack not in known_attacks():
+                raise ValueError(f"attack must be one of {', '.join(known_attacks())}, got {attack!r}")
             if attack in ATTACKS and attack not in attacks_in(self.norm):
                 raise ValueError(f"attacks must leave out {attack} when norm is {self.norm}, got both")
         if CONTROLS.keys() & set(self.chosen_attacks) and (self.targeted or self.crafted_on != "bare"):
             raise ValueError(
                 "attacks must leave out random_noise if they are targeted or crafted on the defended model"
             )
+        if self.targeted and (without := MINIMUM_NORM.keys() & set(self.chosen_attacks)):
+            raise ValueError(f"attacks must leave out {', '.join(sorted(without))} if they are targeted")
         for attack in self.attacks_defended or ():
             if attack not in self.chosen_attacks:
                 known = ", ".join(self.chosen_attacks)
@@ -129,6 +132,11 @@ def check_names(name: str, value: Any) -> None:
         raise ValueError(f"{name} must name each once, got {', '.join(value)}")
 
 
+def known_attacks() -> dict[str, Callable[..., Tensor]]:
+    """The attacks of an evaluation by name: those of ATTACKS, those without a budget, and the control."""
+    return ATTACKS | MINIMUM_NORM | CONTROLS
+
+
 def attacks_in(norm: str) -> tuple[str, ...]:
     """The attacks of `ATTACKS` that have this norm."""
     return tuple(name for name in ATTACKS if norm in NORMS_OF.get(name, (norm,)))
@@ -153,11 +161,14 @@ def check_run(classifier: nn.Module, dataset: ImageDataset, n: int, device: str 
 
 
 def craft(attack: str, target: nn.Module, images: Tensor, labels: Tensor, config: RunConfig) -> Tensor:
-    """Adversarial examples by an attack's name; the attack gets the run's settings that it has arguments for."""
-    function = (ATTACKS | CONTROLS)[attack]
-    settings = {name: getattr(config, name) for name in ("eps", "norm", "alpha", "steps", "targeted", "seed")}
+    """Adversarial examples by an attack's name; the attack gets the run's settings that it has arguments for.
+
+    Those of `MINIMUM_NORM` get the seed alone: `steps` counts other steps there.
+    """
+    function = known_attacks()[attack]
+    names = ("seed",) if attack in MINIMUM_NORM else ("eps", "norm", "alpha", "steps", "targeted", "seed")
     known = inspect.signature(function).parameters
-    return function(target, images, labels, **{name: v for name, v in settings.items() if name in known})
+    return function(target, images, labels, **{name: getattr(config, name) for name in names if name in known})
 
 
 def identify(images: Tensor, labels: Tensor, index: Tensor) -> list[Record]:
@@ -182,7 +193,7 @@ def describe_subject(classifier: nn.Module, name: str | None, dataset: ImageData
 
 def describe_attacks(attacks: Iterable[str]) -> dict[str, str]:
     """The functions behind the names of attacks."""
-    return {attack: describe((ATTACKS | CONTROLS)[attack]) for attack in attacks}
+    return {attack: describe(known_attacks()[attack]) for attack in attacks}
 
 
 def describe_purifier(purifier: Purifier, images: Tensor) -> dict[str, Any]:

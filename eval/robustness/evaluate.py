@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from attacks import MINIMUM_NORM
 from dipdefense import Decision, DefendedClassifier, Purifier
 from dipdefense.digest import describe
 from eval.datasets import ImageDataset
@@ -117,7 +118,8 @@ def evaluation(
             of, target, n, seen = [dip], defended, min(config.n, config.n_defended or config.n), gradient
         for attack in attacks:
             crafted = partial(craft, attack, target, config=config)
-            cells.append(Cell(attack, crafted_on, config.eps, seen, n, of, crafted))
+            eps = None if attack in MINIMUM_NORM else config.eps
+            cells.append(Cell(attack, crafted_on, eps, seen, n, of, crafted))
     return Experiment(
         kind="evaluate",
         classifier=classifier,

@@ -45,7 +45,7 @@ class Cell(NamedTuple):
 
     attack: str  # its name in tables; `clean` for unchanged images
     crafted_on: str  # bare or defended; empty for clean images
-    eps: float
+    eps: float | None  # radius of its ball; None if it looks for the nearest adversarial image
     gradient: str  # name of the gradient that the attack uses
     n: int  # images: the first n of the run's order
     defences: Sequence[Method]
@@ -179,14 +179,15 @@ class Experiment:
         """Values for all defences; `fooled`: the bare classifier is right on the clean image, wrong on this one."""
         fooled = (self.classifier(clean).argmax(1) == labels) & (self.classifier(attacked).argmax(1) != labels)
         peak = round(peak_bytes(clean.device) / 2**30, 3)
-        measured = zip(labels.tolist(), fooled.tolist(), *_quality(attacked, clean), strict=True)
+        lengths = [torch.linalg.vector_norm(attacked - clean, p, dim=(1, 2, 3)).tolist() for p in (2, math.inf)]
+        measured = zip(labels.tolist(), fooled.tolist(), *_quality(attacked, clean), *lengths, strict=True)
         return [
             {
                 **{"gradient": cell.gradient, "label": label, "fooled": is_fooled},
-                **{"psnr_attacked": decibels, "ssim_attacked": similarity},
+                **{"psnr_attacked": decibels, "ssim_attacked": similarity, "l2": l2, "linf": linf},
                 **{"attack_seconds": round(seconds, 6), "peak_gb": peak},
             }
-            for label, is_fooled, decibels, similarity in measured
+            for label, is_fooled, decibels, similarity, l2, linf in measured
         ]
 
 

@@ -429,7 +429,7 @@ def test_a_climb_that_leads_nowhere_is_refused(numbers, message):
 
 def test_bad_numbers_are_refused():
     with pytest.raises(
-        ValueError, match="attack must be one of pgd, momentum_pgd, pgd_flip, momentum_pgd_flip, pgd_di, got 'cw'"
+        ValueError, match="attack must be one of pgd, bim, momentum_pgd, pgd_flip, momentum_pgd_flip, pgd_di, got 'cw'"
     ):
         Oblivious(attack="cw")
     with pytest.raises(ValueError, match=r"attack must be one of .*square.*, got 'pgd'"):

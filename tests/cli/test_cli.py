@@ -154,6 +154,14 @@ def test_evaluate_prints_and_writes_one_table(tmp_path, config):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["eps"] == pytest.approx(0.2)
 
 
+def test_evaluate_tells_the_distortion_that_an_attack_without_a_budget_needs(tmp_path, config):
+    command = ["evaluate", "--n", "2", "--attacks", "deepfool", "--config", str(config), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0
+    assert re.search(r"deepfool, crafted on bare: median L2 \d\.\d{3}, median Linf 0\.\d{4}\n", result.stdout)
+    assert "pgd" not in result.stdout
+
+
 @pytest.mark.slow
 def test_the_ladder_prints_and_writes_one_table(tmp_path, config):
     command = ("ladder", "--rungs", "oblivious,bpda", "--images", "cheap=3,gradient=2", "--fresh")
@@ -172,7 +180,7 @@ def test_the_ladder_prints_and_writes_one_table(tmp_path, config):
         (("--classifier", "vgg"), "digits_cnn"),
         (
             ("--attacks", "cw"),
-            "attack must be one of fgsm, pgd, momentum_pgd, pgd_flip",
+            "attack must be one of fgsm, pgd, bim, momentum_pgd, pgd_flip",
         ),
         (("--filters", "magic"), "filters must be among"),
         (("--eps", "-1/255"), "eps must not be negative"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attacks import ATTACKS, CONTROLS
+from attacks import ATTACKS, CONTROLS, MINIMUM_NORM
 from attacks.adaptive import COSTS, LADDER
 from dipdefense import DECISIONS, Detector, FitConfig
 from dipdefense.defence.evidence import VIEWS
@@ -84,6 +84,7 @@ def runs(draw: st.DrawFn) -> RunConfig:
     norm, crafted_on = draw(st.sampled_from(["linf", "l2"])), draw(st.sampled_from(list(CRAFTED_ON)))
     targeted = draw(st.booleans())
     known = set(ATTACKS) - {"fgsm"} if norm == "l2" else set(ATTACKS)
+    known |= set() if targeted else set(MINIMUM_NORM)
     known |= set() if targeted or crafted_on != "bare" else set(CONTROLS)
     return RunConfig(
         attacks=tuple(draw(st.lists(st.sampled_from(sorted(known)), unique=True))),
@@ -175,7 +176,10 @@ BAD: dict[Callable[..., Any], dict[str, st.SearchStrategy[Any]]] = {
         "compile": st.integers() | texts | st.none(),
     },
     RunConfig: {
-        "attacks": st.lists(texts.filter(lambda name: name not in ATTACKS | CONTROLS), min_size=1, max_size=2) | texts,
+        "attacks": st.lists(
+            texts.filter(lambda name: name not in ATTACKS | MINIMUM_NORM | CONTROLS), min_size=1, max_size=2
+        )
+        | texts,
         "norm": unknown(("linf", "l2")),
         "eps": not_finite | negative | st.floats(min_value=1, exclude_min=True) | no_number,
         "alpha": not_finite | negative | st.just(0.0) | texts,

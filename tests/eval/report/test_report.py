@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import json
+import math
 import re
 import shutil
 import tomllib
@@ -360,9 +361,21 @@ def test_runs_of_several_eps_share_a_chart():
     assert together([run(0.2, 0.4), aimed]) == []  # hits of a target are no accuracy
 
 
+def test_attacks_without_a_radius_are_in_the_table_and_in_no_chart(tmp_path):
+    free = RunConfig(attacks=("deepfool",), n=2)
+    out = tmp_path / "run"
+    evaluate_robustness(load_classifier("digits_cnn"), load_dataset("digits"), free, out=out, purifier=Purifier(QUICK))
+    text = report(out)
+    assert "deepfool" in text
+    assert "accuracy against eps: no attack of the run has a radius" in text
+    assert "Accuracy under deepfool" not in text
+    assert "say nothing of an attacker who knows the defence" in text
+
+
 def test_cells_and_radii():
     frame = pd.DataFrame({"attack": ["x"], "eps": [8 / 255], "psnr_defended": [20.123456], "n": [3], "empty": [np.nan]})
     table = cells("caption", frame)
     assert (table.header, table.rows) == (["attack", "eps", "PSNR defended, dB", "n"], [["x", "8/255", "20.12", "3"]])
     assert table.figures == [False, True, True, True]
     assert [radius(eps) for eps in (0.0, 2 / 255, 0.2, 0.05)] == ["0", "2/255", "0.2", "0.05"]
+    assert radius(math.nan) == ""

@@ -181,6 +181,7 @@ def test_bad_runs_are_refused(tmp_path, classifier, digits, options, message):
     [
         ({"crafted_on": "both"}, "untargeted attacks, crafted on the bare"),
         ({"targeted": True}, "untargeted attacks, crafted on the bare"),
+        ({"attacks": ("pgd", "deepfool")}, "attacks must have a radius: leave out deepfool"),
         ({"radii": ()}, "radii must be one or more, each once, got none"),
         ({"radii": 0.1}, r"radii must be one or more numbers, got 0\.1"),
         ({"radii": ("x",)}, "radii must be a finite number, got 'x'"),
@@ -216,7 +217,18 @@ def test_the_settings_of_a_comparison_stand_in_its_folder(tmp_path, classifier, 
 
 DESCRIBED = {"dataset": "d", "classifier": "c", "norm": "linf", "seed": 0}
 MEASURED = dict.fromkeys(
-    ("psnr_attacked", "ssim_attacked", "psnr_defended", "ssim_defended", "seconds", "attack_seconds", "peak_gb"), 0.1
+    (
+        "psnr_attacked",
+        "ssim_attacked",
+        "psnr_defended",
+        "ssim_defended",
+        "l2",
+        "linf",
+        "seconds",
+        "attack_seconds",
+        "peak_gb",
+    ),
+    0.1,
 )
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from attacks import ATTACKS
+from attacks import ATTACKS, MINIMUM_NORM
 from dipdefense import FitConfig, Purifier
 from eval import RunConfig, evaluate_robustness
 from eval.baselines import gaussian_blur
@@ -71,6 +71,31 @@ def test_one_row_for_each_attack_and_defence(tmp_path, classifier, digits):
 def test_the_default_attacks_are_those_that_have_the_norm():
     assert RunConfig().chosen_attacks == tuple(ATTACKS)
     assert RunConfig(norm="l2").chosen_attacks == tuple(name for name in ATTACKS if name != "fgsm")
+
+
+def test_attacks_without_a_budget_have_distortions_in_place_of_a_radius(tmp_path, classifier, digits):
+    config = dataclasses.replace(
+        RUN, attacks=("fgsm", *MINIMUM_NORM), n=4, n_defended=1, attacks_defended=("deepfool",)
+    )
+    table = run(classifier, digits, tmp_path, config, each=(told := []).append)
+    assert len(told) == len(table) == 3 * 5 + 1
+    free = table[table["attack"].isin(MINIMUM_NORM)]
+    assert free["eps"].isna().all()
+    assert free["norm"].eq("l2").all()
+    assert table.loc[table["attack"] == "clean", ["l2", "linf", "l2_mean", "linf_mean"]].isna().all(axis=None)
+    fgsm = table[table["attack"] == "fgsm"]
+    assert fgsm["linf"].tolist() == pytest.approx([0.2] * 3)
+    bare = free[(free["crafted_on"] == "bare") & (free["defence"] == "none")]
+    assert bare["attack"].tolist() == list(MINIMUM_NORM)
+    assert (bare["accuracy"] == 0).all()
+    assert (bare["l2"] < fgsm["l2"].iloc[0]).all()
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    own = [one for one in records if one["attack"] == "lbfgs" and one["defence"] == "none"]
+    assert all(one["eps"] is None for one in own)
+    assert bare["l2"].iloc[-1] == pytest.approx(pd.Series([one["l2"] for one in own if one["l2"] > 0]).median())
+    paired = pd.read_csv(tmp_path / "paired.csv", keep_default_na=False)
+    assert set(paired["attack"]) == {"clean", "fgsm", *MINIMUM_NORM}
+    pd.testing.assert_frame_equal(run(classifier, digits, tmp_path, config), table)  # a finished run is read again
 
 
 def test_each_row_is_told_once_all_its_images_are_scored(tmp_path, classifier, digits):
@@ -178,6 +203,8 @@ def test_summary_by_hand():
     base = {
         "psnr_attacked": 30.0,
         "ssim_attacked": 0.9,
+        "l2": 2.0,
+        "linf": 0.1,
         "psnr_defended": None,
         "ssim_defended": None,
         "seconds": 1.0,
@@ -193,6 +220,19 @@ def test_summary_by_hand():
     assert row["psnr_attacked"] == 30.0
     assert row["gradient"] == "exact"
     assert row["targeted"] is False
+
+
+def test_distortions_are_those_of_the_images_that_were_changed():
+    empty = dict.fromkeys(("psnr_attacked", "ssim_attacked", "psnr_defended", "ssim_defended"))
+    base = {"attack": "lbfgs", "crafted_on": "bare", "eps": None, "gradient": "exact", "defence": "none", "strength": 0}
+    records = [
+        {**base, **empty, "l2": l2, "linf": l2 / 10, "index": i, "correct": False, "seconds": 1.0, "peak_gb": 1.0}
+        for i, l2 in enumerate((0.0, 1.0, 2.0, 6.0))
+    ]
+    (row,) = summarise(records, {"dataset": "d", "classifier": "c", "norm": "linf", "seed": 0}).to_dict("records")
+    assert (row["n"], row["norm"]) == (4, "l2")
+    assert pd.isna(row["eps"])
+    assert [row[name] for name in ("l2", "linf", "l2_mean", "linf_mean")] == pytest.approx([2.0, 0.2, 3.0, 0.3])
 
 
 def test_paired_difference_by_hand():
@@ -226,6 +266,7 @@ def test_paired_intervals_have_a_width_where_one_defence_is_always_right():
         ({"eps": "8/255"}, "eps must be a finite number, got '8/255'"),
         ({"eps": 8.0}, "eps must be at most 1 in the linf norm"),
         ({"norm": "l1"}, "norm must be one of linf, l2"),
+        ({"attacks": ("pgd", "lbfgs", "deepfool"), "targeted": True}, "leave out deepfool, lbfgs if they are targeted"),
         ({"norm": "l2", "attacks": ("fgsm",)}, "attacks must leave out fgsm when norm is l2"),
         ({"alpha": -1.0}, "alpha must be positive"),
         ({"alpha": 0.0}, "alpha must be positive"),

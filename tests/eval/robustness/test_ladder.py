@@ -70,7 +70,18 @@ def test_a_defence_that_draws_is_asked_five_times(tmp_path, digits):
 
 DESCRIBED = {"dataset": "d", "classifier": "c", "norm": "linf", "seed": 0}
 MEASURED = dict.fromkeys(
-    ("psnr_attacked", "ssim_attacked", "psnr_defended", "ssim_defended", "seconds", "attack_seconds", "peak_gb"), 1.0
+    (
+        "psnr_attacked",
+        "ssim_attacked",
+        "psnr_defended",
+        "ssim_defended",
+        "l2",
+        "linf",
+        "seconds",
+        "attack_seconds",
+        "peak_gb",
+    ),
+    1.0,
 )
 
 
