@@ -58,7 +58,7 @@ LARGE_FIT = replace(TRAJECTORY, iterations=60)
 # Under Gaussian noise of sigma, for smoothing: the iterations whose mean softmax is the answer to one noisy copy.
 # docs/guarantees.md holds the measurements.
 NOISY_FIT = replace(TRAJECTORY, start="random", lr=0.01)
-NOISY_ITERATIONS = {0.06: (140, 160), 0.12: (100, 120), 0.25: (80, 100)}
+NOISY_ITERATIONS = {0.06: (140, 160), 0.12: (100, 120), 0.25: (100, 120)}
 TILE = 64  # side in pixels if one reconstruction is classified; these small networks are slow on larger images
 
 

@@ -13,7 +13,7 @@ Differs: the denoiser is the deep image prior, which is not trained on noise, or
 import hashlib
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -80,10 +80,8 @@ class SmoothedClassifier(Wrapper):
         """
         check_images(images)
         seed = secrets.randbits(63) if self.seed is None else self.seed
-        most = max(1, VALUES // images.numel())
         logits = []
-        for start in range(0, self.votes, most):
-            draws = range(start, min(start + most, self.votes))
+        for draws in _batches(range(self.votes), images.numel()):
             noise = torch.stack([gaussian_draws(image, seed, draws) for image in images], 1)  # (D, B, C, H, W)
             answers = self.base((images + self.sigma * noise).flatten(0, 1))
             logits.append(answers.view(len(draws), len(images), -1))
@@ -109,8 +107,11 @@ class SmoothedClassifier(Wrapper):
     def count(self, image: Tensor, draws: range, index: int | None = None) -> dict[int, int]:
         """How often h gives each class to these draws of an image (C, H, W); `index` as in `gaussian_draws`."""
         seed = secrets.randbits(63) if self.seed is None else self.seed
-        noisy = image + self.sigma * gaussian_draws(image, seed, draws, index)
-        return dict(Counter(self.base(noisy).argmax(1).tolist()))
+        classes = Counter[int]()
+        for some in _batches(draws, image.numel()):
+            noisy = image + self.sigma * gaussian_draws(image, seed, some, index)
+            classes.update(self.base(noisy).argmax(1).tolist())
+        return dict(classes)
 
     def extra_repr(self) -> str:
         """The arguments that are not modules."""
@@ -154,8 +155,12 @@ def gaussian_draws(image: Tensor, seed: int, draws: range, index: int | None = N
     """
     content = image.detach().cpu().contiguous().numpy().tobytes() if index is None else str(index).encode()
     key = int.from_bytes(hashlib.sha256(f"{seed} ".encode() + content).digest()[:16], "big")
-    noise = [
-        np.random.Generator(np.random.Philox(key=key, counter=draw << 128)).standard_normal(tuple(image.shape))
-        for draw in draws
-    ]
-    return torch.from_numpy(np.stack(noise)).to(image)
+    streams = (np.random.Generator(np.random.Philox(key=key, counter=draw << 128)) for draw in draws)
+    return torch.stack([torch.from_numpy(stream.standard_normal(tuple(image.shape))).to(image) for stream in streams])
+
+
+def _batches(draws: range, values: int) -> Iterator[range]:
+    """Parts of the draws, each of `values` values, that stay within `VALUES`."""
+    most = max(1, VALUES // values)
+    for start in range(draws.start, draws.stop, most):
+        yield range(start, min(start + most, draws.stop))

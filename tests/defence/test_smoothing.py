@@ -85,9 +85,11 @@ def test_an_answer_depends_on_neither_neighbours_nor_order(net):
 def test_many_votes_are_taken_in_blocks(net, monkeypatch):
     images, _ = batch(net)
     smoothed = smooth(net, 0.2, votes=5, seed=3, purify=None)
-    whole = smoothed(images)
+    whole, counts = smoothed(images), smoothed.count(images[0], range(3, 20))
     monkeypatch.setattr("dipdefense.defence.smoothing.VALUES", 2 * images.numel())
     torch.testing.assert_close(smoothed(images), whole)
+    assert smoothed.count(images[0], range(3, 20)) == counts
+    assert sum(counts.values()) == 17
 
 
 def test_without_a_seed_every_call_draws(net):
