@@ -6,6 +6,7 @@ from typing import Any
 from dipdefense.check.check_classifier import Compatibility, check_classifier
 from dipdefense.check.incompatibility import Incompatibility
 from dipdefense.defence.alarm import Alarm
+from dipdefense.defence.certify import Certificate, certify
 from dipdefense.defence.classifier import DefendedClassifier, Prediction, defend
 from dipdefense.defence.decisions import DECISIONS, Decision, DetectorGated, LastReconstruction, MeanSoftmax
 from dipdefense.defence.detector import Detector
@@ -14,6 +15,7 @@ from dipdefense.defence.presets import Defence, defence_for
 from dipdefense.defence.presets import default_config as _default_config
 from dipdefense.defence.presets import default_defence as _default_defence
 from dipdefense.defence.purifier import Purifier
+from dipdefense.defence.smoothing import SmoothedClassifier, smooth
 from dipdefense.distributed.devices import OnDevices
 from dipdefense.fitting.checkpoint import Checkpoint
 from dipdefense.fitting.config import FitConfig
@@ -39,6 +41,7 @@ __all__ = [
     "STOPPING_RULES",
     "Alarm",
     "Autoencoder",
+    "Certificate",
     "Checkpoint",
     "Compatibility",
     "Decision",
@@ -54,11 +57,13 @@ __all__ = [
     "Progress",
     "Purifier",
     "SkipNet",
+    "SmoothedClassifier",
     "Start",
     "Detector",
     "DetectorGated",
     "UNet",
     "Unrolled",
+    "certify",
     "check_classifier",
     "defence_for",
     "defend",
@@ -72,6 +77,7 @@ __all__ = [
     "maximise_activation",
     "read_start",
     "remove_jpeg_artifacts",
+    "smooth",
     "super_resolve",
     "total_variation",
 ]

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from dipdefense.cli.benchmark import benchmark
 from dipdefense.cli.benchmark_denoising import denoising_benchmarks
 from dipdefense.cli.benchmark_restoration import restoration
+from dipdefense.cli.certify import certify
 from dipdefense.cli.check import check
 from dipdefense.cli.diagnose import diagnose
 from dipdefense.cli.evaluate import evaluate
@@ -54,6 +55,7 @@ app.add_typer(benchmark, name="benchmark")
 app.command(epilog="Example: dipdefense purify photo.png purified.png")(purify)
 app.command(epilog="Example: dipdefense evaluate --attacks pgd --eps 0.2 --n 50 --gallery 4 --out runs/pgd")(evaluate)
 app.command(epilog="Example: dipdefense ladder --eps 0.2 --rungs oblivious,bpda --images cheap=20,gradient=20")(ladder)
+app.command(epilog="Example: dipdefense certify --sigma 0.25 --samples 100 --n 4 --purifiers dip,none")(certify)
 app.command(epilog="Example: dipdefense learn-start start.safetensors --n 500 --outer 100")(learn_start)
 app.command(epilog="Example: dipdefense check torchvision:resnet18 --shape 3,224,224")(check)
 app.command(epilog="Example: dipdefense diagnose --eps 0.2 --n 16 --bare")(diagnose)

@@ -20,7 +20,7 @@ from dipdefense.defence.wrapper import Wrapper, shallow_copy
 from dipdefense.fitting.config import FitConfig
 from dipdefense.image_tensors import check_images
 
-__all__ = ["DefendedClassifier", "Prediction", "defend"]
+__all__ = ["DefendedClassifier", "Prediction", "check_mode", "defend"]
 
 
 class _Parts(NamedTuple):
@@ -148,7 +148,7 @@ class DefendedClassifier(Wrapper):
         If `scored` is False, what only a detection score needs is left out. Raises as `forward` does.
         """
         check_images(images, empty=True)
-        _check_mode(self.classifier)
+        check_mode(self.classifier)
         purifier, decision = self.plan(images)
         if purifier.seed is None:  # drawn here, so that everything that a derived class does belongs to one draw
             purifier = purifier.variant(seed=secrets.randbits(32))
@@ -208,7 +208,7 @@ def defend(
     return DefendedClassifier(classifier, purifier, gradient=gradient, decision=decision, mirror=mirror)
 
 
-def _check_mode(classifier: nn.Module) -> None:
+def check_mode(classifier: nn.Module) -> None:
     """Refuse layers in training mode, which every run of the classifier would update or draw from.
 
     It finds running statistics and dropout layers, but not a module that draws in its own `forward`.

@@ -1,4 +1,7 @@
-"""The charts of accuracy: against eps, clean against robust, along a fit. Rows are those of the tables."""
+"""The charts of accuracy: against eps, clean against robust, along a fit, certified.
+
+Rows are those of the tables.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -7,7 +10,14 @@ from typing import Any
 from eval.report.line_chart import COLOURS, Chart, Point, Series
 from eval.report.text_tables import radius
 
-__all__ = ["along_fit", "clean_robust", "defences_against_eps", "methods_against_eps", "together"]
+__all__ = [
+    "along_fit",
+    "certified_against_radius",
+    "clean_robust",
+    "defences_against_eps",
+    "methods_against_eps",
+    "together",
+]
 
 Row = dict[str, Any]
 HITS = "Share of images classified as their target"  # the meaning of accuracy in a targeted run
@@ -91,6 +101,17 @@ def along_fit(rows: Sequence[Row], column: str, title: str) -> Chart:
 def _attacked(rows: Iterable[Row]) -> list[Row]:
     """The rows of attacks with a radius."""
     return [row for row in rows if row["attack"] != "clean" and not math.isnan(row["eps"])]
+
+
+def certified_against_radius(rows: Sequence[Row]) -> Chart:
+    """Certified accuracy of `certify` against the radius, one line for each purifier."""
+    lines: dict[str, list[Point]] = {}
+    for row in rows:
+        bounds = 100 * row["certified_accuracy"], 100 * row["ci_low"], 100 * row["ci_high"]
+        lines.setdefault(row["purifier"], []).append(Point(row["radius"], *bounds))
+    series, note = _at_most(lines)
+    title = f"Certified accuracy, sigma {rows[0]['sigma']:g}"
+    return Chart(title, "L2 radius", "certified accuracy, %", series, note, bounds=(0, 100))
 
 
 def _lines(rows: Iterable[Row], attack: str) -> dict[str, list[Point]]:

@@ -18,6 +18,10 @@ KINDS: dict[str, tuple[str, frozenset[str]]] = {
     "ladder": ("summary.csv", ACCURACY | {"query", "flagged"}),
     "defence": ("summary.csv", ACCURACY | {"strength"}),
     "evaluation": ("summary.csv", ACCURACY),
+    "certificates": (
+        "summary.csv",
+        frozenset({"purifier", "sigma", "radius", "n", "certified_accuracy", "ci_low", "ci_high"}),
+    ),
     "iterations": (
         "iterations.csv",
         frozenset({"attack", "iteration", "n", "accuracy", "ci_low", "ci_high", "psnr"}),
@@ -31,7 +35,7 @@ PLAIN = {
     "slopes.csv": "How far gradients hold",
     "cost.csv": "What the exact gradient costs",
 }
-BESIDE = {"paired.csv", "roc.csv"}  # belong to a kind
+BESIDE = {"paired.csv", "roc.csv", "certificates.csv"}  # belong to a kind
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Run:
     config: dict[str, Any]  # empty without config.json
     tables: dict[str, pd.DataFrame]  # kind -> rows
     plain: dict[str, pd.DataFrame]  # file name -> rows
-    beside: dict[str, pd.DataFrame]  # paired.csv, roc.csv
+    beside: dict[str, pd.DataFrame]  # the files of BESIDE
     gallery: dict[str, Any] | None  # gallery.json
     missing: list[str]  # sentences about missing or unknown files
 

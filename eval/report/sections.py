@@ -5,7 +5,13 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from eval.report.accuracy_charts import along_fit, clean_robust, defences_against_eps, methods_against_eps
+from eval.report.accuracy_charts import (
+    along_fit,
+    certified_against_radius,
+    clean_robust,
+    defences_against_eps,
+    methods_against_eps,
+)
 from eval.report.detection import roc_charts
 from eval.report.line_chart import Chart
 from eval.report.runs import PLAIN, Run, rows_of
@@ -89,11 +95,22 @@ def iterations(run: Run) -> Section:
     return Section("Along the fit", lead, [cells("Accuracy, PSNR and SSIM along the fit", table)], charts, missing)
 
 
+def certificates(run: Run) -> Section:
+    """The tables of `certify`, and the curve of certified accuracy against the radius."""
+    table = run.tables["certificates"]
+    tables = [cells("Certified accuracy, with the 95 % Wilson interval", table)]
+    if len(paired := run.beside.get("paired.csv", pd.DataFrame())):
+        tables.append(cells(f"Differences from the bare classifier on the same noise, {TANGO}", paired))
+    lead = "L2 radii, images in [0, 1]; they hold for the vote of many noisy copies. Who abstains counts as wrong."
+    return Section("Certificates", lead, tables, [certified_against_radius(rows_of(table))])
+
+
 SECTIONS: dict[str, Callable[[Run], Section]] = {
     "evaluation": evaluation,
     "ladder": ladder,
     "defence": defence,
     "iterations": iterations,
+    "certificates": certificates,
 }
 
 

@@ -8,8 +8,16 @@ import pandas as pd
 
 __all__ = ["Cells", "cells", "radius"]
 
-INTERVALS = {"accuracy": ("ci_low", "ci_high"), "difference": ("ci_low", "ci_high"), "auroc": ("ci_low", "ci_high")}
-SHARES = {"accuracy", "difference", "flagged", "right_or_flagged", "tpr_at_5fpr", "flagged_at_5fpr"}
+INTERVALS = dict.fromkeys(("accuracy", "certified_accuracy", "difference", "auroc"), ("ci_low", "ci_high"))
+SHARES = {
+    "accuracy",
+    "certified_accuracy",
+    "difference",
+    "flagged",
+    "right_or_flagged",
+    "tpr_at_5fpr",
+    "flagged_at_5fpr",
+}
 
 
 @dataclass(frozen=True)

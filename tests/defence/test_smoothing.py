@@ -1,0 +1,139 @@
+"""The smoothed classifier: its vote against the formula, its noise, its gradients, what it refuses."""
+
+import pytest
+import torch
+from closed_form_classifiers import FIT, batch, conv_net
+from torch import nn
+
+from dipdefense import DefendedClassifier, MeanSoftmax, Purifier, smooth
+from dipdefense.defence.presets import NOISY_ITERATIONS, smoothing_defence_for
+from dipdefense.defence.smoothing import gaussian_draws
+from eval.baselines import BASELINES
+
+PURIFIERS = {"bare": None, "fit": Purifier(FIT), "filter": BASELINES["gaussian_blur"]}
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    return conv_net().eval()
+
+
+@pytest.mark.parametrize("purify", PURIFIERS.values(), ids=PURIFIERS)
+def test_the_answer_is_the_mean_over_clipped_purified_copies(net, purify):
+    images, _ = batch(net, 2)
+    noise = [gaussian_draws(image, 5, range(3)) for image in images]
+    noisy = torch.stack([(images[i] + 0.3 * noise[i]).clamp(0, 1) for i in range(2)])  # (B, D, C, H, W)
+    purified = noisy if purify is None else torch.stack([purify(copies) for copies in noisy])
+    with torch.no_grad():
+        expected = torch.stack([net(copies).softmax(1).mean(0) for copies in purified])
+        answer = smooth(net, 0.3, votes=3, seed=5, purify=purify)(images)
+    torch.testing.assert_close(answer.exp(), expected, rtol=0, atol=0.02 if purify is PURIFIERS["fit"] else 1e-5)
+    torch.testing.assert_close(answer.exp().sum(1), torch.ones(2))
+
+
+def test_the_default_is_the_fit_for_the_noise(net):
+    images, _ = batch(net, 1)
+    defence = smoothing_defence_for((3, 8, 8), 0.12)
+    noisy = images + 0.12 * gaussian_draws(images[0], 0, range(1))
+    defended = DefendedClassifier(net, Purifier(defence.fit, seed=0, tile=defence.tile), decision=defence.decision)
+    with torch.no_grad():
+        torch.testing.assert_close(smooth(net).base(noisy), defended(noisy.clamp(0, 1)))
+
+
+def test_settings_are_those_of_the_nearest_noise():
+    for sigma, iterations in NOISY_ITERATIONS.items():
+        for near in (0.9 * sigma, sigma, 1.1 * sigma):
+            defence = smoothing_defence_for((3, 32, 32), near)
+            assert isinstance(defence.decision, MeanSoftmax)
+            assert (defence.decision.iterations, defence.fit.iterations) == (iterations, iterations[-1])
+    assert "mirror" in smoothing_defence_for((3, 32, 32), 0.12).decision.views
+    assert smoothing_defence_for((3, 32, 32), 0.12, mirror=False).decision.views == ("identity",)
+    assert smoothing_defence_for((1, 28, 28), 0.12).decision.views == ("identity",)
+    with pytest.raises(ValueError, match="sigma must be positive and finite, got 0"):
+        smoothing_defence_for((3, 32, 32), 0.0)
+
+
+def test_noise_is_normal_and_a_function_of_seed_image_and_draw():
+    image, other = torch.zeros(3, 16, 16), torch.ones(3, 16, 16)
+    noise = gaussian_draws(image, 1, range(40))
+    assert noise.shape == (40, 3, 16, 16)
+    assert abs(noise.mean().item()) < 5 / noise.numel() ** 0.5
+    assert abs(noise.var().item() - 1) < 5 * (2 / noise.numel()) ** 0.5
+    flat = noise.flatten(1)
+    correlation = (flat @ flat.T / flat.shape[1]).fill_diagonal_(0)
+    assert correlation.abs().max() < 5.5 / flat.shape[1] ** 0.5  # of 780 pairs of draws
+    assert torch.equal(gaussian_draws(image, 1, range(7, 9)), noise[7:9])
+    for different in (gaussian_draws(image, 2, range(1)), gaussian_draws(other, 1, range(1))):
+        assert (different[0] - noise[0]).abs().mean() > 0.5
+    named = gaussian_draws(image, 1, range(1), index=4)
+    assert torch.equal(named, gaussian_draws(other, 1, range(1), index=4))
+    assert not torch.equal(named, gaussian_draws(image, 1, range(1), index=5))
+    exact = gaussian_draws(image.double(), 1, range(1), index=4)
+    torch.testing.assert_close(exact.float(), named)
+
+
+def test_an_answer_depends_on_neither_neighbours_nor_order(net):
+    images, _ = batch(net)
+    smoothed = smooth(net, 0.2, votes=4, seed=3, purify=None)
+    with torch.no_grad():
+        together = smoothed(images)
+        alone = torch.cat([smoothed(image[None]) for image in images])
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(smoothed(images.flip(0)).flip(0), together)
+
+
+def test_many_votes_are_taken_in_blocks(net, monkeypatch):
+    images, _ = batch(net)
+    smoothed = smooth(net, 0.2, votes=5, seed=3, purify=None)
+    whole, counts = smoothed(images), smoothed.count(images[0], range(3, 20))
+    monkeypatch.setattr("dipdefense.defence.smoothing.VALUES", 2 * images.numel())
+    torch.testing.assert_close(smoothed(images), whole)
+    assert smoothed.count(images[0], range(3, 20)) == counts
+    assert sum(counts.values()) == 17
+
+
+def test_without_a_seed_every_call_draws(net):
+    images, _ = batch(net)
+    assert not torch.equal(*[smooth(net, 0.2, votes=2, purify=None)(images) for _ in range(2)])
+
+
+def test_gradients_pass_noise_and_fit(net):
+    images, _ = batch(net, 2)
+    images.requires_grad_()
+    smooth(net, 0.2, votes=2, seed=0, purify=Purifier(FIT))(images).amax(1).sum().backward()
+    assert images.grad is not None
+    assert images.grad.flatten(1).abs().sum(1).min() > 0
+
+
+def test_it_is_saved_as_the_classifier(net):
+    smoothed = smooth(net, purify=Purifier(FIT))
+    assert smoothed.state_dict().keys() == net.state_dict().keys()
+    assert "sigma=0.12" in repr(smoothed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"sigma": 0.0}, ValueError, "sigma must be positive and finite, got 0.0"),
+        ({"sigma": -1}, ValueError, "sigma must be positive and finite, got -1"),
+        ({"votes": 0}, ValueError, "votes must be an integer of at least 1, got 0"),
+        ({"seed": -1}, ValueError, "seed must be None or an integer of at least 0, got -1"),
+        ({"purify": "jpeg"}, TypeError, "purify must be 'dip', None or a function of images, got 'jpeg'"),
+        ({"check": (3, 9, 9)}, ValueError, "classifier must take float32 images"),
+    ],
+)
+def test_what_is_wrong_is_refused(net, arguments, error, message):
+    with pytest.raises(error, match=message):
+        smooth(net, **arguments)
+
+
+def test_images_and_classifiers_are_checked(net):
+    images, _ = batch(net)
+    with pytest.raises(ValueError, match=r"images must be within \[0, 1\]"):
+        smooth(net)(images + 1)
+    with pytest.raises(ValueError, match="classifier must be in eval mode"):
+        smooth(conv_net(), purify=None)(images)
+    with pytest.raises(ValueError, match="classifier must return logits"):
+        smooth(nn.Flatten(0).eval(), purify=None)(images)
+    with pytest.raises(ValueError, match="classifier must return logits, got probabilities"):
+        smooth(nn.Sequential(net, nn.Softmax(1)).eval(), check=(3, 8, 8))
