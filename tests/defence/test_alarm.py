@@ -101,7 +101,7 @@ def test_the_default_defence_of_digits_and_of_colour_has_an_alarm():
     """The score has another origin for each shape; the alarm has one meaning."""
     for channels in (1, 3):
         shape = (channels, 12, 12)
-        clean = torch.rand(9, *shape, generator=torch.Generator().manual_seed(0))
+        clean = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
         net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, 5)).eval()
-        judged = dipdefense.defend(net).calibrate(clean, 0.2).judge(clean)
-        assert judged.flagged.sum() <= 1
+        judged = dipdefense.defend(net).calibrate(clean, 0.3).judge(clean)
+        assert not judged.flagged.any()
