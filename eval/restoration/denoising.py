@@ -343,8 +343,10 @@ def _check(
     if noisy is not None:
         if [image.shape for image in noisy] != [image.shape for _, image in references]:
             raise ValueError(f"noisy must be one image for each of {len(references)} references, of its shape")
-        for image, (name, _) in zip(noisy, references, strict=True):
+        for image, (name, reference) in zip(noisy, references, strict=True):
             check_images(image, f"{name}, noisy", ndim=3)
+            if torch.equal(image, reference):
+                raise ValueError(f"{name}: the noisy image must differ from its reference, got equal pixels")
     if config.stopping != "fixed":
         raise ValueError(f"config must stop by the rule fixed, got {config.stopping!r}: dip_blind_stop brings its own")
     for name, value in counts.items():

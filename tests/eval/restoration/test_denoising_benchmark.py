@@ -258,6 +258,11 @@ def test_tables_by_hand():
     assert alone[["ci_low", "psnr_spread"]].isna().all()
 
 
+def test_a_noisy_image_that_is_its_reference_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the noisy image must differ from its reference, got equal pixels"):
+        benchmark_denoising(images(1), ["noisy"], QUICK, noisy=[images(1)[0][1]], out=tmp_path)
+
+
 def test_a_grey_image_has_no_camera_noise(tmp_path):
     (name, image) = images(1)[0]
     with pytest.raises(ValueError, match="references must be RGB for the noise camera, got a grey image"):
