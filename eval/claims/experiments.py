@@ -3,13 +3,17 @@
 from collections.abc import Callable
 
 from eval.claims import (
+    ablations,
+    cost_and_losses,
     definitions,
     digits,
     filters,
+    impedance,
     named_attacks,
     output_and_average,
     perturbation_along_fit,
     restored,
+    rivals,
     two_models,
 )
 from eval.claims.bench import Bench
@@ -18,12 +22,16 @@ from eval.claims.claim import Outcome
 __all__ = ["EXPERIMENTS"]
 
 EXPERIMENTS: dict[str, Callable[[Bench], Outcome]] = {
+    **ablations.EXPERIMENTS,
+    **cost_and_losses.EXPERIMENTS,
     **definitions.EXPERIMENTS,
-    **named_attacks.EXPERIMENTS,
-    **perturbation_along_fit.EXPERIMENTS,
-    **two_models.EXPERIMENTS,
-    **output_and_average.EXPERIMENTS,
-    **filters.EXPERIMENTS,
     **digits.EXPERIMENTS,
+    **filters.EXPERIMENTS,
+    **impedance.EXPERIMENTS,
+    **named_attacks.EXPERIMENTS,
+    **output_and_average.EXPERIMENTS,
+    **perturbation_along_fit.EXPERIMENTS,
     **restored.EXPERIMENTS,
+    **rivals.EXPERIMENTS,
+    **two_models.EXPERIMENTS,
 }
