@@ -12,7 +12,7 @@ from dipdefense.restoration.operators import downsample
 from dipdefense.restoration.presets import SMALL
 from eval.claims.bench import Bench
 from eval.claims.claim import Outcome, holds, matches
-from eval.claims.two_models import MODELS
+from eval.claims.experiments.two_models import MODELS
 from eval.metrics import psnr, ssim
 from eval.restoration.degraded_inputs import SCENES
 from eval.restoration.restoration import benchmark_restoration

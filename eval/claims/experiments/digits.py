@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from dipdefense import FitConfig, Progress, fit
 from eval.claims.bench import Bench
 from eval.claims.claim import Outcome, estimate, holds
-from eval.claims.two_models import MODELS, STAND_INS, denoised, gains, settings_of
+from eval.claims.experiments.two_models import MODELS, STAND_INS, denoised, gains, settings_of
 from eval.datasets import load_dataset
 from eval.metrics import psnr, ssim
 from eval.noise import gaussian, generator_of

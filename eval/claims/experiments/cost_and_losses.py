@@ -10,10 +10,11 @@ from dipdefense.restoration.presets import PUBLISHED, SMALL_HOLES
 from eval.claims.bench import Bench
 from eval.claims.claim import SPREAD, Outcome, estimate, holds
 from eval.claims.curve_scores import scores
-from eval.claims.two_models import MODELS, SNAIL
+from eval.claims.experiments.two_models import MODELS, SNAIL, denoised, settings_of
 from eval.clock import clock
 from eval.noise import generator_of, impulse
 from eval.peak_memory import peak_bytes
+from eval.photographs import read_photo
 from eval.records import Record
 
 __all__ = ["EXPERIMENTS"]
@@ -61,6 +62,45 @@ def slow(bench: Bench) -> Outcome:
     )
 
 
+def no_data_but_time(bench: Bench) -> Outcome:
+    """S1-17."""
+    rows = cost(bench)
+    row, _ = denoised(bench, SNAIL, settings_of(bench, "Model 1", quick=False))
+    seconds = rows[0]["seconds"]
+    return Outcome(
+        verdict=holds(seconds > 1, row["psnr_best"] > row["psnr_last"] + SPREAD),
+        protocol="The fit of S0-8, and its cost from S0-21. Adaptive stopping, their outlook, is in docs/stopping.md.",
+        ours=f"{seconds:.0f} s; best {row['psnr_best']:.2f} dB at iteration {row['best_at']}, last "
+        f"{row['psnr_last']:.2f} dB",
+        n=1,
+        seeds=str(bench.settings.seed),
+        why=f"Reproduced if a fit takes more than a second and falls from its best iterate by more than {SPREAD} dB.",
+        table=[row],
+    )
+
+
+def minutes(bench: Bench) -> Outcome:
+    """S3-13."""
+    device, config = torch.device(bench.settings.device), PUBLISHED["denoise"]
+    image = read_photo(bench.settings.data / "dip" / "denoising" / "F16_GT.png")[None].to(device)
+
+    def measure() -> float:
+        start = clock(device)
+        fit(image, replace(config, iterations=2), seed=bench.settings.seed)
+        return (clock(device) - start) / 2 * config.iterations
+
+    total = bench.once("cost of the published fit", {}, measure)
+    on_gpu = device.type == "cuda"
+    return Outcome(
+        verdict=holds(total > MINUTE) if on_gpu else "not testable here",
+        protocol=f"F16 at 512 px, the published network; two steps, times {config.iterations // 2}.",
+        ours=f"{total / MINUTE:.0f} minutes on {device.type}",
+        n=1,
+        seeds=str(bench.settings.seed),
+        why="Reproduced if a fit takes more than a minute." if on_gpu else "The claim is about a GPU.",
+    )
+
+
 def noise_model(bench: Bench) -> Outcome:
     """S3-5."""
     clean = bench.photo(FILE)
@@ -85,4 +125,9 @@ def noise_model(bench: Bench) -> Outcome:
     )
 
 
-EXPERIMENTS: dict[str, Callable[[Bench], Outcome]] = {"S0-21": slow, "S3-5": noise_model}
+EXPERIMENTS: dict[str, Callable[[Bench], Outcome]] = {
+    "S0-21": slow,
+    "S1-17": no_data_but_time,
+    "S3-5": noise_model,
+    "S3-13": minutes,
+}

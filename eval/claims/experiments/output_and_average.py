@@ -11,7 +11,7 @@ from dipdefense.restoration.presets import PUBLISHED, SMALL_HOLES
 from eval.claims.bench import Bench
 from eval.claims.claim import SPREAD, Outcome, at_least, estimate, holds
 from eval.claims.curve_scores import along, at, scores
-from eval.claims.two_models import SNAIL, denoised, settings_of
+from eval.claims.experiments.two_models import SNAIL, denoised, settings_of
 from eval.records import Record
 
 __all__ = ["EXPERIMENTS", "F16", "lab_fit"]
@@ -244,12 +244,12 @@ def right_iteration(bench: Bench) -> Outcome:
 
 def run_on(bench: Bench) -> Outcome:
     """S0-19."""
-    row, curve = denoised(bench, SNAIL, settings_of(bench, "Model 2", quick=False))
+    row, curve = denoised(bench, SNAIL, settings_of(bench, "Model 1", quick=False))
     noisy = along(curve, "output", "noisy")
     first, last = at(curve, "output", row["best_at"], "noisy"), float(noisy["psnr"].iloc[-1])
     return Outcome(
         verdict=holds(row["psnr_best"] > row["psnr_last"] + SPREAD, last > first),
-        protocol="The fit of S0-9.",
+        protocol="The fit of S0-8.",
         ours=f"to the truth {row['psnr_best']:.2f} dB at iteration {row['best_at']}, {row['psnr_last']:.2f} at "
         f"{row['iterations']}; to the noisy image {first:.2f} and {last:.2f} dB",
         n=1,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from eval.claims.bench import Bench
 from eval.claims.claim import Outcome, at_least, estimate, holds
 from eval.claims.curve_scores import scores
-from eval.claims.output_and_average import lab_fit
+from eval.claims.experiments.output_and_average import lab_fit
 from eval.records import Record, read_records
 from eval.restoration.restoration import benchmark_restoration
 
@@ -147,6 +147,9 @@ EXPERIMENTS: dict[str, Callable[[Bench], Outcome]] = {
     "S1-6": similarity("half", 0.939079, "Half of the pixels of barbara and kate missing, which is inferred."),
     "S2-6": ahead_of("zebra", "bicubic", 0.026, "x4 of zebra, reduced by the Lanczos filter of 3 lobes."),
     "S2-7": without_training,
+    "S3-11": ahead_of(
+        "inversion", "tv", 0.0, "The fourth fire module of SqueezeNet, building and monkey, 112 px; nothing is stated."
+    ),
     "S3-6": ahead_of("set5", "bicubic", 29.90 - 28.43, "x4 of Set5, PSNR of the luma.", score="psnr_y"),
     "S3-8": ahead_of(
         "inpaint11",

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 
-from eval.claims import (
+from eval.claims.bench import Bench
+from eval.claims.claim import Outcome
+from eval.claims.experiments import (
     ablations,
     cost_and_losses,
     definitions,
+    depth_and_padding,
     digits,
     filters,
+    holes,
     impedance,
     named_attacks,
     output_and_average,
@@ -16,8 +20,6 @@ from eval.claims import (
     rivals,
     two_models,
 )
-from eval.claims.bench import Bench
-from eval.claims.claim import Outcome
 
 __all__ = ["EXPERIMENTS"]
 
@@ -25,8 +27,10 @@ EXPERIMENTS: dict[str, Callable[[Bench], Outcome]] = {
     **ablations.EXPERIMENTS,
     **cost_and_losses.EXPERIMENTS,
     **definitions.EXPERIMENTS,
+    **depth_and_padding.EXPERIMENTS,
     **digits.EXPERIMENTS,
     **filters.EXPERIMENTS,
+    **holes.EXPERIMENTS,
     **impedance.EXPERIMENTS,
     **named_attacks.EXPERIMENTS,
     **output_and_average.EXPERIMENTS,

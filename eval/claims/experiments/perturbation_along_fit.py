@@ -10,7 +10,7 @@ from attacks import pgd
 from dipdefense import Progress, defence_for, fit
 from eval.claims.bench import Bench
 from eval.claims.claim import Outcome, holds
-from eval.claims.named_attacks import cifar
+from eval.claims.experiments.named_attacks import cifar
 from eval.intervals import wilson
 from eval.metrics import psnr
 from eval.records import Record
