@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,13 @@ from eval.records import Record
 __all__ = ["EXPERIMENTS"]
 
 DIGITS, SIGMA = 16, 0.25
-ITERATIONS, RATE = 300, 2e-3
+# On other digits without noise on z, both models fit the noise of such small images within 100 steps.
+CHANGES: dict[str, Any] = {"iterations": 120, "lr": 5e-3, "jitter": 0.1, "ema": 0.9}
 
 
 def _rows(bench: Bench, model: str) -> list[Record]:
     """Scores of every digit by one model; at 128 px and in colour in a run of the published protocols."""
-    config = bench.fit(replace(MODELS[model], iterations=ITERATIONS, lr=RATE, ema=0.9))
+    config = bench.fit(replace(MODELS[model], **CHANGES))
     large, seed = bench.settings.published, bench.settings.seed
 
     def measure() -> list[Record]:
@@ -57,7 +59,7 @@ def _scores(clean: torch.Tensor, noisy: torch.Tensor, config: FitConfig, seed: i
 
 def both_models(bench: Bench) -> Outcome:
     """S0-16."""
-    rows = {model: _rows(bench, model) for model in MODELS}
+    rows, config = {model: _rows(bench, model) for model in MODELS}, bench.fit(replace(MODELS["Model 1"], **CHANGES))
     gained = {model: estimate(gains(each, "average")) for model, each in rows.items()}
     inside = estimate([row["psnr_in"] for row in rows["Model 1"]])
     text = "; ".join(
@@ -69,8 +71,8 @@ def both_models(bench: Bench) -> Outcome:
     return Outcome(
         verdict=holds(*(gain.least > 0 for gain in gained.values())),
         protocol=f"The first {DIGITS} digits of the test set, {size}, clipped noise of sigma .25 of the range [0, 1], "
-        f"{bench.fit(replace(MODELS['Model 1'], iterations=ITERATIONS)).iterations} steps, rate {RATE}, average of "
-        "weight .9. Range, enlargement and stop are not stated.",
+        f"{config.iterations} steps, rate {config.lr}, noise of {config.jitter} on z, average of weight {config.ema}. "
+        "Range, enlargement and stop are not stated.",
         ours=f"input {inside.mean:.2f} dB; {text}",
         estimate=gained["Model 1"],
         n=DIGITS,
