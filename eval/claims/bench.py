@@ -95,7 +95,7 @@ class Bench:
         return {"psnr_in": psnr(*pair).item(), "ssim_in": ssim(*pair).item()}
 
     def folder(self, name: str) -> Path:
-        """Where a benchmark of its own keeps its run."""
+        """Where a benchmark of its own keeps its run, and where plots go."""
         return self.run.folder / "runs" / name
 
     def curve(self, clean: Tensor, noisy: Tensor, config: FitConfig, *, seed: int | None = None) -> pd.DataFrame:

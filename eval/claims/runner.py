@@ -1,8 +1,8 @@
 """Measure claims one after the other; a killed run goes on where it was.
 
 The folder of a run holds `config.json` (its description), `records.jsonl` (every measurement and every finished claim),
-`claims.csv`, `claims.md`, and ID.csv with the details of each claim. Measurements that are benchmarks of their own have
-a folder each below `runs/`.
+`claims.csv`, `claims.md`, and ID.csv with the details of each claim. Plots, and measurements that are benchmarks of
+their own, have a folder each below `runs/`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

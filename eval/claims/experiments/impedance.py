@@ -10,7 +10,7 @@ import pandas as pd
 from dipdefense.restoration.presets import PUBLISHED
 from eval.claims.bench import Bench
 from eval.claims.claim import Outcome, holds
-from eval.fits.impedance import TARGETS, noise_impedance
+from eval.fits.impedance import TARGETS, noise_impedance, save_impedance
 from eval.records import Record, digest
 
 __all__ = ["EXPERIMENTS"]
@@ -26,6 +26,7 @@ def _arrivals(bench: Bench) -> tuple[list[Record], int]:
 
     def measure() -> list[Record]:
         curves = noise_impedance(image, config, seed=seed, device=bench.settings.device)
+        save_impedance(bench.folder("S2-1"), curves)
         return [{"target": target, **_arrival(curves, target)} for target in TARGETS]
 
     rows: list[Record] = bench.once("impedance", {"fit": asdict(config), "image": digest(image)}, measure)

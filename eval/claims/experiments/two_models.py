@@ -10,6 +10,7 @@ from dipdefense import FitConfig
 from eval.claims.bench import Bench
 from eval.claims.claim import Outcome, at_least, estimate, holds
 from eval.claims.curve_scores import at, scores
+from eval.fits.training_curve import save_training_curve
 from eval.records import Record
 
 __all__ = ["EXPERIMENTS", "MODELS", "PROTOCOL", "STAND_INS", "SNAIL", "denoised", "gains", "settings_of"]
@@ -70,7 +71,8 @@ def one_image(model: str, theirs: float) -> Callable[[Bench], Outcome]:
     """S0-8 and S0-9."""
 
     def measure(bench: Bench) -> Outcome:
-        row, _ = denoised(bench, SNAIL, settings_of(bench, model, quick=False))
+        row, curve = denoised(bench, SNAIL, settings_of(bench, model, quick=False))
+        save_training_curve(bench.folder(f"snail, {model}"), curve)
         best = estimate(gains([row], "best"))
         return Outcome(
             verdict=at_least(best, theirs),
