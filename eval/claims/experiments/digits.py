@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from dipdefense import FitConfig, Progress, fit
 from eval.claims.bench import Bench
 from eval.claims.claim import Outcome, estimate, holds
-from eval.claims.experiments.two_models import MODELS, STAND_INS, denoised, gains, settings_of
+from eval.claims.experiments.two_models import MODELS, STAND_INS, deeper, denoised, gains, settings_of
 from eval.datasets import load_dataset
 from eval.metrics import psnr, ssim
 from eval.noise import gaussian, generator_of
@@ -19,13 +19,18 @@ from eval.records import Record
 __all__ = ["EXPERIMENTS"]
 
 DIGITS, SIGMA = 16, 0.25
-# On other digits without noise on z, both models fit the noise of such small images within 100 steps.
-CHANGES: dict[str, Any] = {"iterations": 120, "lr": 5e-3, "jitter": 0.1, "ema": 0.9}
+# Chosen on other digits, on which both models without noise on z fit the noise within 100 steps; docs/claims.md.
+CHANGES: dict[str, Any] = {"iterations": 120, "lr": 2e-2, "jitter": 1 / 30, "ema": 0.9}
+
+
+def _config(bench: Bench, model: str) -> FitConfig:
+    """A model with one more level, and with noise on z."""
+    return bench.fit(replace(deeper(MODELS[model]), **CHANGES))
 
 
 def _rows(bench: Bench, model: str) -> list[Record]:
     """Scores of every digit by one model; at 128 px and in colour in a run of the published protocols."""
-    config = bench.fit(replace(MODELS[model], **CHANGES))
+    config = _config(bench, model)
     large, seed = bench.settings.published, bench.settings.seed
 
     def measure() -> list[Record]:
@@ -59,7 +64,7 @@ def _scores(clean: torch.Tensor, noisy: torch.Tensor, config: FitConfig, seed: i
 
 def both_models(bench: Bench) -> Outcome:
     """S0-16."""
-    rows, config = {model: _rows(bench, model) for model in MODELS}, bench.fit(replace(MODELS["Model 1"], **CHANGES))
+    rows, config = {model: _rows(bench, model) for model in MODELS}, _config(bench, "Model 1")
     gained = {model: estimate(gains(each, "average")) for model, each in rows.items()}
     inside = estimate([row["psnr_in"] for row in rows["Model 1"]])
     text = "; ".join(
@@ -71,7 +76,7 @@ def both_models(bench: Bench) -> Outcome:
     return Outcome(
         verdict=holds(*(gain.least > 0 for gain in gained.values())),
         protocol=f"The first {DIGITS} digits of the test set, {size}, clipped noise of sigma .25 of the range [0, 1], "
-        f"{config.iterations} steps, rate {config.lr}, noise of {config.jitter} on z, average of weight {config.ema}. "
+        f"one level more, {config.iterations} steps, rate {config.lr}, noise of {config.jitter:.3f} on z, average of weight {config.ema}. "
         "Range, enlargement and stop are not stated.",
         ours=f"input {inside.mean:.2f} dB; {text}",
         estimate=gained["Model 1"],

@@ -13,7 +13,7 @@ from eval.claims.curve_scores import at, scores
 from eval.fits.training_curve import save_training_curve
 from eval.records import Record
 
-__all__ = ["EXPERIMENTS", "MODELS", "PROTOCOL", "STAND_INS", "SNAIL", "denoised", "gains", "settings_of"]
+__all__ = ["EXPERIMENTS", "MODELS", "PROTOCOL", "STAND_INS", "SNAIL", "deeper", "denoised", "gains", "settings_of"]
 
 SNAIL = "dip/denoising/snail.jpg"
 STAND_INS = (
@@ -190,7 +190,8 @@ def _in_and_out(row: Mapping[str, float]) -> str:
     )
 
 
-def _deeper(config: FitConfig) -> FitConfig:
+def deeper(config: FitConfig) -> FitConfig:
+    """The same with one more encoder-decoder level."""
     options = dict(config.architecture_options)
     return replace(
         config, architecture_options={**options, "channels": [*options["channels"], options["channels"][-1]]}
@@ -203,7 +204,7 @@ EXPERIMENTS: dict[str, Callable[[Bench], Outcome]] = {
     "S0-10": which_model,
     "S0-11": five_images("Model 1", 1.11),
     "S0-12": five_images("Model 2", 0.76),
-    "S0-13": changed("Model 1", _deeper, "one more level", gain=True),
+    "S0-13": changed("Model 1", deeper, "one more level", gain=True),
     "S0-14": changed("Model 2", lambda config: replace(config, loss="cosine"), "cosine loss", gain=False),
     "S0-15": half_the_steps,
 }
