@@ -76,8 +76,8 @@ def both_models(bench: Bench) -> Outcome:
     return Outcome(
         verdict=holds(*(gain.least > 0 for gain in gained.values())),
         protocol=f"The first {DIGITS} digits of the test set, {size}, clipped noise of sigma .25 of the range [0, 1], "
-        f"one level more, {config.iterations} steps, rate {config.lr}, noise of {config.jitter:.3f} on z, average of weight {config.ema}. "
-        "Range, enlargement and stop are not stated.",
+        f"one level more, {config.iterations} steps, rate {config.lr}, noise of {config.jitter:.3f} on z, "
+        f"average of weight {config.ema}. Range, enlargement and stop are not stated.",
         ours=f"input {inside.mean:.2f} dB; {text}",
         estimate=gained["Model 1"],
         n=DIGITS,

@@ -29,6 +29,7 @@ from eval.claims.documents import CLAIMS
 from eval.claims.experiments import EXPERIMENTS
 from eval.claims.experiments.two_models import MODELS, settings_of
 from eval.claims.runner import benchmark_claims
+from eval.claims.tables import claims_page, row_of
 from eval.intervals import paired_bootstrap
 from eval.noise import gaussian, generator_of
 from eval.records import read_records
@@ -217,6 +218,13 @@ def test_claims_may_be_added_one_by_one(tmp_path):
     second = benchmark_claims(settings, only=["S0-1"], experiments=both, **run).set_index("id")
     assert second.loc["S2-1"].equals(first.loc["S2-1"])
     assert second.loc["S0-1", "verdict"] != "not tried yet"
+
+
+def test_a_page_of_claims_that_were_not_measured():
+    claim = Claim("S2-1", "says a | b.", "1 | 2", waits="it needs a filter")
+    page = claims_page(pd.DataFrame([row_of(claim, None, Settings(data=Path("data")), None)]))
+    assert "| S2-1 | says a / b. | 1 / 2 |  |  | **not tried yet** |  |" in page
+    assert "- **S2-1** it needs a filter" in page
 
 
 def test_what_a_run_refuses(tmp_path):
