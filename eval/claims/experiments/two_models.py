@@ -81,8 +81,8 @@ def one_image(model: str, theirs: float) -> Callable[[Bench], Outcome]:
             estimate=average,
             n=1,
             seeds=str(bench.settings.seed),
-            why="The verdict is about the gain of the average at the end, which needs no truth; .1 dB stands for half of "
-            "an interval. Theirs was halted early.",
+            why="The verdict is about the gain of the average at the end, which needs no truth; .1 dB stands for half "
+            "of an interval. Theirs was halted early.",
             table=[row],
         )
 
