@@ -19,7 +19,7 @@ from eval.noise import gaussian, generator_of
 from eval.photographs import read_photo
 from eval.records import Record, Run, digest
 
-__all__ = ["KEY", "Bench", "Settings", "plain"]
+__all__ = ["CLOCKS", "KEY", "Bench", "Settings", "plain"]
 
 KEY = ("what", "config")
 # Seconds by the wall, and of the processor: the second are those that other jobs on the machine do not lengthen much.
