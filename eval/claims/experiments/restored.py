@@ -82,13 +82,14 @@ def ahead_of(task: str, rival: str, theirs: float, more: str, score: str = "psnr
         rows = _records(bench, task)
         pairs = zip(_values(rows, "dip", score), _values(rows, rival, score), strict=True)
         difference = estimate([ours - other for ours, other in pairs])
+        interval = "" if difference.n == 1 else f" ({difference.least:+.2f} to {difference.most:+.2f})"
         means = {
             method: estimate(_values(rows, method, score)).mean for method in dict.fromkeys(r["method"] for r in rows)
         }
         return Outcome(
             verdict=at_least(difference, theirs),
             protocol=_protocol(bench, more),
-            ours=f"{difference.mean:+.2f} dB ({difference.least:+.2f} to {difference.most:+.2f}) to {rival}; "
+            ours=f"{difference.mean:+.2f} dB{interval} to {rival}; "
             + ", ".join(f"{method} {value:.2f}" for method, value in means.items())
             + " dB",
             estimate=difference,
