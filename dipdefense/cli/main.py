@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from dipdefense.cli.benchmark import benchmark
+from dipdefense.cli.benchmark_claims import claims
 from dipdefense.cli.benchmark_denoising import denoising_benchmarks
 from dipdefense.cli.benchmark_restoration import restoration
 from dipdefense.cli.certify import certify
@@ -50,6 +51,7 @@ app = typer.Typer(
     epilog="Example: dipdefense demo, then dipdefense report runs/demo -o report.html",
 )
 benchmark.command(epilog="Example: dipdefense benchmark restoration --data images --tasks text,jpeg")(restoration)
+benchmark.command(epilog="Example: dipdefense benchmark claims --data DATA --only S2-2,S2-5 --out runs/claims")(claims)
 benchmark.add_typer(denoising_benchmarks)
 app.add_typer(benchmark, name="benchmark")
 app.command(epilog="Example: dipdefense purify photo.png purified.png")(purify)

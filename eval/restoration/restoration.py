@@ -40,7 +40,7 @@ from eval.restoration.contact_sheet import save_sheet
 from eval.restoration.degraded_inputs import SCENES, Scene, by_pillow
 from eval.restoration.restoration_scores import FIGURES, score_restored
 
-__all__ = ["DEFAULT_TASKS", "METHODS", "benchmark_restoration", "summarise_restoration"]
+__all__ = ["DEFAULT_TASKS", "LIBRARY", "METHODS", "benchmark_restoration", "summarise_restoration"]
 
 DEFAULT_TASKS = (
     *("text", "holes", "half", "sparse", "inpaint11", "zebra", "zebra2", "zebra8"),

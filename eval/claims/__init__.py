@@ -1,0 +1,3 @@
+"""What the documents behind the project claim, measured one by one: `dipdefense benchmark claims`."""
+
+__all__: list[str] = []
