@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dipdefense.cli.benchmark import benchmark
-from dipdefense.cli.benchmark_claims import claims
-from dipdefense.cli.benchmark_denoising import denoising_benchmarks
-from dipdefense.cli.benchmark_restoration import restoration
+from dipdefense.cli.benchmarks.claims import claims
+from dipdefense.cli.benchmarks.denoising import denoising_benchmarks
+from dipdefense.cli.benchmarks.fits_and_defences import benchmark
+from dipdefense.cli.benchmarks.restoration import restoration
 from dipdefense.cli.certify import certify
 from dipdefense.cli.check import check
 from dipdefense.cli.diagnose import diagnose

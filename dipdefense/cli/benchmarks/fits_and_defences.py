@@ -1,4 +1,4 @@
-"""The commands `dipdefense benchmark ...`."""
+"""The commands `dipdefense benchmark speed, iterations, stopping, defence, gradients`."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,0 +1,3 @@
+"""The commands `dipdefense benchmark ...`, by what they measure."""
+
+__all__: list[str] = []
