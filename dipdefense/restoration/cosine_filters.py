@@ -38,7 +38,8 @@ THRESHOLD = 3.0  # coefficients below so many sigma are noise; chosen with `deno
 FILL = (0.6, 0.01, 30)  # first and last threshold of `fill`, and how many, in geometric progression
 BACK_PROJECT = (0.06, 0.03, 3)  # the same of `back_project`; chosen as docs/restoration.md says
 FLAT = 0.2  # share of the patches, those whose pilot has the least detail, that `noise_spectrum` looks at
-SPECTRUM_PATCHES = 2**17  # at most about so many patches of an image
+CLIPPED = 0.02  # patches whose mean is as near to 0 or 1 are left out, since noise that is clipped is weaker
+SPECTRUM_PATCHES = 2**17  # at most so many patches of an image
 VALUES = 2**24  # coefficients at the same time; there are 64 for every value of an image
 
 
@@ -72,8 +73,9 @@ def wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
 def noise_spectrum(images: Tensor, pilot: Tensor) -> Tensor:
     """The noise of images in every cosine coefficient: its root mean square in images - pilot, in flat patches.
 
-    A patch counts as flat if its pilot has little energy beside its mean. Detail that the pilot lacks there is taken
-    for noise, and noise that it has is not seen. White noise of std sigma gives about sigma everywhere.
+    A patch counts as flat if its pilot has little energy beside its mean; black and white patches are left out. Detail
+    that the pilot lacks there is taken for noise, and noise that it has is not seen. White noise of std sigma gives
+    about sigma everywhere.
 
     Args:
         images: (B, C, H, W).
@@ -88,11 +90,17 @@ def noise_spectrum(images: Tensor, pilot: Tensor) -> Tensor:
 def _spectrum(image: Tensor, pilot: Tensor) -> Tensor:
     """The same for one image, (C, H, W)."""
     C, H, W = image.shape
-    atoms = _atoms(min(SIDE, H, W), image)
-    stride = max(1, math.isqrt(H * W // SPECTRUM_PATCHES))
+    side = min(SIDE, H, W)
+    atoms = _atoms(side, image)
+    # odd, so that the patches have all phases of a Bayer mosaic and of the blocks of JPEG
+    stride = max(1, math.ceil(math.sqrt(H * W / SPECTRUM_PATCHES))) | 1
     opponent = torch.einsum("oc,nchw->nohw", _opponent(C, image), torch.stack([image - pilot, pilot]))
-    residual, detail = (F.conv2d(part[:, None], atoms, stride=stride).flatten(2) for part in opponent)
-    energy = detail[:, 1:].square().sum((0, 1))  # (N,), without the mean
+    residual, detail = (F.conv2d(part[:, None], atoms, stride=stride).flatten(2) for part in opponent)  # (C, 64, N)
+    means = F.avg_pool2d(pilot[None].mean(1, keepdim=True), side, stride).flatten()  # (N,)
+    energy = detail[:, 1:].square().sum((0, 1))  # without the mean
+    inside = (means - 0.5).abs() < 0.5 - CLIPPED
+    if inside.any():
+        residual, energy = residual[..., inside], energy[inside]
     flat = energy <= energy.kthvalue(math.ceil(FLAT * len(energy))).values
     return residual[..., flat].square().mean(-1).sqrt()
 

@@ -135,3 +135,22 @@ def test_one_sigma_for_every_coefficient_is_white_noise():
     spectrum = sigma.view(2, 1, 1).expand(2, 3, 64)
     torch.testing.assert_close(threshold(images, spectrum), threshold(images, sigma))
     torch.testing.assert_close(wiener(images, pilot, spectrum), wiener(images, pilot, sigma))
+
+
+def test_the_spectrum_is_not_read_in_white_areas():
+    """A white band has no noise, and no detail either."""
+    pilot = torch.full((1, 1, 64, 64), 0.5).double()
+    pilot[..., :24, :] = 1
+    noisy = (pilot + 0.1 * draw(1, 1, 64, 64)).where(pilot < 1, pilot)
+    assert noise_spectrum(noisy, pilot).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.1)
+    assert not noise_spectrum(pilot[..., :24, :], pilot[..., :24, :]).any()  # nothing else is left to be read
+
+
+def test_the_spectrum_of_a_large_image_is_read_at_all_phases(monkeypatch):
+    """Noise in two of eight columns, as if the blocks of JPEG had left it: patches of one phase see another spectrum."""
+    noisy = draw(1, 1, 320, 320) * (torch.arange(320) % 8 < 2)
+    flat = torch.full_like(noisy, 0.5)
+    whole = noise_spectrum(noisy, flat)
+    for patches in (11000, 4000, 1700):  # strides of 4, 6 and 8, but for the rule that they are odd
+        monkeypatch.setattr("dipdefense.restoration.cosine_filters.SPECTRUM_PATCHES", patches)
+        torch.testing.assert_close(noise_spectrum(noisy, flat), whole, rtol=0.3, atol=0)
