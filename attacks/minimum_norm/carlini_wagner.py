@@ -31,8 +31,8 @@ def carlini_wagner(
     its total loss rises.
 
     Source: Carlini and Wagner (2017), "Towards evaluating the robustness of neural networks", section VI.A, f_6.
-    Differs: 100 steps for each of 6 constants, which begin at 0.1 and fall to 0; the authors take 10,000 of 0.01
-        for each of 20. The search begins up to 0.0005 from the image, off 0 and 1.
+    Differs: 100 steps, of a size that falls from 0.1 to 0, for each of 6 constants; the authors take 10,000 steps of
+        0.01 for each of 20. The search begins up to 0.0005 from the image, off 0 and 1.
 
     Args:
         steps: of Adam, for each constant.

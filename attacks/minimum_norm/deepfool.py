@@ -82,6 +82,6 @@ class _Among(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, len(classes))."""
         if images.isnan().any():
-            return self.classes.argsort().argsort().to(images).expand(len(images), -1)
+            return torch.arange(len(self.classes)).to(images).expand(len(images), -1)
         logits: Tensor = self.classifier(images)[:, self.classes]
         return logits

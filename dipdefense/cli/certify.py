@@ -25,7 +25,7 @@ def certify(
     mirror: options.Mirror = True,
     n0: Annotated[int, options.run_option("--n0", help="Draws of noise that choose the class of an image.")] = 32,
     samples: Annotated[int, options.run_option(help="Further draws that bound the share of that class.")] = 1000,
-    alpha: Annotated[float, options.run_option(help="Probability that a certificate is wrong.")] = 0.001,
+    alpha: Annotated[float, options.run_option(help="Probability, at most, that a certificate is wrong.")] = 0.001,
     targets: Annotated[
         str,
         options.run_option(

@@ -117,7 +117,7 @@ def denoise_file(
     runs: Annotated[int, typer.Option(help="Fits whose results are averaged.")] = 1,
     fit: TiledFit = TiledFit(),
 ) -> None:
-    """Remove noise of unknown level from an image file. A file in which no noise is found stays as it is."""
+    """Remove noise of unknown level from an image file. Without noise, unless told camera, it stays as it is."""
     if noise not in NOISE_TASKS:
         raise ValueError(f"noise must be one of {', '.join(NOISE_TASKS)}, got {noise!r}")
     large = PUBLISHED_INPAINTING["half"] if noise == "impulse" else PUBLISHED["denoise"]

@@ -77,4 +77,4 @@ def set_alarm(scores: Tensor, fpr: float, shape: tuple[int, ...]) -> Alarm:
 
 
 def _rank(n: int, fpr: float) -> int:
-    return math.ceil((n + 1) * (1 - fpr) - 1e-9)  # (n + 1) (1 - fpr) may be an integer but for rounding
+    return max(1, math.ceil((n + 1) * (1 - fpr) - 1e-9))  # (n + 1) (1 - fpr) may be an integer but for rounding

@@ -59,7 +59,7 @@ class SamplingPlan:
     sigma: float  # standard deviation of the noise, images in [0, 1]
     n0: int = 32  # draws that choose the class
     n: int = 1000  # draws that bound its share
-    alpha: float = 0.001  # probability that a certificate is wrong
+    alpha: float = 0.001  # probability, at most, that a certificate is wrong
     targets: tuple[float, ...] = ()  # L2 radii, images in [0, 1]
 
     def __post_init__(self) -> None:
@@ -73,7 +73,9 @@ class SamplingPlan:
             check_positive("target", target)
         _, normal = _distributions()
         share = float(normal.cdf(max(self.targets, default=0.0) / self.sigma))  # that all n draws must show
-        least = math.floor(math.log(self.level) / math.log(share)) + 1 if share < 1 else math.inf
+        if share == 1:
+            raise ValueError(f"targets must be below about 8 sigma, {8 * self.sigma:g}, got {max(self.targets)}")
+        least = math.floor(math.log(self.level) / math.log(share)) + 1
         if self.n < least:
             radius = f"the radius {max(self.targets)}" if self.targets else "any radius"
             raise ValueError(f"n must be at least {least} to certify {radius} at alpha {self.alpha}, got {self.n}")

@@ -101,6 +101,7 @@ class DefendedClassifier(Wrapper):
 
         Raises as `forward` does, and ValueError for images of another shape than the alarm was set on.
         """
+        check_images(images, empty=True)
         alarm = self.alarm
         if alarm is not None and tuple(images.shape[1:]) != alarm.shape:
             raise ValueError(

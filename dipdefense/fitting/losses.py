@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = [
+    "COUNTING",
     "LOSSES",
     "SCALE_BLIND",
     "Loss",
@@ -61,7 +62,7 @@ def poisson(output: Tensor, observed: Tensor) -> Tensor:
     """
     _check_shapes(output, observed)
     x, y = output.clamp_min(0) + DARK, observed + DARK
-    return (x - y + torch.xlogy(y, y / x)).flatten(1).mean(1)
+    return (x - y + y * (y / x).log()).flatten(1).mean(1)
 
 
 def gaussian_mixture(shares: Sequence[float], sigmas: Sequence[float]) -> Callable[[Tensor, Tensor], Tensor]:
@@ -84,8 +85,8 @@ def gaussian_mixture(shares: Sequence[float], sigmas: Sequence[float]) -> Callab
     """
     if not shares or len(shares) != len(sigmas):
         raise ValueError(f"shares and sigmas must be as many, at least one, got {len(shares)} and {len(sigmas)}")
-    if min(*shares, *sigmas) <= 0 or not math.isclose(sum(shares), 1, rel_tol=1e-6):
-        raise ValueError(f"shares and sigmas must be positive, and shares sum to 1, got {shares} and {sigmas}")
+    if not all(0 < x < math.inf for x in (*shares, *sigmas)) or not math.isclose(sum(shares), 1, rel_tol=1e-6):
+        raise ValueError(f"shares and sigmas must be positive and finite, and shares sum to 1, got {shares}, {sigmas}")
     heights = [math.log(share / sigma) for share, sigma in zip(shares, sigmas, strict=True)]  # at 0, times root of 2 pi
     highest = math.log(sum(math.exp(height) for height in heights))
 
@@ -148,3 +149,4 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cosine": cosine,
 }
 SCALE_BLIND = frozenset({"cosine"})
+COUNTING = frozenset({"poisson"})  # for what is at least 0; `fit` checks it once

@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from dipdefense.fitting.config import FitConfig, build_network
 from dipdefense.fitting.inputs import INPUTS
 from dipdefense.fitting.layers import Conv, is_small
-from dipdefense.fitting.losses import LOSSES, SCALE_BLIND, Loss, least_squares_gain
+from dipdefense.fitting.losses import COUNTING, LOSSES, SCALE_BLIND, Loss, least_squares_gain
 from dipdefense.fitting.starts import RANDOM, find_start
 
 __all__ = ["Degrade", "Prior", "Problem", "canvas", "check_shape", "build_problem", "per_row"]
@@ -150,6 +150,8 @@ def build_problem(
         raise ValueError(f"precision tf32 must run on a CUDA device, observed is on {observed.device}: use full")
     if config.precision != "full" and observed.dtype != torch.float32:
         raise ValueError(f"observed must be float32 for the precision {config.precision}, got {observed.dtype}")
+    if loss is None and config.loss in COUNTING and (observed < 0).any():
+        raise ValueError(f"observed must be at least 0 for the loss {config.loss}, which counts photons")
     C, H, W = _checked_shape(shape, observed)
     for_weights, for_z, for_jitter, for_rule = (int(s) for s in np.random.SeedSequence(seed).generate_state(4))
     with DRAWING, torch.random.fork_rng(devices=[]), torch.device("cpu"):  # modules draw from the global generator

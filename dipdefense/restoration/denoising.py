@@ -66,7 +66,7 @@ def denoise(
 
     Raises:
         TypeError, ValueError: no image batch in [0, 1], an unknown noise, fewer than one run, several runs for
-            impulses, a tile below 1, a negative `tv`; what `fit` raises.
+            impulses, an image of nothing but impulses, a tile below 1, a negative `tv`; what `fit` raises.
     """
     check_images(images)
     check_integer("runs", runs, 1)
@@ -118,6 +118,8 @@ def _without_impulses(images: Tensor, **keywords: Any) -> Tensor:
     """The images with their impulses filled in; `keywords` of `inpaint`."""
     impulses, result = find_impulses(images), images.clone()
     hit = impulses.flatten(1).any(1)
+    if impulses.flatten(1).all(1).any():
+        raise ValueError("images must have values besides impulses, got one whose values all count as such")
     if hit.any():
         result[hit] = inpaint(images[hit], ~impulses[hit], paste=True, **keywords)
     return result

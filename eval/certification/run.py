@@ -129,7 +129,7 @@ def _description(
         **describe_subject(classifier, name, dataset),
         "purifiers": {purifier: _describe_purifier(purifier, dataset, config) for purifier in config.purifiers},
         "device": device,
-        **made_with("dipdefense", "torch", "scipy", "scikit-image"),
+        **made_with("dipdefense", "torch", "numpy", "scipy", "scikit-image"),
     }
 
 

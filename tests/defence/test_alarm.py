@@ -75,6 +75,10 @@ def test_calibrating_keeps_no_graph_and_needs_no_gradient(defended):
     assert not defended.calibrate(images(20).requires_grad_(), 0.1).judge(images(2)).flagged.requires_grad
 
 
+def test_a_rate_of_nearly_one_flags_all_but_the_least():
+    assert set_alarm(torch.tensor([0.3, 0.1, 0.2]), 1 - 1e-12, SHAPE).threshold == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("fpr", [0, 1, -0.1, 1.5])
 def test_bad_rates_are_refused(defended, fpr):
     with pytest.raises(ValueError, match="fpr must lie between 0 and 1"):
@@ -95,6 +99,8 @@ def test_other_input_is_refused(defended):
     alarmed = defended.calibrate(images(20), 0.1)
     with pytest.raises(ValueError, match=r"images must be of the shape that the alarm was set on, \(3, 8, 8\)"):
         alarmed.judge(torch.rand(1, 3, 9, 8))
+    with pytest.raises(ValueError, match="images must have 4 dimensions"):
+        alarmed.judge(torch.rand(3, 8, 8))
 
 
 def test_the_default_defence_of_digits_and_of_colour_has_an_alarm():

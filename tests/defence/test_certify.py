@@ -191,6 +191,7 @@ def test_progress_ends_at_the_whole():
     [
         ({"sigma": 0}, "sigma must be positive and finite, got 0"),
         ({"n0": 0}, "n0 must be an integer of at least 1, got 0"),
+        ({"targets": (2.0,)}, "targets must be below about 8 sigma"),
         ({"n": 9}, "n must be at least 10 to certify any radius at alpha 0.001, got 9"),
         ({"n": 50, "targets": (0.2,)}, "n must be at least 164 to certify the radius 0.2 at alpha 0.001, got 50"),
         ({"targets": (0.0,)}, "target must be positive and finite, got 0.0"),

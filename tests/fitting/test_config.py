@@ -39,7 +39,7 @@ def test_the_default_is_never_the_large_slow_network(shape, decision):
         ({"lr": "fast"}, "lr must be a number, got 'fast'"),
         ({"architecture_options": "ab"}, "architecture_options must map names to values, got 'ab'"),
         ({"input": "zeros"}, "input must be one of noise, meshgrid"),
-        ({"loss": "huber"}, "loss must be one of mse, l1, cosine"),
+        ({"loss": "huber"}, "loss must be one of mse, l1, poisson, gaussian_mixture, cosine"),
         ({"stopping": "never"}, "stopping must be one of fixed, wmv, emv, .*got 'never'"),
         ({"iterations": 0}, "iterations must be an integer of at least 1, got 0"),
         ({"iterations": 2.5}, "iterations must be an integer of at least 1, got 2.5"),

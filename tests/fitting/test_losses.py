@@ -7,6 +7,7 @@ import torch
 from scipy.stats import norm
 from scipy.stats import poisson as photon_counts
 
+from dipdefense import FitConfig, fit
 from dipdefense.fitting.losses import (
     DARK,
     LOSSES,
@@ -38,8 +39,8 @@ def test_zero_at_equality_and_one_number_an_image(name):
 
 
 def test_poisson_is_the_likelihood_of_photon_counts():
-    counts, rate, photons = torch.tensor([[0.0, 3.0, 40.0]]), torch.tensor([[0.5, 5.0, 33.0]]), 50
-    likelihood = photon_counts.logpmf(counts, counts.clamp_min(1e-30)) - photon_counts.logpmf(counts, rate)
+    counts, rate, photons = torch.tensor([[1.0, 3.0, 40.0]]), torch.tensor([[0.5, 5.0, 33.0]]), 50
+    likelihood = photon_counts.logpmf(counts, counts) - photon_counts.logpmf(counts, rate)
     found = photons * poisson(rate / photons - DARK, counts / photons - DARK)
     torch.testing.assert_close(found, torch.tensor([likelihood.mean()]).float(), rtol=1e-4, atol=0)
 
@@ -48,6 +49,13 @@ def test_poisson_counts_an_output_below_black_as_black():
     assert poisson(torch.full((1, 1), -0.2), torch.full((1, 1), 0.5)) == poisson(
         torch.zeros(1, 1), torch.full((1, 1), 0.5)
     )
+
+
+def test_a_fit_that_counts_photons_wants_no_negative_ones():
+    config = FitConfig(architecture_options={"channels": [4]}, input_channels=4, iterations=2, loss="poisson")
+    assert fit(torch.zeros(1, 1, 8, 8), config).reconstruction.isfinite().all()
+    with pytest.raises(ValueError, match="observed must be at least 0 for the loss poisson"):
+        fit(torch.full((1, 1, 8, 8), -0.1), config)
 
 
 def test_gaussian_mixture_is_the_likelihood_of_the_mixture():
@@ -80,9 +88,12 @@ def test_gaussian_mixture_wants_a_sigma_for_each_share(shares, sigmas):
         gaussian_mixture(shares, sigmas)
 
 
-@pytest.mark.parametrize(("shares", "sigmas"), [([0.5, 0.6], [0.1, 0.2]), ([1.0], [0.0]), ([1.5, -0.5], [0.1, 0.2])])
+@pytest.mark.parametrize(
+    ("shares", "sigmas"),
+    [([0.5, 0.6], [0.1, 0.2]), ([1.0], [0.0]), ([1.5, -0.5], [0.1, 0.2]), ([1.0], [math.inf])],
+)
 def test_gaussian_mixture_wants_positive_numbers_and_shares_of_one(shares, sigmas):
-    with pytest.raises(ValueError, match="must be positive, and shares sum to 1"):
+    with pytest.raises(ValueError, match="must be positive and finite, and shares sum to 1"):
         gaussian_mixture(shares, sigmas)
 
 

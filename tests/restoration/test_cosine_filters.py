@@ -147,7 +147,7 @@ def test_the_spectrum_is_not_read_in_white_areas():
 
 
 def test_the_spectrum_of_a_large_image_is_read_at_all_phases(monkeypatch):
-    """Noise in two of eight columns, as if the blocks of JPEG had left it: patches of one phase see another spectrum."""
+    """Noise in two of eight columns, as blocks of JPEG may leave it: patches of one phase see another spectrum."""
     noisy = draw(1, 1, 320, 320) * (torch.arange(320) % 8 < 2)
     flat = torch.full_like(noisy, 0.5)
     whole = noise_spectrum(noisy, flat)

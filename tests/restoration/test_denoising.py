@@ -87,5 +87,7 @@ def test_any_size(noise, shape):
 def test_bad_noise_is_refused():
     with pytest.raises(ValueError, match="noise must be one of independent, camera, impulse, got 'speckle'"):
         denoise(smooth(1), noise="speckle")
+    with pytest.raises(ValueError, match="images must have values besides impulses"):
+        denoise(torch.tensor([[[[0.0, 1.0]]]]), noise="impulse")
     with pytest.raises(ValueError, match="runs must be 1 for impulses, got 2"):
         denoise(smooth(1), noise="impulse", runs=2)

@@ -197,13 +197,13 @@ def checkpoint(bench: Bench) -> Outcome:
         {"checkpoint": "largest PSNR to the truth (oracle)", "psnr": oracle},
     ]
     return Outcome(
-        verdict=holds(oracle > end["psnr_last"] + SPREAD, chosen > end["psnr_last"] - SPREAD),
+        verdict=holds(oracle > end["psnr_last"] + SPREAD, chosen > oracle - SPREAD),
         protocol=f"{_protocol(bench, config, SLIDES_SIGMA)} What the PSNR is measured to is not stated.",
         ours="; ".join(f"{row['checkpoint']} {row['psnr']:.2f} dB" for row in table),
         n=1,
         seeds=str(bench.settings.seed),
-        why="Reproduced if the oracle is better than the last output, and the choice by the noisy image not worse, by "
-        f"{SPREAD} dB. By the truth it is an oracle, which nobody has.",
+        why=f"Reproduced if the oracle is better than the last output by more than {SPREAD} dB, and the choice by the "
+        "noisy image, which a user can make, as good as the oracle but for as much.",
         table=table,
     )
 
