@@ -240,13 +240,15 @@ def right_iteration(bench: Bench) -> Outcome:
         for k in [config.iterations * part // 6 for part in (1, 2, 3, 4, 6)]
     ]
     end = scores(curve)
+    last = max(end["psnr_last"], end["psnr_average"])
     return Outcome(
-        verdict=holds(end["psnr_best"] > end["psnr_last"] + SPREAD, end["psnr_best"] > inside["psnr_in"]),
+        verdict=holds(end["psnr_best"] > last + SPREAD, end["psnr_best"] > inside["psnr_in"]),
         protocol=_protocol(bench, config, SLIDES_SIGMA),
-        ours=f"best {end['psnr_best']:.2f} dB at iteration {end['best_at']}, last output {end['psnr_last']:.2f} dB",
+        ours=f"best {end['psnr_best']:.2f} dB at iteration {end['best_at']}, last output {end['psnr_last']:.2f}, last "
+        f"average {end['psnr_average']:.2f} dB",
         n=1,
         seeds=str(bench.settings.seed),
-        why=f"Reproduced if the best iterate is ahead of the last output by more than {SPREAD} dB.",
+        why=f"Reproduced if the best iterate is ahead of the last output and average by more than {SPREAD} dB.",
         table=table,
     )
 
