@@ -101,9 +101,9 @@ class DefendedClassifier(Wrapper):
 
         Raises as `forward` does, and ValueError for images of another shape than the alarm was set on.
         """
-        check_images(images, empty=True)
         alarm = self.alarm
-        if alarm is not None and tuple(images.shape[1:]) != alarm.shape:
+        is_batch = isinstance(images, Tensor) and images.dim() == 4  # what is none, `evidence` refuses
+        if alarm is not None and is_batch and tuple(images.shape[1:]) != alarm.shape:
             raise ValueError(
                 f"images must be of the shape that the alarm was set on, {alarm.shape}, got {tuple(images.shape[1:])}: "
                 "calibrate on such images"
