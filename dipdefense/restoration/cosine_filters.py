@@ -39,7 +39,7 @@ FILL = (0.6, 0.01, 30)  # first and last threshold of `fill`, and how many, in g
 BACK_PROJECT = (0.06, 0.03, 3)  # the same of `back_project`; chosen as docs/restoration.md says
 FLAT = 0.2  # share of the patches, those whose pilot has the least detail, that `noise_spectrum` looks at
 CLIPPED = 0.02  # patches whose mean is as near to 0 or 1 are left out, since noise that is clipped is weaker
-SPECTRUM_PATCHES = 2**17  # at most so many patches of an image
+SPECTRUM_PATCHES = 2**15  # at most so many patches of an image, all at the same time
 VALUES = 2**24  # coefficients at the same time; there are 64 for every value of an image
 
 
