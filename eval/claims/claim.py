@@ -74,7 +74,7 @@ class Outcome:
     ours: str  # the figure in words
     estimate: Estimate | None = None  # the figure that the verdict is about, if it is one
     n: int = 0  # images, digits or fits behind it; 0 if it counts nothing
-    seeds: str = ""
+    seeds: str = ""  # of noise and fits; empty: that of the run, where n counts something
     why: str = ""  # the rule that led to the verdict, and what limits it
     table: Sequence[Record] = field(default=())  # the details
 

@@ -25,7 +25,7 @@ def row_of(claim: Claim, outcome: Outcome | None, settings: Settings, record: Re
         "ci_low": None if figure is None else figure.low,
         "ci_high": None if figure is None else figure.high,
         "n": outcome.n or None,
-        "seeds": outcome.seeds,
+        "seeds": outcome.seeds or (str(settings.seed) if outcome.n else ""),
         "verdict": outcome.verdict,
         "why": outcome.why,
         "seconds": record["seconds"],

@@ -58,7 +58,6 @@ def compared(networks: tuple[str, ...], better: bool, claim: str) -> Callable[[B
             ),
             estimate=next(iter(found.values())),
             n=len(FILES),
-            seeds=str(bench.settings.seed),
             why=f"Reproduced if {claim}, with the whole interval; of two images it is no more than these two.",
             table=[row for row in rows if row["task"] == "colour"],
         )
@@ -75,7 +74,6 @@ def one_for_all(bench: Bench) -> Outcome:
         protocol="`benchmark ablation`: one configuration for every task against each task's own.",
         ours="; ".join(f"{task} {each.mean:+.2f} dB (n = {each.n})" for task, each in found.items()),
         n=len(FILES) + DIGITS,
-        seeds=str(bench.settings.seed),
         why="The survey leaves the question open. Reproduced means no: the fixed one is worse on every other task.",
         table=[row for row in rows if row["network"] in ("own", "fixed", "input")],
     )

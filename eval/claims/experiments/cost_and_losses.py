@@ -61,7 +61,6 @@ def slow(bench: Bench) -> Outcome:
             for row in rows
         ),
         n=1,
-        seeds=str(bench.settings.seed),
         why="Reproduced if a fit takes more than a second. The memory is the peak of the whole process.",
         table=rows,
     )
@@ -78,7 +77,6 @@ def no_data_but_time(bench: Bench) -> Outcome:
         ours=f"{seconds:.0f} s; best {row['psnr_best']:.2f} dB at iteration {row['best_at']}, last "
         f"{row['psnr_last']:.2f} dB",
         n=1,
-        seeds=str(bench.settings.seed),
         why=f"Reproduced if a fit takes more than a second and falls from its best iterate by more than {SPREAD} dB.",
         table=[row],
     )
@@ -101,7 +99,6 @@ def minutes(bench: Bench) -> Outcome:
         protocol=f"F16 at 512 px, the published network; two steps, times {config.iterations // 2}.",
         ours=f"{total / MINUTE:.0f} minutes on {device.type}",
         n=1,
-        seeds=str(bench.settings.seed),
         why="Reproduced if a fit takes more than a minute." if on_gpu else "The claim is about a GPU.",
     )
 
@@ -124,7 +121,6 @@ def noise_model(bench: Bench) -> Outcome:
         f"{table[1]['psnr_average']:.2f} dB ({gain.mean:+.2f})",
         estimate=gain,
         n=1,
-        seeds=str(bench.settings.seed),
         why=f"Reproduced if the absolute error is better by more than {SPREAD} dB.",
         table=table,
     )

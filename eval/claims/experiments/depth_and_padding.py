@@ -51,7 +51,6 @@ def depth(bench: Bench) -> Outcome:
         protocol=_protocol(bench, FILE),
         ours="; ".join(f"depth {row['depth']}: {row['psnr_best']:.2f} dB at {row['best_at']}" for row in table),
         n=1,
-        seeds=str(bench.settings.seed),
         why=f"Reproduced if depths 1 to 5 differ in their best iterate by more than {SPREAD} dB. How complex a pattern "
         "is has no figure.",
         table=table,
@@ -71,7 +70,6 @@ def rate_and_depth(bench: Bench) -> Outcome:
             for row in table
         ),
         n=1,
-        seeds=str(bench.settings.seed),
         why=f"Reproduced if the best iterates differ by more than {SPREAD} dB over rate and depth, and a fit falls "
         "from its best by more than that. Whether it is the best of all untrained methods is S0-20.",
         table=table,
@@ -104,7 +102,6 @@ def padding(bench: Bench) -> Outcome:
         f"{at_border.most:+.2f}), inside {within.mean:+.2f} dB",
         estimate=at_border,
         n=len(files),
-        seeds=str(bench.settings.seed),
         why="Reproduced if the whole interval of the difference at the border lies above 0; it is of two images.",
         table=table,
     )

@@ -47,7 +47,6 @@ def sweep(bench: Bench) -> Outcome:
         ours=f"best blur {', '.join(map(str, blurs))} and best median {', '.join(f'{m:.0f}' for m in medians)} pixels "
         f"at sigma 10, 25, 50; under impulses the best median is {on_impulses:+.2f} dB from the best blur",
         n=len(FILES),
-        seeds=str(bench.settings.seed),
         why="Reproduced if stronger noise needs a wider blur and a larger median, and the median is ahead under "
         "impulses. That the blur ignores direction is its definition.",
         table=table,

@@ -69,7 +69,6 @@ def inputs_and_skips(bench: Bench) -> Outcome:
         f"widths 16, 32, 64, 64, nearest upsampling, {noise.iterations} iterations. Images and holes are not stated.",
         ours="PSNR inside: " + "; ".join(f"{name} {value:.2f}" for name, value in means.items()) + " dB",
         n=len(FILES),
-        seeds=str(bench.settings.seed),
         why="Reproduced if the meshgrid without skip connections has the largest mean.",
         table=[
             {"network": name, "image": file, "psnr": value}
@@ -96,7 +95,6 @@ def size_of_the_hole(bench: Bench) -> Outcome:
         + "; ".join(f"{side} px {value:.2f}" for side, value in by_side.items())
         + " dB",
         n=1 + len(FILES),
-        seeds=str(bench.settings.seed),
         why="Reproduced if the largest hole is filled worse than the smallest. That it fails is not a figure.",
         table=table,
     )

@@ -57,7 +57,6 @@ def two_groups(bench: Bench) -> Outcome:
         + ", ".join(f"{row['tenth'] or 'never'} ({row['target']})" for row in rows)
         + " iterations",
         n=1,
-        seeds=str(bench.settings.seed),
         why="Reproduced if image and image + noise are there before shuffled pixels and noise.",
         table=rows,
     )
@@ -74,7 +73,6 @@ def noise_in_the_end(bench: Bench) -> Outcome:
         f"{noise['half'] or 'never'} for noise, whose loss falls from {noise['first_loss']:.3f} to "
         f"{noise['last_loss']:.3f}",
         n=1,
-        seeds=str(bench.settings.seed),
         why="Reproduced if the image is there first, and the loss of noise falls at all. Random labels are not tested.",
         table=rows,
     )

@@ -74,7 +74,6 @@ def _outcome(
         protocol=PROTOCOL.format(n=IMAGES),
         ours=f"{text}; {measured}",
         n=IMAGES,
-        seeds=str(bench.settings.seed),
         why=f"Reproduced if {rule}, and the Wilson interval of the accuracy behind the "
         "defence lies above the bare accuracy at both radii.",
         table=[*rows, further],

@@ -89,7 +89,6 @@ def final_output(bench: Bench) -> Outcome:
         ours=f"{ours.mean:.2f} dB / {end['ssim_last']:.3f}, from {inside['psnr_in']:.2f} / {inside['ssim_in']:.3f}",
         estimate=ours,
         n=1,
-        seeds=str(bench.settings.seed),
         why=f"The verdict is about the PSNR, with {SPREAD} dB on either side, of the protocol above.",
         table=_four_numbers(curve, inside),
     )
@@ -108,7 +107,6 @@ def worth_of_averaging(bench: Bench) -> Outcome:
         f"{end['ssim_average'] - end['ssim_last']:+.3f} by averaging",
         estimate=gain,
         n=1,
-        seeds=str(bench.settings.seed),
         why=f"The verdict is about the gain by averaging, with {SPREAD} dB on either side.",
         table=_four_numbers(curve, inside),
     )
@@ -132,7 +130,6 @@ def against_the_input(bench: Bench) -> Outcome:
         protocol=_protocol(bench, config, SLIDES_SIGMA),
         ours=f"{noisy['output']:.2f} and {noisy['average']:.2f} dB; at most {gap:.2f} from noise and error summed",
         n=1,
-        seeds=str(bench.settings.seed),
         why="Reproduced if both are within .5 dB of theirs, since their noise is inferred from these figures.",
         table=table,
     )
@@ -156,7 +153,6 @@ def eight_curves(bench: Bench) -> Outcome:
         protocol=_protocol(bench, config, SLIDES_SIGMA),
         ours="PSNR peaks at iteration " + ", ".join(f"{at} ({of} to {against})" for (of, against), at in peaks.items()),
         n=1,
-        seeds=str(bench.settings.seed),
         why="Their curves are lost; ours are drawn in runs/S1-4/curve.png.",
         table=table,
     )
@@ -179,7 +175,6 @@ def noise_on_z(bench: Bench) -> Outcome:
         ),
         estimate=estimate([falls[0] - falls[1]]),
         n=1,
-        seeds=str(bench.settings.seed),
         why=f"Reproduced if with noise of 1/30 the output falls less from its best iterate, by more than {SPREAD} dB.",
         table=table,
     )
@@ -201,7 +196,6 @@ def checkpoint(bench: Bench) -> Outcome:
         protocol=f"{_protocol(bench, config, SLIDES_SIGMA)} What the PSNR is measured to is not stated.",
         ours="; ".join(f"{row['checkpoint']} {row['psnr']:.2f} dB" for row in table),
         n=1,
-        seeds=str(bench.settings.seed),
         why=f"Reproduced if the oracle is better than the last output by more than {SPREAD} dB, and the choice by the "
         "noisy image, which a user can make, as good as the oracle but for as much.",
         table=table,
@@ -222,7 +216,6 @@ def blind_denoising(bench: Bench) -> Outcome:
         f"({gain.mean:+.2f}), best {end['psnr_best']:.2f} dB; loss {loss:.5f}",
         estimate=gain,
         n=1,
-        seeds=str(bench.settings.seed),
         why="The verdict is about the gain of the average. "
         + ("" if bench.settings.published else "It is of the reduced protocol: theirs takes a GPU, by `--published`."),
         table=[{**inside, **end, "loss": loss, **{f"gain_{name}": value for name, value in values.items()}}],
@@ -247,7 +240,6 @@ def right_iteration(bench: Bench) -> Outcome:
         ours=f"best {end['psnr_best']:.2f} dB at iteration {end['best_at']}, last output {end['psnr_last']:.2f}, last "
         f"average {end['psnr_average']:.2f} dB",
         n=1,
-        seeds=str(bench.settings.seed),
         why=f"Reproduced if the best iterate is ahead of the last output and average by more than {SPREAD} dB.",
         table=table,
     )
@@ -264,7 +256,6 @@ def run_on(bench: Bench) -> Outcome:
         ours=f"to the truth {row['psnr_best']:.2f} dB at iteration {row['best_at']}, {row['psnr_last']:.2f} at "
         f"{row['iterations']}; to the noisy image {first:.2f} and {last:.2f} dB",
         n=1,
-        seeds=str(bench.settings.seed),
         why="Reproduced if the output falls from its best iterate while it comes closer to the noisy image.",
         table=[
             {

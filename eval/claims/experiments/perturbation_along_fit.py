@@ -78,7 +78,6 @@ def right_early(bench: Bench) -> Outcome:
         f"{100 * best['attacked']:.0f} % ({100 * best['attacked_low']:.0f} to {100 * best['attacked_high']:.0f}), at "
         f"{last['iteration']} {100 * last['attacked']:.0f} %",
         n=IMAGES,
-        seeds=str(bench.settings.seed),
         why="Reproduced if the Wilson interval at the best iteration, chosen on the same images, lies above the bare "
         "accuracy, and fewer images are right at the end.",
         table=[bare, *rows],
@@ -96,7 +95,6 @@ def two_stages(bench: Bench) -> Outcome:
         f"{best['iteration']}, where most attacked images are right, and {last['share_of_delta']:.2f} at "
         f"{last['iteration']}",
         n=IMAGES,
-        seeds=str(bench.settings.seed),
         why="Reproduced if at the best iteration the share is less than half of that at the end.",
         table=rows,
     )

@@ -66,7 +66,6 @@ def similarity(task: str, theirs: float, more: str) -> Callable[[Bench], Outcome
             + " dB",
             estimate=ours,
             n=ours.n,
-            seeds=str(bench.settings.seed),
             why="The verdict is about the SSIM over all pixels, the known ones being those of the image, as `inpaint` "
             "returns them; .005 on either side stands for the interval of a single image.",
             table=rows,
@@ -94,7 +93,6 @@ def ahead_of(task: str, rival: str, theirs: float, more: str, score: str = "psnr
             + " dB",
             estimate=difference,
             n=difference.n,
-            seeds=str(bench.settings.seed),
             why=f"The verdict is about the difference to {rival}, of which theirs is {theirs:+.2f} dB.",
             table=rows,
         )
@@ -113,7 +111,6 @@ def without_training(bench: Bench) -> Outcome:
         protocol="The measurements of S2-3 and S1-5.",
         ours=f"noise {gain:+.2f} dB; text, to biharmonic interpolation {text:+.2f} dB",
         n=2,
-        seeds=str(bench.settings.seed),
         why="Reproduced if both are above 0.",
         table=rows,
     )
@@ -136,7 +133,6 @@ def other_tasks(bench: Bench) -> Outcome:
         ),
         ours="; ".join(f"{row['task']} {row['gain']:+.2f} dB to {row['rival']}" for row in table),
         n=len(table),
-        seeds=str(bench.settings.seed),
         why="Reproduced if each is above 0.",
         table=table,
     )

@@ -80,7 +80,6 @@ def one_image(model: str, theirs: float) -> Callable[[Bench], Outcome]:
             ours=_in_and_out(row),
             estimate=average,
             n=1,
-            seeds=str(bench.settings.seed),
             why="The verdict is about the gain of the average at the end, which needs no truth; .1 dB stands for half "
             "of an interval. Theirs was halted early.",
             table=[row],
@@ -104,7 +103,6 @@ def five_images(model: str, theirs: float) -> Callable[[Bench], Outcome]:
             ours=f"mean gain: {text} dB; average {average.least:+.2f} to {average.most:+.2f}",
             estimate=average,
             n=len(rows),
-            seeds=str(bench.settings.seed),
             why="The verdict is about the mean gain of the averages at the end, which need no truth.",
             table=rows,
         )
@@ -132,7 +130,6 @@ def which_model(bench: Bench) -> Outcome:
         f"{last.mean:+.2f} dB; fall from best to last: {fall['Model 1']:.2f} and {fall['Model 2']:.2f} dB",
         estimate=best,
         n=len(files),
-        seeds=str(bench.settings.seed),
         why="Reproduced if the interval of the paired difference of the best iterates lies above 0, and Model 2 falls "
         "further from its best iterate.",
         table=[{"model": model, **row} for model, rows in both.items() for row in rows],
@@ -152,7 +149,6 @@ def changed(model: str, change: Callable[[FitConfig], FitConfig], claim: str, ga
             ours=f"{claim} {other['psnr_best']:.2f} dB for {own['psnr_best']:.2f} ({difference.mean:+.2f})",
             estimate=difference,
             n=1,
-            seeds=str(bench.settings.seed),
             why=f"Reproduced if the best iterate is {'better' if gain else 'worse'} by more than .1 dB.",
             table=[{"network": model, **own}, {"network": claim, **other}],
         )
@@ -176,7 +172,6 @@ def half_the_steps(bench: Bench) -> Outcome:
         f"{table[1]['psnr_average']:.2f} dB, at all {table[2]['psnr_average']:.2f} ({change.mean:+.2f})",
         estimate=change,
         n=1,
-        seeds=str(bench.settings.seed),
         why="Reproduced if the average at half of the steps is worse by more than .1 dB.",
         table=table,
     )
