@@ -7,8 +7,7 @@ which has all of it, needs to be smoothed little there.
     threshold:  weight = 1 where |Y| > 3 sigma, else 0
     Wiener:     weight = P^2 / (P^2 + sigma^2),   Y of the noisy image, P of the pilot
 
-For noise that is not white sigma differs from coefficient to coefficient: `noise_spectrum` reads it from what a pilot
-leaves of the image.
+For noise that is not white sigma differs from coefficient to coefficient (`noise_estimate.noise_spectrum`).
 
 The threshold alone, again and again with a smaller one each time, also restores what was not observed: `fill` puts the
 known pixels back each time, and `back_project` what the reduction of the image lacks.
@@ -29,7 +28,7 @@ from torch import Tensor
 
 from dipdefense.fitting.problem import Degrade
 
-__all__ = ["OPPONENT", "back_project", "fill", "noise_spectrum", "threshold", "wiener"]
+__all__ = ["OPPONENT", "SIDE", "back_project", "cosine_atoms", "fill", "opponent_colours", "threshold", "wiener"]
 
 # Grey, red - blue, green - magenta. Orthonormal, so that white noise stays white with the same std.
 OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
@@ -37,16 +36,13 @@ SIDE = 8  # of a patch, in pixels
 THRESHOLD = 3.0  # coefficients below so many sigma are noise; chosen with `denoise`, BM3D has 2.7
 FILL = (0.6, 0.01, 30)  # first and last threshold of `fill`, and how many, in geometric progression
 BACK_PROJECT = (0.06, 0.03, 3)  # the same of `back_project`; chosen as docs/restoration.md says
-FLAT = 0.2  # share of the patches, those whose pilot has the least detail, that `noise_spectrum` looks at
-CLIPPED = 0.02  # patches whose mean is as near to 0 or 1 are left out, since noise that is clipped is weaker
-SPECTRUM_PATCHES = 2**15  # at most so many patches of an image, all at the same time
 VALUES = 2**24  # coefficients at the same time; there are 64 for every value of an image
 
 
 def threshold(images: Tensor, sigma: Tensor) -> Tensor:
     """Remove noise of std sigma from images (B, C, H, W); where sigma is 0 nothing changes.
 
-    `sigma`: (B,) for white noise, or that of every coefficient, as `noise_spectrum` returns it.
+    `sigma`: (B,) for white noise, or that of every coefficient, as `noise_estimate.noise_spectrum` returns it.
     """
     return _filtered(lambda s, y: torch.where(y.abs() >= THRESHOLD * s, y, 0), sigma, images)
 
@@ -57,7 +53,7 @@ def wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
     Args:
         images: with white noise, (B, C, H, W).
         pilot: an estimate of the clean images, of the same shape.
-        sigma: std of the noise, in the unit of the images: (B,), or as `noise_spectrum` returns it.
+        sigma: std of the noise, in the unit of the images: (B,), or as `noise_estimate.noise_spectrum` returns it.
 
     Returns:
         The filtered images, of the same shape.
@@ -68,41 +64,6 @@ def wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
         return torch.where(variance > 0, y * power / (power + variance).clamp_min(torch.finfo(y.dtype).tiny), y)
 
     return _filtered(weighted, sigma, images, pilot)
-
-
-def noise_spectrum(images: Tensor, pilot: Tensor) -> Tensor:
-    """The noise of images in every cosine coefficient: its root mean square in images - pilot, in flat patches.
-
-    A patch counts as flat if its pilot has little energy beside its mean; black and white patches are left out. Detail
-    that the pilot lacks there is taken for noise, and noise that it has is not seen. White noise of std sigma gives
-    about sigma everywhere.
-
-    Args:
-        images: (B, C, H, W).
-        pilot: an estimate of the clean images, of the same shape.
-
-    Returns:
-        (B, C, 64), the colours opponent; (B, C, s^2) for images of less than 8 pixels, where patches have s a side.
-    """
-    return torch.stack([_spectrum(*each) for each in zip(images, pilot, strict=True)])
-
-
-def _spectrum(image: Tensor, pilot: Tensor) -> Tensor:
-    """The same for one image, (C, H, W)."""
-    C, H, W = image.shape
-    side = min(SIDE, H, W)
-    atoms = _atoms(side, image)
-    # odd, so that the patches have all phases of a Bayer mosaic and of the blocks of JPEG
-    stride = max(1, math.ceil(math.sqrt(H * W / SPECTRUM_PATCHES))) | 1
-    opponent = torch.einsum("oc,nchw->nohw", _opponent(C, image), torch.stack([image - pilot, pilot]))
-    residual, detail = (F.conv2d(part[:, None], atoms, stride=stride).flatten(2) for part in opponent)  # (C, 64, N)
-    means = F.avg_pool2d(pilot[None].mean(1, keepdim=True), side, stride).flatten()  # (N,)
-    energy = detail[:, 1:].square().sum((0, 1))  # without the mean
-    inside = (means - 0.5).abs() < 0.5 - CLIPPED
-    if inside.any():
-        residual, energy = residual[..., inside], energy[inside]
-    flat = energy <= energy.kthvalue(math.ceil(FLAT * len(energy))).values
-    return residual[..., flat].square().mean(-1).sqrt()
 
 
 def fill(images: Tensor, mask: Tensor, initial: Tensor) -> Tensor:
@@ -145,7 +106,7 @@ def back_project(small: Tensor, initial: Tensor, reduce: Degrade) -> Tensor:
     return x
 
 
-def _opponent(channels: int, like: Tensor) -> Tensor:
+def opponent_colours(channels: int, like: Tensor) -> Tensor:
     """The change of colours, (C, C): `OPPONENT` for RGB, else none."""
     return torch.from_numpy(OPPONENT if channels == 3 else np.eye(channels)).to(like)
 
@@ -160,7 +121,7 @@ def _filtered_image(weigh: Callable[..., Tensor], sigma: Tensor, *images: Tensor
     """The same for one image, (C, H, W), in strips of rows that bound the memory."""
     C, H, W = images[0].shape
     side = min(SIDE, H, W)
-    colours, atoms = _opponent(C, images[0]), _atoms(side, images[0])
+    colours, atoms = opponent_colours(C, images[0]), cosine_atoms(side, images[0])
     margin, mode = slice(side - 1, 1 - side or None), "reflect" if side > 1 else "constant"
     padded = [F.pad(torch.einsum("oc,chw->ohw", colours, x), [side - 1] * 4, mode=mode) for x in images]
     height, strips = max(1, VALUES // (C * side**2 * W)), []
@@ -172,7 +133,7 @@ def _filtered_image(weigh: Callable[..., Tensor], sigma: Tensor, *images: Tensor
     return filtered
 
 
-def _atoms(side: int, like: Tensor) -> Tensor:
+def cosine_atoms(side: int, like: Tensor) -> Tensor:
     """The orthonormal cosine transform of patches, as filters (side^2, 1, side, side)."""
     n = torch.arange(side, dtype=torch.float64)
     rows = torch.cos(math.pi / side * (n + 0.5) * n[:, None]) * math.sqrt(2 / side)

@@ -10,10 +10,10 @@ from dipdefense.arguments import check_integer
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.image_tensors import check_images
-from dipdefense.restoration.cosine_filters import noise_spectrum, threshold, wiener
+from dipdefense.restoration.cosine_filters import threshold, wiener
 from dipdefense.restoration.impulses import find_impulses
 from dipdefense.restoration.inpainting import inpaint
-from dipdefense.restoration.noise_estimate import estimate_sigma
+from dipdefense.restoration.noise_estimate import estimate_sigma, noise_spectrum
 from dipdefense.restoration.prior_fit import Callback, PriorFit, tile_and_refine
 
 __all__ = ["LEAST_NOISE", "NOISE_TASKS", "denoise"]

@@ -1,18 +1,24 @@
-"""How strong the noise of an image is, from the image alone."""
+"""How strong the noise of an image is: white noise from the image alone, other noise from what a pilot leaves of it."""
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipdefense.restoration.cosine_filters import SIDE, cosine_atoms, opponent_colours
 from dipdefense.tiles import cut
 
-__all__ = ["estimate_sigma"]
+__all__ = ["estimate_sigma", "noise_spectrum"]
 
 PATCHES = (5, 4, 3, 2)  # sides of the patches whose covariance is looked at, in pixels; the first that suits the block
 ENOUGH = 5  # patches of a block for each dimension of a patch; with fewer the eigenvalues are too low
 BLOCK = 64  # side of the blocks that are judged separately, in pixels
 QUIET = 0.25  # quantile of the blocks that is taken: in most of the others texture looks like noise
 CLIPPED = 0.1  # share of values at 0 or 1 above which a block is left out, since noise that is clipped is weaker
+FLAT = 0.2  # share of the patches, those whose pilot has the least detail, that `noise_spectrum` looks at
+EXTREME = 0.02  # patches whose mean is as near to 0 or 1 are left out, for the same reason
+MOST = 2**15  # patches of an image that `noise_spectrum` looks at, at most and at the same time
 
 
 def estimate_sigma(images: Tensor) -> Tensor:
@@ -49,3 +55,38 @@ def _noise_variance(image: Tensor) -> Tensor:
         if (values[:left] > mean).sum() >= (values[:left] < mean).sum():  # the mean is not above the median
             break
     return mean
+
+
+def noise_spectrum(images: Tensor, pilot: Tensor) -> Tensor:
+    """The noise of images in every cosine coefficient: its root mean square in images - pilot, in flat patches.
+
+    A patch counts as flat if its pilot has little energy beside its mean; black and white patches are left out. Detail
+    that the pilot lacks there is taken for noise, and noise that it has is not seen. White noise of std sigma gives
+    about sigma everywhere.
+
+    Args:
+        images: (B, C, H, W).
+        pilot: an estimate of the clean images, of the same shape.
+
+    Returns:
+        (B, C, 64), the colours opponent; (B, C, s^2) for images of less than 8 pixels, where patches have s a side.
+    """
+    return torch.stack([_spectrum(*each) for each in zip(images, pilot, strict=True)])
+
+
+def _spectrum(image: Tensor, pilot: Tensor) -> Tensor:
+    """The same for one image, (C, H, W)."""
+    C, H, W = image.shape
+    side = min(SIDE, H, W)
+    atoms = cosine_atoms(side, image)
+    # odd, so that the patches have all phases of a Bayer mosaic and of the blocks of JPEG
+    stride = max(1, math.ceil(math.sqrt(H * W / MOST))) | 1
+    colours = torch.einsum("oc,nchw->nohw", opponent_colours(C, image), torch.stack([image - pilot, pilot]))
+    residual, detail = (F.conv2d(x[:, None], atoms, stride=stride).flatten(2) for x in colours)  # (C, 64, N)
+    means = F.avg_pool2d(pilot[None].mean(1, keepdim=True), side, stride).flatten()  # (N,)
+    energy = detail[:, 1:].square().sum((0, 1))  # without the mean
+    inside = (means - 0.5).abs() < 0.5 - EXTREME
+    if inside.any():
+        residual, energy = residual[..., inside], energy[inside]
+    flat = energy <= energy.kthvalue(math.ceil(FLAT * len(energy))).values
+    return residual[..., flat].square().mean(-1).sqrt()

@@ -1,11 +1,10 @@
 """The filters on cosine coefficients: what they leave unchanged, closed forms, and an independent transform."""
 
-import numpy as np
 import pytest
 import torch
 from scipy.fft import dctn
 
-from dipdefense.restoration.cosine_filters import back_project, fill, noise_spectrum, threshold, wiener
+from dipdefense.restoration.cosine_filters import back_project, fill, threshold, wiener
 from dipdefense.restoration.operators import downsampling
 
 
@@ -101,57 +100,8 @@ def test_most_of_white_noise_goes_and_structure_stays():
     assert (second - ramp).square().mean() < (first - ramp).square().mean() < 0.2
 
 
-def test_the_spectrum_of_white_noise_is_flat():
-    pilot = torch.full((2, 3, 96, 96), 0.5).double()
-    sigma = torch.tensor([0.05, 0.2]).double()
-    found = noise_spectrum(pilot + sigma.view(2, 1, 1, 1) * draw(2, 3, 96, 96), pilot)
-    assert found.shape == (2, 3, 64)
-    torch.testing.assert_close(found, sigma.view(2, 1, 1).expand(2, 3, 64), rtol=0.2, atol=0)
-    torch.testing.assert_close(found.square().mean((1, 2)).sqrt(), sigma, rtol=0.02, atol=0)
-
-
-def test_the_spectrum_of_correlated_noise_in_closed_form():
-    """White noise w, convolved with k: a coefficient is <a, k * w> = <k^T * a, w>, of std |k^T * a|."""
-    kernel = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]).double()[None, None] / 16
-    noise = torch.nn.functional.conv2d(draw(1, 1, 162, 162), kernel)
-    dct = [dctn(np.outer(a, b), norm="ortho", type=3) for a in np.eye(8) for b in np.eye(8)]  # the atoms, by scipy
-    atoms = torch.from_numpy(np.stack(dct))[:, None]
-    expected = torch.nn.functional.conv_transpose2d(atoms, kernel).flatten(1).norm(dim=1)
-    found = noise_spectrum(noise, torch.zeros_like(noise))[0, 0]
-    torch.testing.assert_close(found, expected, rtol=0.25, atol=0.01)
-    assert found[0] > 5 * found[63]
-
-
-def test_the_spectrum_is_read_where_the_pilot_is_flat():
-    """Half of the pilot is texture, which the image does not have there: no noise."""
-    pilot = torch.full((1, 1, 64, 64), 0.5).double()
-    noisy = pilot + 0.1 * draw(1, 1, 64, 64)
-    pilot[..., 32:] += draw(1, 1, 64, 32, seed=1)
-    assert noise_spectrum(noisy, pilot).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.1)
-
-
 def test_one_sigma_for_every_coefficient_is_white_noise():
     images, pilot, sigma = draw(2, 3, 20, 20), draw(2, 3, 20, 20, seed=1), torch.tensor([0.3, 0.7]).double()
     spectrum = sigma.view(2, 1, 1).expand(2, 3, 64)
     torch.testing.assert_close(threshold(images, spectrum), threshold(images, sigma))
     torch.testing.assert_close(wiener(images, pilot, spectrum), wiener(images, pilot, sigma))
-
-
-def test_the_spectrum_is_not_read_in_white_areas():
-    """A white band has no noise, and no detail either."""
-    pilot = torch.full((1, 1, 64, 64), 0.5).double()
-    pilot[..., :24, :] = 1
-    noisy = (pilot + 0.1 * draw(1, 1, 64, 64)).where(pilot < 1, pilot)
-    assert noise_spectrum(noisy, pilot).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.1)
-    assert not noise_spectrum(pilot[..., :24, :], pilot[..., :24, :]).any()  # nothing else is left to be read
-
-
-def test_the_spectrum_of_a_large_image_is_read_at_all_phases(monkeypatch):
-    """Noise in two of eight columns, as blocks of JPEG may leave it: patches of one phase see another spectrum."""
-    noisy = draw(1, 1, 320, 320) * (torch.arange(320) % 8 < 2)
-    flat = torch.full_like(noisy, 0.5)
-    monkeypatch.setattr("dipdefense.restoration.cosine_filters.SPECTRUM_PATCHES", 320 * 320)  # all of them
-    whole = noise_spectrum(noisy, flat)
-    for patches in (11000, 4000, 1700):  # strides of 4, 6 and 8, but for the rule that they are odd
-        monkeypatch.setattr("dipdefense.restoration.cosine_filters.SPECTRUM_PATCHES", patches)
-        torch.testing.assert_close(noise_spectrum(noisy, flat), whole, rtol=0.3, atol=0)

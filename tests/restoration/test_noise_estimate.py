@@ -1,9 +1,11 @@
-"""The estimate of the noise: its size, and what it must not depend on."""
+"""The estimates of the noise: its size, its spectrum, and what they must not depend on."""
 
+import numpy as np
 import pytest
 import torch
+from scipy.fft import dctn
 
-from dipdefense.restoration.noise_estimate import estimate_sigma
+from dipdefense.restoration.noise_estimate import estimate_sigma, noise_spectrum
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -56,3 +58,52 @@ def test_what_is_too_small_to_tell_is_no_noise():
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1), (2, 1, 1, 9), (1, 3, 4, 70)])
 def test_any_size(shape):
     assert (estimate_sigma(torch.full(shape, 0.3)) == 0).all()
+
+
+def test_the_spectrum_of_white_noise_is_flat():
+    pilot = torch.full((2, 3, 96, 96), 0.5).double()
+    sigma = torch.tensor([0.05, 0.2]).double()
+    found = noise_spectrum(pilot + sigma.view(2, 1, 1, 1) * noise(2, 3, 96, 96), pilot)
+    assert found.shape == (2, 3, 64)
+    torch.testing.assert_close(found, sigma.view(2, 1, 1).expand(2, 3, 64), rtol=0.2, atol=0)
+    torch.testing.assert_close(found.square().mean((1, 2)).sqrt(), sigma, rtol=0.02, atol=0)
+
+
+def test_the_spectrum_of_correlated_noise_in_closed_form():
+    """White noise w, convolved with k: a coefficient is <a, k * w> = <k^T * a, w>, of std |k^T * a|."""
+    kernel = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]]).double()[None, None] / 16
+    correlated = torch.nn.functional.conv2d(noise(1, 1, 162, 162), kernel)
+    dct = [dctn(np.outer(a, b), norm="ortho", type=3) for a in np.eye(8) for b in np.eye(8)]  # the atoms, by scipy
+    atoms = torch.from_numpy(np.stack(dct))[:, None]
+    expected = torch.nn.functional.conv_transpose2d(atoms, kernel).flatten(1).norm(dim=1)
+    found = noise_spectrum(correlated, torch.zeros_like(correlated))[0, 0]
+    torch.testing.assert_close(found, expected, rtol=0.25, atol=0.01)
+    assert found[0] > 5 * found[63]
+
+
+def test_the_spectrum_is_read_where_the_pilot_is_flat():
+    """Half of the pilot is texture, which the image does not have there: no noise."""
+    pilot = torch.full((1, 1, 64, 64), 0.5).double()
+    noisy = pilot + 0.1 * noise(1, 1, 64, 64)
+    pilot[..., 32:] += noise(1, 1, 64, 32, seed=1)
+    assert noise_spectrum(noisy, pilot).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.1)
+
+
+def test_the_spectrum_is_not_read_in_white_areas():
+    """A white band has no noise, and no detail either."""
+    pilot = torch.full((1, 1, 64, 64), 0.5).double()
+    pilot[..., :24, :] = 1
+    noisy = (pilot + 0.1 * noise(1, 1, 64, 64)).where(pilot < 1, pilot)
+    assert noise_spectrum(noisy, pilot).square().mean().sqrt().item() == pytest.approx(0.1, rel=0.1)
+    assert not noise_spectrum(pilot[..., :24, :], pilot[..., :24, :]).any()  # nothing else is left to be read
+
+
+def test_the_spectrum_of_a_large_image_is_read_at_all_phases(monkeypatch):
+    """Noise in two of eight columns, as blocks of JPEG may leave it: patches of one phase see another spectrum."""
+    noisy = noise(1, 1, 320, 320) * (torch.arange(320) % 8 < 2)
+    flat = torch.full_like(noisy, 0.5)
+    monkeypatch.setattr("dipdefense.restoration.noise_estimate.MOST", 320 * 320)  # all of them
+    whole = noise_spectrum(noisy, flat)
+    for patches in (11000, 4000, 1700):  # strides of 4, 6 and 8, but for the rule that they are odd
+        monkeypatch.setattr("dipdefense.restoration.noise_estimate.MOST", patches)
+        torch.testing.assert_close(noise_spectrum(noisy, flat), whole, rtol=0.3, atol=0)
