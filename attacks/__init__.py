@@ -1,4 +1,4 @@
-"""Attacks that make adversarial examples: by gradients, of least norm, by AutoAttack, by queries; a control: noise."""
+"""Attacks that make adversarial examples: by gradients, of minimum norm, by AutoAttack, by queries; a control."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Attacks without a budget, which look for the nearest adversarial image in L2: DeepFool, Carlini-Wagner, L-BFGS."""
+"""Minimum-norm attacks, which look for the nearest adversarial image in L2: DeepFool, Carlini-Wagner, L-BFGS."""
 
 from attacks.minimum_norm.attacks_by_name import MINIMUM_NORM
 from attacks.minimum_norm.carlini_wagner import carlini_wagner

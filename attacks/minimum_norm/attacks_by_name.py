@@ -1,4 +1,4 @@
-"""The attacks without a budget, by name."""
+"""The minimum-norm attacks, by name."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What all attacks of least norm do alike: they change the images that are classified correctly, or return them."""
+"""What all minimum-norm attacks do alike: they change the images that are classified correctly, or return them."""
 
 from collections.abc import Callable
 

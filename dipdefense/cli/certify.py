@@ -44,7 +44,7 @@ def certify(
     """Certify classes by randomised smoothing: an L2 radius in which no attack changes the smoothed class.
 
     The certificate is that of the smoothed classifier (the majority over noisy, purified copies), and is wrong with
-    the probability alpha. An image without one abstains. It runs on one machine; there is no engine ray.
+    a probability of at most alpha. An image without one abstains. It runs on one machine; there is no engine ray.
     """
     from dipdefense.defence.certify import SamplingPlan
     from eval.certification import CertificationConfig, certify_dataset

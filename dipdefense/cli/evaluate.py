@@ -81,7 +81,7 @@ def evaluate(
 
 
 def _distortions(table: Any) -> Iterator[str]:
-    """What each attack without a budget changed an image by: one line for each, of the images that it changed."""
+    """What each minimum-norm attack changed an image by: one line for each, of the images that it changed."""
     rows = table[table["eps"].isna()].drop_duplicates(["attack", "crafted_on"])
     for row in rows.itertuples():
         yield f"{row.attack}, crafted on {row.crafted_on}: median L2 {row.l2:.3f}, median Linf {row.linf:.4f}"

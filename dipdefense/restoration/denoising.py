@@ -72,33 +72,28 @@ def denoise(
     check_integer("runs", runs, 1)
     if noise not in NOISE_TASKS:
         raise ValueError(f"noise must be one of {', '.join(NOISE_TASKS)}, got {noise!r}")
-    images, usual = images.detach(), config is None
+    keywords: dict[str, Any] = {
+        "config": config,
+        "seed": seed,
+        "tv": tv,
+        "callback": callback,
+        "checkpoint": checkpoint,
+    }
+    images = images.detach()
     if noise == "impulse":
         if runs > 1:
             raise ValueError(f"runs must be 1 for impulses, got {runs}: inpaint with other seeds to average")
-        return _without_impulses(
-            images,
-            config=config,
-            tile=tile,
-            refine=refine,
-            seed=seed,
-            tv=tv,
-            callback=callback,
-            checkpoint=checkpoint,
-        )
+        return _without_impulses(images, tile=tile, refine=refine, **keywords)
     side, refine = tile_and_refine(config, tile, refine)
-    prior_fit = PriorFit(
-        task=NOISE_TASKS[noise], config=config, seed=seed, tv=tv, callback=callback, checkpoint=checkpoint
-    )
+    prior_fit = PriorFit(task=NOISE_TASKS[noise], **keywords)
     sigma = estimate_sigma(images) if noise == "independent" else None
-    groups = _by_kind(images, sigma) if refine or usual else [(slice(None), images)]
-    result, fits = images.clone(), 0
-    for group, noisy in groups:
+    groups = _by_kind(images, sigma) if refine or config is None else [(slice(None), images)]
+    result = images.clone()
+    for number, (group, noisy) in enumerate(groups):
         fitted = torch.zeros_like(noisy)
         for run in range(runs):
-            nth = replace(prior_fit, seed=None if seed is None else seed + run).part(fits, runs * len(groups))
-            fitted += nth.in_tiles(noisy, side) / runs
-            fits += 1
+            own = replace(prior_fit, seed=None if seed is None else seed + run)
+            fitted += own.part(number * runs + run, len(groups) * runs).in_tiles(noisy, side) / runs
         if refine:
             level = noise_spectrum(noisy, fitted) if sigma is None else sigma[group]
             fitted = wiener(noisy, fitted + threshold(noisy - fitted, level), level).clamp(0, 1)

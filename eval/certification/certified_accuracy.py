@@ -1,6 +1,5 @@
 """Certified accuracy against the radius: its table, its paired differences, its curve."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from eval.intervals import tango, wilson
+from eval.plots import save_lines
 
 __all__ = ["NONE", "certified_radii", "paired_with_none", "save_curve", "summarise_certificates"]
 
@@ -59,11 +59,7 @@ def paired_with_none(certificates: pd.DataFrame, sigma: float) -> pd.DataFrame:
 
 
 def save_curve(path: Path, summary: pd.DataFrame) -> None:
-    """Save certified accuracy against the radius as PNG, one line per purifier; nothing if matplotlib is missing."""
-    if find_spec("matplotlib") is None:
-        return
-    from eval.plots import save_lines
-
+    """Save certified accuracy against the radius as PNG, one line per purifier."""
     panels = {"certified accuracy": summary["certified_accuracy"]}
     save_lines(path, summary, x="radius", kind="purifier", panels=panels)
 

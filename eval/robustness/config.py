@@ -133,7 +133,7 @@ def check_names(name: str, value: Any) -> None:
 
 
 def known_attacks() -> dict[str, Callable[..., Tensor]]:
-    """The attacks of an evaluation by name: those of ATTACKS, those without a budget, and the control."""
+    """The attacks of an evaluation by name: those of ATTACKS, the minimum-norm attacks, and the control."""
     return ATTACKS | MINIMUM_NORM | CONTROLS
 
 

@@ -33,7 +33,7 @@ def summarise(
     defence. The interval is the 95 % Wilson interval. PSNR (dB) and SSIM are means over the images: `attacked` compares
     the attacked image with the clean one, `defended` the purified image with the clean one. They are empty if they do
     not apply. `l2` and `linf` are the medians of the norms of the perturbations, `l2_mean` and `linf_mean` their means,
-    over the images that the attack changed: one without a budget, whose `eps` is empty, leaves an image as it is if it
+    over the images that the attack changed: a minimum-norm attack, whose `eps` is empty, leaves an image as it is if it
     is misclassified already or if the search fails. `gradient` is that of the attack: `exact` on the bare classifier,
     else the replacement for the gradient of the defence, or `none`. Seconds are those of defence and classification. A
     further column is `strength`, or the mean of a field of the records; for `peak_gb` it is the largest value.

@@ -1,4 +1,4 @@
-"""Attacks without a budget: the exact distance of a linear classifier's boundary, torchattacks, nothing left behind."""
+"""Minimum-norm attacks: the exact distance of a linear classifier's boundary, torchattacks, nothing left behind."""
 
 import sys
 

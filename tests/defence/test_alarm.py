@@ -109,5 +109,5 @@ def test_the_default_defence_of_digits_and_of_colour_has_an_alarm():
         shape = (channels, 12, 12)
         clean = torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
         net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * channels, 5)).eval()
-        judged = dipdefense.defend(net).calibrate(clean, 0.3).judge(clean)
-        assert not judged.flagged.any()
+        judged = dipdefense.defend(net).calibrate(clean, 0.5).judge(clean)
+        assert judged.flagged.sum() == 1  # one of three scores is above the second smallest

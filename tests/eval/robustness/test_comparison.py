@@ -19,7 +19,7 @@ from eval.robustness.comparison_plots import save_curves, save_rocs
 from eval.robustness.defences_by_name import build_methods
 from eval.robustness.detection import detection_table
 from eval.robustness.scored_defences import Setting, Verdict
-from eval.robustness.summary import COLUMNS, paired_differences, summarise
+from eval.robustness.summary import COLUMNS, DISTORTION, QUALITY, paired_differences, summarise
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=20)
 RUN = ComparisonConfig(attacks=("fgsm", "pgd"), steps=3, n=10, batch_size=4, radii=(0.1, 0.3))
@@ -216,20 +216,7 @@ def test_the_settings_of_a_comparison_stand_in_its_folder(tmp_path, classifier, 
 
 
 DESCRIBED = {"dataset": "d", "classifier": "c", "norm": "linf", "seed": 0}
-MEASURED = dict.fromkeys(
-    (
-        "psnr_attacked",
-        "ssim_attacked",
-        "psnr_defended",
-        "ssim_defended",
-        "l2",
-        "linf",
-        "seconds",
-        "attack_seconds",
-        "peak_gb",
-    ),
-    0.1,
-)
+MEASURED = dict.fromkeys([*QUALITY, *DISTORTION, "seconds", "attack_seconds", "peak_gb"], 0.1)
 
 
 def synthetic():

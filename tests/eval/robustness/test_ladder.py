@@ -16,7 +16,7 @@ from eval.datasets import load_dataset
 from eval.intervals import wilson
 from eval.robustness.ladder import AdaptiveConfig, evaluate_adaptive
 from eval.robustness.ladder_table import tabulate
-from eval.robustness.summary import COLUMNS
+from eval.robustness.summary import COLUMNS, DISTORTION, QUALITY
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=8)
 N = {"cheap": 6, "gradient": 4, "unrolled": 2, "queries": 1}
@@ -69,20 +69,7 @@ def test_a_defence_that_draws_is_asked_five_times(tmp_path, digits):
 
 
 DESCRIBED = {"dataset": "d", "classifier": "c", "norm": "linf", "seed": 0}
-MEASURED = dict.fromkeys(
-    (
-        "psnr_attacked",
-        "ssim_attacked",
-        "psnr_defended",
-        "ssim_defended",
-        "l2",
-        "linf",
-        "seconds",
-        "attack_seconds",
-        "peak_gb",
-    ),
-    1.0,
-)
+MEASURED = dict.fromkeys([*QUALITY, *DISTORTION, "seconds", "attack_seconds", "peak_gb"], 1.0)
 
 
 def record(rung, index, right, score):
