@@ -51,6 +51,15 @@ def test_wrap_a_classifier(tmp_path):
     assert score["PGD"] > score["clean"] + 0.3
 
 
+def test_attack_a_filter(tmp_path):
+    rows = re.findall(r"^(\S+) +(\S+) +(\S+) +(\S+) % right", run("attack_a_filter", tmp_path), re.MULTILINE)
+    right = {(float(eps), attack, on): float(share) for eps, attack, on, share in rows}
+    assert len(right) == 12
+    for attack in ("pgd", "momentum_pgd"):  # what seems to help falls to an attack that knows it
+        assert right[0.1, attack, "filtered"] < right[0.1, attack, "bare"] - 10
+        assert right[0.3, attack, "filtered"] < 5
+
+
 def test_calibrate_an_alarm(tmp_path):
     printed = run("calibrate_an_alarm", tmp_path)
     flagged = {kind: float(share) for kind, share in re.findall(r"^(.+?) +(\S+) % flagged", printed, re.MULTILINE)}

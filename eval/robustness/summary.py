@@ -9,7 +9,7 @@ import pandas as pd
 from eval.intervals import tango, wilson
 from eval.records import Record
 
-__all__ = ["COLUMNS", "ROW", "paired_differences", "summarise"]
+__all__ = ["COLUMNS", "DISTORTION", "QUALITY", "ROW", "paired_differences", "summarise"]
 
 COLUMNS = [
     *("dataset", "classifier", "attack", "norm", "eps", "targeted", "crafted_on", "defence", "gradient"),
