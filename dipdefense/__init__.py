@@ -5,6 +5,7 @@ from typing import Any
 
 from dipdefense.check.check_classifier import Compatibility, check_classifier
 from dipdefense.check.incompatibility import Incompatibility
+from dipdefense.defence.adaptation.adapt import adapt
 from dipdefense.defence.alarm import Alarm
 from dipdefense.defence.certify import Certificate, certify
 from dipdefense.defence.classifier import DefendedClassifier, Prediction, defend
@@ -63,6 +64,7 @@ __all__ = [
     "DetectorGated",
     "UNet",
     "Unrolled",
+    "adapt",
     "certify",
     "check_classifier",
     "defence_for",

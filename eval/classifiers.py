@@ -1,22 +1,25 @@
 """Undefended classifiers: images (B, C, H, W) in [0, 1] to logits (B, K), normalisation included."""
 
 import importlib.util
+import json
 import logging
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from dipdefense.whole_file import replacing
 from eval.digits_cnn import TORN, DigitsCNN, trained_digits_cnn
 
-__all__ = ["CLASSIFIERS", "CifarResNet", "MnistLeNet", "Normalize", "load_classifier", "read_weights"]
+__all__ = ["CLASSIFIERS", "CifarResNet", "MnistLeNet", "Normalize", "load_classifier", "read_weights", "write_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -219,6 +222,26 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         logger.info("%s: taking 'module.' off the keys", path)
         weights = {key.removeprefix("module."): value for key, value in weights.items()}
     return dict(weights)
+
+
+def write_weights(classifier: nn.Module, path: str | Path, spec: str, recipe: Mapping[str, Any]) -> None:
+    """Write the state dict that `load_classifier` reads for this spec, as safetensors.
+
+    Args:
+        classifier: of `load_classifier(spec)`, or a copy with other weights.
+        path: `*.safetensors`; what was there is replaced at once, or stays.
+        spec: as in `load_classifier`.
+        recipe: plain values that say how the weights were made, JSON under `recipe` in the file's metadata.
+
+    Raises:
+        OSError: the folder is missing or cannot be written to.
+    """
+    wrapped = ".py:" not in spec and isinstance(classifier, nn.Sequential) and isinstance(classifier[0], Normalize)
+    net = classifier[1] if wrapped else classifier  # type: ignore[index]
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in net.state_dict().items()}
+    content = save(tensors, {"recipe": json.dumps(dict(recipe))})
+    with replacing(Path(path)) as file:
+        file.write(content)
 
 
 def _read_file(path: Path) -> object:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from dipdefense.cli.adapt import adapt
 from dipdefense.cli.benchmarks.claims import claims
 from dipdefense.cli.benchmarks.denoising import denoising_benchmarks
 from dipdefense.cli.benchmarks.fits_and_defences import benchmark
@@ -58,6 +59,7 @@ app.command(epilog="Example: dipdefense purify photo.png purified.png")(purify)
 app.command(epilog="Example: dipdefense evaluate --attacks pgd --eps 0.2 --n 50 --gallery 4 --out runs/pgd")(evaluate)
 app.command(epilog="Example: dipdefense ladder --eps 0.2 --rungs oblivious,bpda --images cheap=20,gradient=20")(ladder)
 app.command(epilog="Example: dipdefense certify --sigma 0.25 --samples 100 --n 4 --purifiers dip,none")(certify)
+app.command(epilog="Example: dipdefense adapt adapted.safetensors --sigma 0.25 --n 200 --purifier none")(adapt)
 app.command(epilog="Example: dipdefense learn-start start.safetensors --n 500 --outer 100")(learn_start)
 app.command(epilog="Example: dipdefense check torchvision:resnet18 --shape 3,224,224")(check)
 app.command(epilog="Example: dipdefense diagnose --eps 0.2 --n 16 --bare")(diagnose)

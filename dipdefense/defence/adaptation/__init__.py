@@ -1,0 +1,3 @@
+"""Adaptation: a classifier learns, without labels, to read reconstructions."""
+
+__all__: list[str] = []

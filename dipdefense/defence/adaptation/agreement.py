@@ -1,0 +1,39 @@
+"""How often reconstructions, and clean images, get the class that the bare classifier gives to the image."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dipdefense.defence.adaptation.progress_file import ProgressFile
+from dipdefense.defence.adaptation.training_inputs import NoisyCopies, reconstruct_copies
+
+__all__ = ["Agreement", "measure_agreement"]
+
+BATCH = 64  # images classified together
+
+
+class Agreement(NamedTuple):
+    """Shares, in [0, 1], with the class of the bare classifier; its share of the clean images is 1."""
+
+    bare_on_reconstructions: float
+    adapted_on_reconstructions: float
+    adapted_on_clean: float
+
+
+@torch.no_grad()
+def measure_agreement(bare: nn.Module, adapted: nn.Module, images: Tensor, noisy: NoisyCopies) -> Agreement:
+    """Compare two classifiers on images (N, C, H, W) in [0, 1] that no one was trained on; no labels are needed.
+
+    Each reconstruction counts by itself, as in training, and not the decision over several of them.
+    """
+    made, owners = reconstruct_copies(images, noisy, ProgressFile(None, {}))
+    wanted = _classes(bare, images)
+    read = [(_classes(classifier, made) == wanted[owners]).float().mean().item() for classifier in (bare, adapted)]
+    return Agreement(*read, (_classes(adapted, images) == wanted).float().mean().item())
+
+
+def _classes(classifier: nn.Module, images: Tensor) -> Tensor:
+    parts: Sequence[Tensor] = torch.split(images, BATCH)
+    return torch.cat([classifier(part).argmax(1) for part in parts])
