@@ -83,7 +83,13 @@ def adapt(
             callback=_bar_by_stage(bars),
             checkpoint=checkpoint,
         )
-    data = {"dataset": subject.dataset, "index": subject.index, "n": n, "held_out": held_out}
+    data = {
+        "classifier": subject.classifier,
+        "dataset": subject.dataset,
+        "index": subject.index,
+        "n": n,
+        "held_out": held_out,
+    }
     write_weights(student, target, subject.classifier, {**learning, "purifier": purifier, **data})
     noisy = NoisyCopies(levels, copies, seed, PURIFIERS[purifier])
     agreement = measure_agreement(classifier, student, images[-held_out:], noisy)

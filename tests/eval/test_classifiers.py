@@ -1,11 +1,13 @@
 """Classifiers: their measured accuracy on real data, shortcuts by hand, every misfit of weights named."""
 
+import json
 import logging
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from eval.classifiers import (
     Normalize,
     load_classifier,
     read_weights,
+    write_weights,
 )
 from eval.datasets import ImageDataset, load_dataset
 from eval.digits_cnn import DigitsCNN, train_digits_cnn, trained_digits_cnn
@@ -222,6 +225,31 @@ def test_weights_are_read_from_both_formats(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "w.safetensors")
     assert same(read_weights(tmp_path / "w.pt"), STATE)
     assert same(read_weights(tmp_path / "w.safetensors"), STATE)
+
+
+class Tied(nn.Sequential):
+    """Two names of one weight, behind a first layer that the state dict includes."""
+
+    def __init__(self) -> None:
+        super().__init__(Normalize([0.5], [0.5]), nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4))
+        self[3].weight = self[2].weight
+
+
+@pytest.mark.parametrize("name", [*CLASSIFIERS, "own"])
+def test_written_weights_are_those_that_are_read(name: str, tmp_path: Path) -> None:
+    path, spec = tmp_path / "w.safetensors", name
+    if name == "own":
+        (tmp_path / "own.py").write_text("from test_classifiers import Tied\n\ndef build():\n    return Tied()\n")
+        spec = f"{tmp_path / 'own.py'}:build"
+        classifier = load_classifier(spec)
+    else:
+        classifier = load_classifier(spec, save(random_net(name), tmp_path / "random.pt"))
+    write_weights(classifier, path, spec, {"epochs": 2})
+    assert same(load_classifier(spec, path).state_dict(), classifier.state_dict())
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["recipe"]) == {"epochs": 2}
+    with pytest.raises(OSError, match="missing"):
+        write_weights(classifier, tmp_path / "missing" / "w.safetensors", spec, {})
 
 
 def test_wrappings_are_undone_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,5 @@
 """How often reconstructions, and clean images, get the class that the bare classifier gives to the image."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,10 +29,16 @@ def measure_agreement(bare: nn.Module, adapted: nn.Module, images: Tensor, noisy
     """
     made, owners = reconstruct_copies(images, noisy, ProgressFile(None, {}))
     wanted = _classes(bare, images)
-    read = [(_classes(classifier, made) == wanted[owners]).float().mean().item() for classifier in (bare, adapted)]
-    return Agreement(*read, (_classes(adapted, images) == wanted).float().mean().item())
+    return Agreement(
+        bare_on_reconstructions=_share(bare, made, wanted[owners]),
+        adapted_on_reconstructions=_share(adapted, made, wanted[owners]),
+        adapted_on_clean=_share(adapted, images, wanted),
+    )
+
+
+def _share(classifier: nn.Module, images: Tensor, wanted: Tensor) -> float:
+    return (_classes(classifier, images) == wanted).float().mean().item()
 
 
 def _classes(classifier: nn.Module, images: Tensor) -> Tensor:
-    parts: Sequence[Tensor] = torch.split(images, BATCH)
-    return torch.cat([classifier(part).argmax(1) for part in parts])
+    return torch.cat([classifier(part).argmax(1) for part in torch.split(images, BATCH)])
