@@ -41,7 +41,7 @@ class DefendedClassifier(Wrapper):
     It is for evaluation. A call runs the classifier several times, on the image and on its reconstructions, so in
     training mode every call would update the statistics of batch normalisation, and draw from dropout, several times. A
     classifier with such a layer in training mode is refused. The fit does not depend on the classifier: to fine-tune a
-    classifier, purify the training images once and train the classifier alone on them.
+    classifier, purify the training images once and train the classifier alone on them; `adapt` does so without labels.
 
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K); normalisation is its own first layer.

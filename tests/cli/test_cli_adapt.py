@@ -42,8 +42,7 @@ def test_the_weights_are_those_of_adapt_and_are_read_by_another_command(tmp_path
         **{"attack_steps": 7, "mirror": False, "seed": 0, "purifier": "none", "classifier": "digits_cnn"},
         **{"dataset": "digits_train", "index": ":", "n": 20, "held_out": 2},
     }
-    used = ("--weights", target, "--attacks", "fgsm", "--eps", 0.05, "--n", 1, "--out", tmp_path / "run")
-    result = CliRunner().invoke(app, ["evaluate", *map(str, used)])
+    result = CliRunner().invoke(app, ["check", "digits_cnn", "--weights", str(target), "--shape", "1,32,32"])
     assert result.exit_code == 0, result.output
 
 
