@@ -16,6 +16,7 @@ def evaluate(
     config: options.ConfigFile = None,
     decision: options.DecisionName = None,
     tile: options.Tile = None,
+    smooth: options.Smooth = None,
     filters: Annotated[str, options.defence_option(help="Comma-separated cheap filters to compare with.")] = "",
     attacks: options.Attacks = None,
     norm: options.Norm = "linf",
@@ -40,6 +41,7 @@ def evaluate(
 
     where, cluster = options.device_or_cluster(device)
     crafted_on, n_defended = _crafted_on(crafted_on)
+    sigma, votes = (None, 1) if smooth is None else options.smoothing(smooth)
     spec = RunSpec(
         **vars(subject) | {"index": options.index_range(subject.index)},
         config=RunConfig(
@@ -56,6 +58,8 @@ def evaluate(
         fit=options.fit_config(config),
         tile=tile,
         decision=decision,
+        sigma=sigma,
+        votes=votes,
         filters=tuple(options.names(filters)),
     )
     if not 0 <= gallery <= n:

@@ -26,6 +26,7 @@ def ladder(
     fresh: Annotated[
         bool, options.defence_option("--fresh", help="The defence draws a new seed at every query.")
     ] = False,
+    smooth: options.Smooth = None,
     norm: options.Norm = "linf",
     eps: options.Eps = "8/255",
     rungs: Annotated[str | None, options.attack_option(help="Comma-separated rungs; all by default.")] = None,
@@ -55,6 +56,7 @@ def ladder(
     from eval.robustness.ladder import AdaptiveConfig, evaluate_adaptive
     from eval.robustness.run_spec import RunSpec
 
+    sigma, votes = (None, AdaptiveConfig.votes) if smooth is None else options.smoothing(smooth)
     where, default = options.device_named(device), AdaptiveConfig(norm=norm)
     spec = RunSpec(
         **vars(subject) | {"index": options.index_range(subject.index)},
@@ -64,6 +66,7 @@ def ladder(
             eps=options.number("eps", eps),
             n=default.n | _counts(images),
             queries=queries,
+            votes=votes,
             seed=seed,
             batch_size=batch_size,
             budget=math.inf if budget is None else budget,
@@ -72,7 +75,8 @@ def ladder(
         tile=tile,
         decision=decision,
         mirror=mirror,
-        fresh=fresh,
+        fresh=fresh or sigma is not None,
+        sigma=sigma,
     )
     other = None if source is None else load_classifier(source, source_weights).to(where)
     with progress_bar("images") as progress:

@@ -62,6 +62,7 @@ __all__ = [
     "number",
     "device_or_cluster",
     "rule_options",
+    "smoothing",
     "run_option",
     "fields_as_options",
 ]
@@ -109,6 +110,14 @@ Mirror = Annotated[
     bool, defence_option("--mirror/--no-mirror", help="Whether images keep their class when mirrored; text does not.")
 ]
 Tile = Annotated[int | None, defence_option("--tile", help="Side of the tiles that larger images are cut into.")]
+Smooth = Annotated[
+    str | None,
+    defence_option(
+        "--smooth",
+        help="SIGMA or SIGMA:VOTES: the defence is the smoothed classifier, the vote of noisy, purified copies (16 by "
+        "default). It draws its seed at every query in `ladder`, and has its own fit and decision.",
+    ),
+]
 
 Attacks = Annotated[
     str | None,
@@ -192,6 +201,14 @@ def cluster_of(
         if given(context, name):
             raise ValueError(f"--{name.replace('_', '-')} must come with --engine ray")
     return None
+
+
+def smoothing(text: str) -> tuple[float, int]:
+    """Sigma and votes of a smoothed classifier, from SIGMA or SIGMA:VOTES."""
+    sigma, colon, votes = text.partition(":")
+    if colon and not votes.isdecimal():
+        raise ValueError(f"smooth must be SIGMA or SIGMA:VOTES, such as 0.12:16, got {text!r}")
+    return number("smooth", sigma), int(votes) if colon else 16
 
 
 def device_or_cluster(text: str) -> tuple[torch.device, Cluster | None]:

@@ -27,7 +27,7 @@ from eval.datasets import ImageDataset
 from eval.records import Run
 from eval.robustness.config import AttackConfig, check_names
 from eval.robustness.experiment import Cell, Experiment, run_experiment, write_tables
-from eval.robustness.ladder_table import QUERIES, tabulate
+from eval.robustness.ladder_table import tabulate
 from eval.robustness.scored_defences import Defended, Setting, Verdict
 
 __all__ = ["AdaptiveConfig", "evaluate_adaptive"]
@@ -49,6 +49,7 @@ class AdaptiveConfig(AttackConfig):
     # cost of a rung -> number of images, the first of a seeded permutation
     n: dict[str, int] = field(default_factory=lambda: {"cheap": 1000, "gradient": 256, "unrolled": 32, "queries": 16})
     queries: int = 5000  # of square, nes and rays, for each image
+    votes: int = 5  # answers of a defence that draws its seed, whose majority counts
     batch_size: int = 32
     budget: float = math.inf  # seconds that the run may take, by an estimate before it starts
 
@@ -70,6 +71,7 @@ class AdaptiveConfig(AttackConfig):
         for cost, count in self.n.items():
             check_integer(f"n of {cost}", count, 1)
         check_integer("queries", self.queries, 1)
+        check_integer("votes", self.votes, 1)
         if self.budget != math.inf:
             check_positive("budget", self.budget)
 
@@ -99,8 +101,9 @@ def evaluate_adaptive(
     """Attack a defended classifier by each rung of the ladder.
 
     Args:
-        defended: the defence. With `Purifier(seed=None)` it draws a seed at every query. Each example then gets five
-            queries, and counts as broken if the majority of the answers is wrong; the attacks draw their own seeds.
+        defended: the defence. With `Purifier(seed=None)` it draws a seed at every query. Each example then gets
+            `config.votes` queries, and counts as broken if half of the answers or more are wrong; the attacks draw
+            their own seeds. With a `NoisyPurifier` these are the votes of a smoothed classifier.
         dataset: labelled images.
         config: settings of the run; `AdaptiveConfig()` if None.
         out: folder of the run, made if missing.
@@ -146,25 +149,35 @@ def evaluate_adaptive(
     return table
 
 
+@dataclass(frozen=True)
 class Queried(Defended):
     """A defended classifier that is queried once if its seed is fixed, else several times; each query is a setting."""
+
+    votes: int = 1  # queries of a defence that draws its seed
 
     @property
     def settings(self) -> list[Setting]:
         """See `Method.settings`; the strength is the number of the query."""
-        times = 1 if self.defended.purifier.seed is not None else QUERIES
-        return [Setting(self.name, query) for query in range(times)]
+        return [Setting(self.name, query) for query in range(_queries(self.defended, self.votes))]
 
     def __call__(self, images: Tensor) -> dict[Setting, Verdict]:
         """See `Method`."""
         return {setting: next(iter(super(Queried, self).__call__(images).values())) for setting in self.settings}
 
 
+def _queries(defended: DefendedClassifier, votes: int) -> int:
+    """How often an example is put to the defence."""
+    return 1 if defended.purifier.seed is not None else votes
+
+
 def _cells(
     defended: DefendedClassifier, rungs: dict[str, Rung], config: AdaptiveConfig, source: nn.Module | None
 ) -> list[Cell]:
     """The cell of the clean images, as many as the largest rung gets, and a cell for each rung."""
-    methods, n = [Queried("dip", defended)], {name: config.n[rung.cost] for name, rung in rungs.items()}
+    methods, n = (
+        [Queried("dip", defended, votes=config.votes)],
+        {name: config.n[rung.cost] for name, rung in rungs.items()},
+    )
     given: dict[str, Any] = {"eps": config.eps, "norm": config.norm, "seed": config.seed, "source": source}
     cells = [Cell("clean", "", 0.0, "", max(n.values()), methods)]
     for name, rung in rungs.items():
@@ -192,7 +205,7 @@ def _check_budget(defended: DefendedClassifier, experiment: Experiment, rungs: d
     dataset, positions = experiment.dataset, experiment.dataset.first(PROBED, config.seed)
     images, labels = dataset.batch(positions.tolist()), dataset.labels[positions]
     images, labels = images.to(experiment.device), labels.to(experiment.device)
-    needed = {name: n * _seconds(defended, images, labels, rungs.get(name), config.seed) for name, n in left.items()}
+    needed = {name: n * _seconds(defended, images, labels, rungs.get(name), config) for name, n in left.items()}
     total = math.ceil(sum(needed.values()))
     if total > config.budget:
         costliest = max(needed, key=needed.__getitem__)
@@ -202,16 +215,18 @@ def _check_budget(defended: DefendedClassifier, experiment: Experiment, rungs: d
         )
 
 
-def _seconds(defended: DefendedClassifier, images: Tensor, labels: Tensor, rung: Rung | None, seed: int) -> float:
+def _seconds(
+    defended: DefendedClassifier, images: Tensor, labels: Tensor, rung: Rung | None, config: AdaptiveConfig
+) -> float:
     """The most seconds that a rung takes per image, estimated from one query, or one step of a gradient attack."""
     start = clock(images.device)
     with torch.no_grad():
         defended.judge(images)
     once = clock(images.device) - start
-    answering = once * (1 if defended.purifier.seed is not None else QUERIES)
+    answering = once * _queries(defended, config.votes)
     start = clock(images.device)
     if isinstance(rung, GradientAttack):
-        goal = rung.objective(defended, labels, rung.seeds(defended, seed))
+        goal = rung.objective(defended, labels, rung.seeds(defended, config.seed))
         goal(images, torch.arange(len(images), device=images.device))
         attacked = (clock(images.device) - start) * rung.calls / rung.samples
     else:

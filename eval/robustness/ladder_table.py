@@ -11,9 +11,7 @@ from eval.records import Record
 from eval.robustness.detection import threshold_of
 from eval.robustness.summary import COLUMNS, summarise
 
-__all__ = ["QUERIES", "WAYS", "tabulate"]
-
-QUERIES = 5  # number of queries of a random defence for each image
+__all__ = ["WAYS", "tabulate"]
 
 # when an image counts as right, given the answers to its queries
 WAYS: dict[str, Callable[[Sequence[bool]], bool]] = {
@@ -44,7 +42,7 @@ def tabulate(
     Columns, after those of `eval.robustness.summary.summarise`:
         attack, n: already there; `worst case` is the last attack for each kind of query, crafted on the defence if any
             rung is, and its n is the number of images with the lowest share.
-        query: `single`, `majority` of five or `worst` of five queries; only `single` if the defence's seed is fixed.
+        query: `single`, or `majority` or `worst` of all queries; only `single` if the defence's seed is fixed.
         n_all: images of all rows together; if n is smaller, the row does not cover the others.
         flagged: share whose detection score, the mean over the queries, exceeds a threshold that at most 5 % of the
             clean images exceed.

@@ -4,7 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from dipdefense import DefendedClassifier, FitConfig, Purifier
+from torch import nn
+
+from dipdefense import DefendedClassifier, FitConfig, MeanSoftmax, Purifier
+from dipdefense.arguments import check_integer, check_positive
+from dipdefense.defence.noisy_purifier import NoisyPurifier
+from dipdefense.defence.presets import smoothing_defence_for
 from eval.baselines import BASELINES
 from eval.classifiers import load_classifier
 from eval.datasets import ImageDataset, load_dataset
@@ -22,7 +27,8 @@ class RunSpec(Generic[Config]):
     """A run described by names and paths.
 
     Raises:
-        ValueError: an unknown filter.
+        ValueError: an unknown filter, votes below 1; a sigma that is not positive, or one beside a fit, a tile or a
+            decision.
     """
 
     classifier: str  # as for `load_classifier`, with its weights
@@ -36,19 +42,41 @@ class RunSpec(Generic[Config]):
     decision: str | None = None
     mirror: bool = True  # False: no mirrored views, for classes that change in the mirror
     fresh: bool = False  # True: the defence draws its seed at every query; False: the seed of the config
+    # standard deviation of the noise of a smoothed classifier, images in [0, 1], which is then the defence
+    sigma: float | None = None
+    votes: int = 1  # noisy copies that give one answer of the smoothed classifier
     filters: tuple[str, ...] = ()  # keys of BASELINES, for comparison with the defence
 
     def __post_init__(self) -> None:
         for name in self.filters:
             if name not in BASELINES:
                 raise ValueError(f"filters must be among {', '.join(BASELINES)}, got {name!r}")
+        check_integer("votes", self.votes, 1)
+        if self.sigma is None:
+            return
+        check_positive("sigma", self.sigma)
+        for name in ("fit", "tile", "decision"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} must be left out with sigma, which has its own, got {getattr(self, name)!r}")
 
     def load(self, device: Any = "cpu") -> tuple[DefendedClassifier, ImageDataset]:
         """The defended classifier and the images. Raises as the loaders do."""
         images = load_dataset(self.dataset, self.data).between(*self.index)
         classifier = load_classifier(self.classifier, self.weights).to(device)
-        purifier = Purifier(self.fit, seed=None if self.fresh else self.config.seed, tile=self.tile)
+        seed = None if self.fresh else self.config.seed
+        if self.sigma is not None:
+            return self._smoothed(classifier, images, self.sigma, seed), images
+        purifier = Purifier(self.fit, seed=seed, tile=self.tile)
         return DefendedClassifier(classifier, purifier, decision=self.decision, mirror=self.mirror), images
+
+    def _smoothed(
+        self, classifier: nn.Module, images: ImageDataset, sigma: float, seed: int | None
+    ) -> DefendedClassifier:
+        defence = smoothing_defence_for(tuple(images.batch([0]).shape[1:]), sigma, mirror=self.mirror)
+        classified = defence.decision.iterations_of(defence.fit.iterations) or (defence.fit.iterations,)
+        decision = MeanSoftmax(classified, restarts=self.votes, views=defence.decision.views)
+        purifier = NoisyPurifier(sigma, defence.fit, seed=seed, tile=defence.tile)
+        return DefendedClassifier(classifier, purifier, decision=decision, mirror=self.mirror)
 
     def evaluation(self: "RunSpec[RunConfig]", device: Any = "cpu", **subject: Any) -> Experiment:
         """The experiment of `evaluate_robustness`; `subject` are further fields of it."""

@@ -162,6 +162,18 @@ def test_evaluate_tells_the_distortion_that_an_attack_without_a_budget_needs(tmp
     assert "pgd" not in result.stdout
 
 
+def test_evaluate_and_ladder_take_the_smoothed_classifier(tmp_path):
+    words = ["evaluate", "--smooth", "0.1:2", "--n", "2", "--attacks", "pgd", "--steps", "2"]
+    result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    words = ["ladder", "--smooth", "0.1:3", "--rungs", "oblivious", "--images", "cheap=2"]
+    result = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "ladder")])
+    assert result.exit_code == 0, result.output
+    assert "majority" in result.stdout
+    records = (tmp_path / "ladder" / "records.jsonl").read_text().splitlines()
+    assert len(records) == 2 * 2 * 3  # clean and attacked, two images, three votes
+
+
 @pytest.mark.slow
 def test_the_ladder_prints_and_writes_one_table(tmp_path, config):
     command = ("ladder", "--rungs", "oblivious,bpda", "--images", "cheap=3,gradient=2", "--fresh")
@@ -198,6 +210,10 @@ def test_the_ladder_prints_and_writes_one_table(tmp_path, config):
         (("--crafted-on", "both:0"), "n_defended must be None or an integer of at least 1, got 0"),
         (("--decision", "magic"), "decision must be one of"),
         (("--tile", "0"), "tile must be"),
+        (("--smooth", ".12"), "fit must be left out with sigma, which has its own, got FitConfig("),
+        (("--smooth", ".12:many"), "smooth must be SIGMA or SIGMA:VOTES, such as 0.12:16, got '.12:many'"),
+        (("--smooth", "0"), "sigma must be positive and finite, got 0.0"),
+        (("--smooth", "1:0"), "votes must be an integer of at least 1, got 0"),
         (("--device", "ray:workers=many"), "device must be such as ray:workers=4,cpus=1,gpus=0,address=HOST:PORT"),
         (("--dataset", "mnist", "--data", "nowhere"), "nowhere does not exist"),
         (("--classifier", "mnist_lenet"), "weights"),
@@ -241,7 +257,7 @@ def test_the_older_spelling_of_the_ladder_names_the_command(tmp_path):
 
 def test_evaluate_has_few_options_in_groups():
     command = typer.main.get_command(app).commands["evaluate"]
-    assert len(command.params) <= 20
+    assert len(command.params) <= 21
     assert all(option.rich_help_panel for option in command.params)
     assert command.params[-1].default != typer.main.get_command(app).commands["ladder"].params[-1].default
 

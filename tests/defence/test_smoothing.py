@@ -6,6 +6,7 @@ from closed_form_classifiers import FIT, batch, conv_net
 from torch import nn
 
 from dipdefense import DefendedClassifier, MeanSoftmax, Purifier, smooth
+from dipdefense.defence.noisy_purifier import NoisyPurifier
 from dipdefense.defence.presets import NOISY_ITERATIONS, smoothing_defence_for
 from dipdefense.defence.smoothing import gaussian_draws
 from eval.baselines import BASELINES
@@ -137,3 +138,43 @@ def test_images_and_classifiers_are_checked(net):
         smooth(nn.Flatten(0).eval(), purify=None)(images)
     with pytest.raises(ValueError, match="classifier must return logits, got probabilities"):
         smooth(nn.Sequential(net, nn.Softmax(1)).eval(), check=(3, 8, 8))
+
+
+def noisy(net, sigma=0.2, seed=0, **decision):
+    purifier = NoisyPurifier(sigma, FIT, seed=seed)
+    return DefendedClassifier(net, purifier, decision=MeanSoftmax((FIT.iterations,), **decision))
+
+
+def test_restarts_of_a_noisy_purifier_are_votes(net):
+    images, _ = batch(net, 2)
+    noise = torch.stack([gaussian_draws(image, 5, range(3)) for image in images], 1)  # (D, B, C, H, W)
+    copies = (images + 0.2 * noise).clamp(0, 1)
+    with torch.no_grad():
+        seeds = range(5, 8)
+        votes = [noiseless(net, seed)(some).softmax(1) for seed, some in zip(seeds, copies, strict=True)]
+        answer = noisy(net, seed=5, restarts=3)(images)
+    torch.testing.assert_close(answer.exp(), torch.stack(votes).mean(0), rtol=0, atol=0.02)
+
+
+def noiseless(net, seed):
+    return DefendedClassifier(net, Purifier(FIT, seed=seed), decision=MeanSoftmax((FIT.iterations,)))
+
+
+def test_a_noisy_purifier_leaves_the_images_and_passes_the_gradient():
+    images = torch.rand(2, 3, 8, 8).round(decimals=1).requires_grad_()  # some values are 0 or 1, and are clipped
+    weights = torch.randn(2, 3, 8, 8)
+    before = images.detach().clone()
+    (weights * NoisyPurifier(0.3, FIT, seed=0)(images)).sum().backward()
+    assert torch.equal(images.detach(), before)
+    assert torch.equal(images.grad, weights)
+
+
+def test_a_noisy_purifier_is_random_without_a_seed_and_keeps_its_noise_in_a_variant():
+    images = torch.rand(2, 3, 8, 8)
+    assert not torch.equal(*[NoisyPurifier(0.3, FIT)(images) for _ in range(2)])
+    purifier = NoisyPurifier(0.3, FIT, seed=1)
+    assert torch.equal(purifier(images), NoisyPurifier(0.3, FIT).variant(seed=1)(images))
+    assert not torch.equal(purifier(images), Purifier(FIT, seed=1)(images))
+    assert "sigma=0.3, config=" in repr(purifier)
+    with pytest.raises(ValueError, match="sigma must be positive and finite, got 0"):
+        NoisyPurifier(0.0)

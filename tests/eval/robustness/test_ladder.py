@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from attacks.adaptive import LADDER
-from dipdefense import DefendedClassifier, FitConfig, Purifier
+from dipdefense import DefendedClassifier, FitConfig, MeanSoftmax, Purifier
+from dipdefense.defence.noisy_purifier import NoisyPurifier
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.intervals import wilson
@@ -66,6 +67,19 @@ def test_a_defence_that_draws_is_asked_five_times(tmp_path, digits):
     asked = pd.DataFrame(records).groupby(["attack", "index"])["strength"].apply(list)
     assert len(asked) == 6
     assert all(queries == [0, 1, 2, 3, 4] for queries in asked)
+
+
+def test_a_smoothed_classifier_is_attacked_vote_by_vote_and_judged_by_their_majority(tmp_path, digits):
+    classifier = load_classifier("digits_cnn")
+    smoothed = DefendedClassifier(classifier, NoisyPurifier(0.1, QUICK, seed=None), decision=MeanSoftmax((8,)))
+    config = replace(RUN, rungs=["oblivious", "bpda_eot", "truncated"], votes=3)
+    table = evaluate_adaptive(smoothed, digits, config, out=tmp_path).set_index(["query", "attack"])
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    answers = pd.DataFrame(records).groupby(["attack", "index"])["correct"].agg(list)
+    assert answers.str.len().eq(3).all()
+    for attack in ("clean", "bpda_eot"):
+        assert table.loc[("majority", attack), "accuracy"] == (answers[attack].apply(sum) >= 2).mean()
+    assert json.loads((tmp_path / "config.json").read_text())["votes"] == 3
 
 
 DESCRIBED = {"dataset": "d", "classifier": "c", "norm": "linf", "seed": 0}
