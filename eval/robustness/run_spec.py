@@ -8,8 +8,8 @@ from torch import nn
 
 from dipdefense import DefendedClassifier, FitConfig, MeanSoftmax, Purifier
 from dipdefense.arguments import check_integer, check_positive
-from dipdefense.defence.noisy_purifier import NoisyPurifier
 from dipdefense.defence.presets import smoothing_defence_for
+from dipdefense.defence.smoothing import NoisyPurifier
 from eval.baselines import BASELINES
 from eval.classifiers import load_classifier
 from eval.datasets import ImageDataset, load_dataset

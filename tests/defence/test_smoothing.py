@@ -6,9 +6,8 @@ from closed_form_classifiers import FIT, batch, conv_net
 from torch import nn
 
 from dipdefense import DefendedClassifier, MeanSoftmax, Purifier, smooth
-from dipdefense.defence.noisy_purifier import NoisyPurifier
 from dipdefense.defence.presets import NOISY_ITERATIONS, smoothing_defence_for
-from dipdefense.defence.smoothing import gaussian_draws
+from dipdefense.defence.smoothing import NoisyPurifier, gaussian_draws
 from eval.baselines import BASELINES
 
 PURIFIERS = {"bare": None, "fit": Purifier(FIT), "filter": BASELINES["gaussian_blur"]}

@@ -11,7 +11,7 @@ import torch
 
 from attacks.adaptive import LADDER
 from dipdefense import DefendedClassifier, FitConfig, MeanSoftmax, Purifier
-from dipdefense.defence.noisy_purifier import NoisyPurifier
+from dipdefense.defence.smoothing import NoisyPurifier
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.intervals import wilson
