@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from dipdefense import DefendedClassifier, FitConfig, Purifier
+from dipdefense.arguments import did_you_mean
 from eval.baselines import BASELINES
 from eval.classifiers import load_classifier
 from eval.datasets import ImageDataset, load_dataset
@@ -41,7 +42,9 @@ class RunSpec(Generic[Config]):
     def __post_init__(self) -> None:
         for name in self.filters:
             if name not in BASELINES:
-                raise ValueError(f"filters must be among {', '.join(BASELINES)}, got {name!r}")
+                raise ValueError(
+                    f"filters must be among {', '.join(BASELINES)}, got {name!r}{did_you_mean(name, BASELINES)}"
+                )
 
     def load(self, device: Any = "cpu") -> tuple[DefendedClassifier, ImageDataset]:
         """The defended classifier and the images. Raises as the loaders do."""
