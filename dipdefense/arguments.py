@@ -1,8 +1,10 @@
 """What public entries expect of plain numbers."""
 
 import math
+from collections.abc import Iterable
+from difflib import get_close_matches
 
-__all__ = ["check_finite", "check_integer", "check_positive"]
+__all__ = ["check_finite", "check_integer", "check_positive", "did_you_mean"]
 
 
 def check_integer(name: str, value: object, least: int, *, none: bool = False) -> None:
@@ -38,3 +40,9 @@ def check_positive(name: str, value: float, most: float = math.inf) -> None:
     if not number or not 0 < value <= most:
         wanted = "be positive and finite" if math.isinf(most) else f"lie in (0, {most}]"
         raise ValueError(f"{name} must {wanted}, got {value!r}")
+
+
+def did_you_mean(value: object, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: `; did you mean NAME?`, or nothing if no name is near."""
+    near = get_close_matches(str(value), list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from dipdefense.arguments import did_you_mean
 from dipdefense.whole_file import replacing
 from eval.digits_cnn import TORN, DigitsCNN, trained_digits_cnn
 
@@ -135,8 +136,10 @@ def _cifar_resnet(depth: int) -> Callable[[int | None], Built]:
 
 
 def _torchvision(name: str, num_classes: int | None) -> Built:
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise ValueError(f"torchvision: must name a classifier of torchvision.models.list_models(), got {name!r}")
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        hint = did_you_mean(name, known)
+        raise ValueError(f"torchvision: must name a classifier of torchvision.models.list_models(), got {name!r}{hint}")
     sizes = {} if num_classes is None else {"num_classes": num_classes}
     return torchvision.models.get_model(name, weights=None, **sizes), Normalize(IMAGENET_MEAN, IMAGENET_STD)
 
@@ -147,7 +150,8 @@ def _timm(name: str, num_classes: int | None) -> Built:
     except ImportError as error:
         raise ImportError("timm classifiers need timm: pip install 'dipdefense[timm]'") from error
     if not timm.is_model(name):
-        raise ValueError(f"timm: must name a model of timm.list_models(), got {name!r}")
+        hint = did_you_mean(name, timm.list_models())
+        raise ValueError(f"timm: must name a model of timm.list_models(), got {name!r}{hint}")
     net = timm.create_model(name, pretrained=False, num_classes=num_classes)
     constants = timm.data.resolve_model_data_config(net)
     return net, Normalize(constants["mean"], constants["std"])
@@ -157,6 +161,10 @@ CLASSIFIERS: dict[str, Callable[[int | None], Built]] = {
     "digits_cnn": _digits_cnn,
     "mnist_lenet": _mnist_lenet,
     **{f"cifar_resnet{depth}": _cifar_resnet(depth) for depth in (20, 32, 44, 56)},
+}
+MADE = {  # how a user gets a file of weights
+    "torchvision": "torch.save(torchvision.models.{}(weights='DEFAULT').state_dict(), FILE)",
+    "timm": "torch.save(timm.create_model('{}', pretrained=True).state_dict(), FILE)",
 }
 LIBRARIES: dict[str, Callable[[str, int | None], Built]] = {"torchvision": _torchvision, "timm": _timm}
 
@@ -188,14 +196,17 @@ def load_classifier(spec: str, weights: str | Path | None = None, *, num_classes
     elif spec in CLASSIFIERS:
         net, normalize = CLASSIFIERS[spec](num_classes)
     else:
-        known = ", ".join((*CLASSIFIERS, *(f"{library}:NAME" for library in LIBRARIES), "FILE.py:FACTORY"))
-        raise ValueError(f"spec must be one of {known}, got {spec!r}")
+        known = (*CLASSIFIERS, *(f"{library}:NAME" for library in LIBRARIES), "FILE.py:FACTORY")
+        raise ValueError(f"spec must be one of {', '.join(known)}, got {spec!r}{did_you_mean(spec, known)}")
     if weights is not None:
         _load(net, read_weights(weights), weights)
     elif spec == "digits_cnn":
         net = trained_digits_cnn()
     elif not own:
-        raise ValueError(f"{spec} needs weights: random ones make every figure meaningless; pass --weights FILE")
+        make = f", made by {MADE[library].format(name)}" if library in MADE else ""
+        raise ValueError(
+            f"{spec} needs weights: random ones make every figure meaningless; pass --weights FILE, a state dict{make}"
+        )
     return (net if normalize is None else nn.Sequential(normalize, net)).eval()
 
 
@@ -253,8 +264,11 @@ def _read_file(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except TORN as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} is not a readable file of tensors: {reason}") from error
+        # the first sentence: torch goes on to advise reading the file without its safeguard
+        reason = str(error).splitlines()[0].partition(". ")[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} is not a readable file of tensors, as torch.save(net.state_dict(), FILE) makes it: {reason}"
+        ) from error
 
 
 def _load(net: nn.Module, weights: Mapping[str, Tensor], source: str | Path) -> None:

@@ -24,11 +24,13 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from dipdefense.arguments import did_you_mean
 from dipdefense.files.reading import read_image
 
 __all__ = ["DATASETS", "ImageDataset", "cache_folder", "digits_split", "load_dataset"]
 
 DIGITS = tuple("0123456789")
+DOWNLOADED = ("mnist", "cifar10")  # without a path
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -86,13 +88,14 @@ def load_dataset(name: str, path: str | Path | None = None, *, size: int | None 
         ValueError: the name is unknown, an argument does not fit it, or a file is damaged.
     """
     if name not in DATASETS:
-        raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}")
+        raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}{did_you_mean(name, DATASETS)}")
     if size is not None and name != "folder":
         raise ValueError(f"size must be None for {name}, whose images have a size of their own, got {size}")
     if path is None:
         return DATASETS[name](None, size)
     if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist: expected the data of {name} there")
+        remedy = "; without --data it is downloaded" if name in DOWNLOADED else ""
+        raise FileNotFoundError(f"{path} does not exist: expected the data of {name} there{remedy}")
     return DATASETS[name](Path(path), size)
 
 
@@ -137,7 +140,10 @@ def _digits(path: Path | None, size: int | None, *, train: bool) -> ImageDataset
 
 def _mnist(path: Path | None, size: int | None) -> ImageDataset:
     if path is None:
-        path = Path(MNIST(cache_folder(), train=False, download=True).raw_folder)
+        try:
+            path = Path(MNIST(cache_folder(), train=False, download=True).raw_folder)
+        except (OSError, RuntimeError) as error:  # the first without a network
+            raise _not_downloaded("mnist", error) from error
     images, labels = _read_idx(path, "t10k-images-idx3-ubyte"), _read_idx(path, "t10k-labels-idx1-ubyte")
     return _from_arrays("mnist", path, images[..., None], labels, DIGITS)
 
@@ -146,7 +152,9 @@ def _read_idx(folder: Path, name: str) -> np.ndarray[Any, Any]:
     """Read a file of bytes in LeCun's idx format: 0 0 8 ndim, big-endian int32 sides, then the bytes."""
     path = next((file for file in (folder / name, folder / f"{name}.gz") if file.is_file()), None)
     if path is None:
-        raise FileNotFoundError(f"{folder} must be a folder holding {name} or {name}.gz")
+        raise FileNotFoundError(
+            f"{folder} must be a folder holding {name} or {name}.gz; without --data they are downloaded"
+        )
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
@@ -161,6 +169,10 @@ def _read_idx(folder: Path, name: str) -> np.ndarray[Any, Any]:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
+def _not_downloaded(name: str, error: Exception) -> OSError:
+    return OSError(f"{name} could not be downloaded into {cache_folder()}, {error}: name its files with --data")
+
+
 def _cifar10(path: Path | None, size: int | None) -> ImageDataset:
     if path is not None and path.is_dir() and (path / "test.npz").is_file():
         path = path / "test.npz"
@@ -171,9 +183,16 @@ def _cifar10(path: Path | None, size: int | None) -> ImageDataset:
     else:
         root = path.parent if path.name == CIFAR10.base_folder else path
         if not (root / CIFAR10.base_folder).is_dir():
-            raise FileNotFoundError(f"{path} must be an npz file, or hold test.npz or {CIFAR10.base_folder}/")
+            raise FileNotFoundError(
+                f"{path} must be an npz file, or hold test.npz or {CIFAR10.base_folder}/, which is the python version "
+                "of www.cs.toronto.edu/~kriz/cifar.html; without --data it is downloaded"
+            )
     try:
         cifar = CIFAR10(root, train=False, download=path is None)
+    except OSError as error:
+        if path is not None:
+            raise
+        raise _not_downloaded("cifar10", error) from error
     except RuntimeError as error:  # torchvision's error for a wrong checksum
         raise ValueError(f"{root / CIFAR10.base_folder} must hold the original batches: {error}") from error
     return _from_arrays("cifar10", root, cifar.data, cifar.targets, cifar.classes)
@@ -231,7 +250,10 @@ def _read_array(images: np.ndarray[Any, Any], position: int) -> Tensor:
 def _folder(path: Path | None, size: int | None) -> ImageDataset:
     size = 224 if size is None else size
     if path is None or not path.is_dir():
-        raise FileNotFoundError(f"folder needs a path to a folder of images, got {path}")
+        raise FileNotFoundError(
+            f"folder needs a path to a folder of images, got {path}: name with --data one that has labels.csv or a "
+            "folder for each class"
+        )
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     listing = _listed if (path / "labels.csv").is_file() else _class_folders

@@ -18,11 +18,13 @@ from dipdefense.fitting.fit import Progress
 from eval.baselines import gaussian_blur
 from eval.classifiers import load_classifier
 from eval.datasets import ImageDataset, load_dataset
-from eval.demo_picture import save_comparison
+from eval.demo_picture import RESIDUAL_GAIN, save_comparison
+from eval.report.findings import findings
+from eval.report.runs import rows_of
 from eval.robustness.config import RunConfig
 from eval.robustness.evaluate import evaluate_robustness
 
-__all__ = ["DEMO", "run_demo"]
+__all__ = ["DEMO", "run_demo", "what_it_shows"]
 
 ADAPTIVE = 8  # images that are attacked through the defence; each step fits each image once
 DEMO = RunConfig(
@@ -88,6 +90,15 @@ def run_demo(
     if full:
         _runs_beside(Path(out), classifier, digits, tell)
     return table
+
+
+def what_it_shows(table: pd.DataFrame) -> str:
+    """The picture and the table of `run_demo` in words, one sentence a line."""
+    picture = (
+        f"It shows {SHOWN} of the digits: clean, attacked by PGD, the change times {RESIDUAL_GAIN}, and purified, each "
+        "with what the classifier reads."
+    )
+    return "\n".join([picture, *findings([rows_of(table)])])
 
 
 def _telling(tell: Callable[[float], None]) -> Purifier:

@@ -75,7 +75,8 @@ class Run(Records):
         probes: the answers of the classifier and of other functions (`eval.classifier_probe`); they must agree too.
 
     Raises:
-        ValueError: the folder holds another run (the message says what differs), or records without a description.
+        ValueError: the folder is a file, or holds another run (the message says what differs), or records without a
+            description.
     """
 
     def __init__(
@@ -90,6 +91,8 @@ class Run(Records):
     ):
         super().__init__(key)
         self.folder, self._probes = Path(folder), dict(probes or {})
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"out must be a folder, {folder} is a file: name another one")
         self._description: Record = json.loads(json.dumps(description))
         before = _read_object(self.folder / CONFIG)
         if before is not None:

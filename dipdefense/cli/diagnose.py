@@ -94,9 +94,10 @@ def _forecast(model: nn.Module, images: Tensor, fits: int) -> None:
     """Estimate the time of so many fits from one of them."""
     from eval.clock import clock
 
-    start = clock(images.device)
-    model(images)
-    minutes = fits * (clock(images.device) - start) / 60
+    with progress_bar("one fit, to estimate the time"):
+        start = clock(images.device)
+        model(images)
+        minutes = fits * (clock(images.device) - start) / 60
     forecast = f"all checks: {fits} fits of {len(images)} images, about {minutes:.1f} minutes"
     note(f"{forecast}; --n, --steps, --queries shorten them", err=True)
 

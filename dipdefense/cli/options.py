@@ -12,6 +12,7 @@ import torch
 import typer
 from torch import nn
 
+from dipdefense.arguments import did_you_mean
 from dipdefense.defence.decisions import DECISIONS
 from dipdefense.distributed import Cluster
 from dipdefense.fitting.config import FitConfig
@@ -232,8 +233,9 @@ def fit_config(file: Path | None) -> FitConfig | None:
     settings = _json_object(file, "FitConfig settings")
     unknown = settings.keys() - FitConfig.__dataclass_fields__.keys()
     if unknown:
-        known = ", ".join(FitConfig.__dataclass_fields__)
-        raise ValueError(f"{file}: settings must be among {known}, got {sorted(unknown)[0]!r}")
+        known, first = FitConfig.__dataclass_fields__, sorted(unknown)[0]
+        hint = did_you_mean(first, known)
+        raise ValueError(f"{file}: settings must be among {', '.join(known)}, got {first!r}{hint}")
     if not {"architecture_options", "iterations"} <= settings.keys():
         raise ValueError(
             f"{file}: must state architecture_options and iterations, so that nobody takes the published 5x128 "

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Table
 
 __all__ = [
+    "Bar",
     "accuracies_as_made",
     "console",
     "errors",
@@ -38,14 +39,32 @@ ACCURACIES = ("attack", "crafted on", "defence", "n", "accuracy", "95 % interval
 WIDTHS = (12, 10, 13, 3, 8, 13, 7, 5)  # in a terminal of 80 columns, which leaves no room for the seconds
 
 
+class Bar:
+    """Progress as it is told: call it with (done, in all)."""
+
+    def __init__(self, bar: Progress, unit: str) -> None:
+        self._bar, self._task = bar, bar.add_task(unit, total=None)
+        self._after = ""
+
+    def __call__(self, done: float, total: float) -> None:
+        """Show how much is done."""
+        self._bar.update(self._task, completed=done, total=total)
+
+    def then(self, work: str) -> None:
+        """Name the work that follows, whose share is unknown, in a bar of its own below; once."""
+        if work != self._after:
+            self._after = work
+            self._bar.add_task(work, total=None)
+
+
 @contextmanager
-def progress_bar(unit: str) -> Iterator[Callable[[float, float], None]]:
+def progress_bar(unit: str) -> Iterator[Bar]:
     """A bar with the remaining time, on stderr; nothing if that is not a terminal.
 
     Text that is printed meanwhile appears above the bar if stdout is a terminal, too.
     """
     columns = (
-        TextColumn(unit),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -54,8 +73,7 @@ def progress_bar(unit: str) -> Iterator[Callable[[float, float], None]]:
     hidden = manner.get() == "quiet" or not errors.is_terminal
     above = console.is_terminal  # else stdout is a file or a pipe, and the text must go there
     with Progress(*columns, console=errors, disable=hidden, redirect_stdout=above) as bar:
-        task = bar.add_task(unit, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield Bar(bar, unit)
 
 
 def note(text: str, *, err: bool = False) -> None:

@@ -1,17 +1,20 @@
 """The command `dipdefense purify`."""
 
 from pathlib import Path
-from typing import Annotated
+from time import perf_counter
+from typing import Annotated, Any
 
 import typer
+from torch import Tensor
 
 from dipdefense.cli import options
-from dipdefense.cli.output import errors, progress_bar
-from dipdefense.cli.restore import restore_file
+from dipdefense.cli.output import errors, note, progress_bar
+from dipdefense.cli.restore_file import restore_file
 from dipdefense.defence.purifier import Purifier
 from dipdefense.distributed import Cluster, purify_shards
 from dipdefense.files.purify_files import purify_files
 from dipdefense.files.reading import list_images
+from dipdefense.restoration.noise_estimate import estimate_sigma
 
 __all__ = ["purify"]
 
@@ -49,32 +52,40 @@ def purify(
     """
     cluster = options.cluster_of(context, engine, address, workers, cpus, gpus, "shard_size", "column")
     purifier = Purifier(options.fit_config(config), seed=seed, tile=tile)
-    if checkpoint is not None:
-        if cluster is not None or Path(source).is_dir():
-            raise ValueError(
-                "--checkpoint must come with a single image file; leave it out for a folder, and with --engine ray"
-            )
-        into = Path(target, f"{Path(source).stem}.png") if Path(target).is_dir() else Path(target)
-        restore_file([Path(source)], into, device, purifier.reconstruct, checkpoint=checkpoint)
-    elif cluster is None:
-        _purify_here(Path(source), Path(target), purifier, device)
-    else:
+    if checkpoint is not None and (cluster is not None or Path(source).is_dir()):
+        raise ValueError(
+            "--checkpoint must come with a single image file; leave it out for a folder, and with --engine ray"
+        )
+    if cluster is not None:
         _purify_there(source, target, purifier, cluster, shard_size, column)
+    elif Path(source).is_dir():
+        _purify_folder(Path(source), Path(target), purifier, device)
+    else:
+        into = Path(target, f"{Path(source).stem}.png") if Path(target).is_dir() else Path(target)
+        _purify_file(Path(source), into, purifier, device, checkpoint)
 
 
-def _purify_here(source: Path, target: Path, purifier: Purifier, device: str) -> None:
-    where = options.device_named(device)
-    files = list_images(source) if source.is_dir() else [source]
-    if source.is_dir():
-        target.mkdir(parents=True, exist_ok=True)
-    targets = [target / f"{file.stem}.png" for file in files] if target.is_dir() else [target]
+def _purify_file(source: Path, target: Path, purifier: Purifier, device: str, checkpoint: Path | None) -> None:
+    def purified(image: Tensor, **keywords: Any) -> tuple[Tensor, str]:
+        result = purifier.reconstruct(image, **keywords)
+        return result, f"purified, noise of {255 * estimate_sigma(image).item():.1f} in 255 seen"
+
+    restore_file([source], target, device, purified, checkpoint=checkpoint)
+
+
+def _purify_folder(source: Path, target: Path, purifier: Purifier, device: str) -> None:
+    where, start = options.device_named(device), perf_counter()
+    files = list_images(source)
+    target.mkdir(parents=True, exist_ok=True)
+    targets = [target / f"{file.stem}.png" for file in files]
     overwritten = [path for path in targets if path.exists() and any(path.samefile(file) for file in files)]
     if overwritten:
-        raise ValueError(f"OUTPUT must not replace the images it comes from, {overwritten[0]} would be")
+        raise ValueError(
+            f"OUTPUT must not replace an image that it comes from, {overwritten[0]} would be: name another"
+        )
     with progress_bar("images") as progress:
         failures = purify_files(files, targets, purifier, device=where, progress=progress)
-    if failures and not source.is_dir():
-        raise failures[0]
+    note(f"{target}: {len(files) - len(failures)} of {len(files)} images purified, {perf_counter() - start:.1f} s")
     _leave_out(list(map(str, failures)), len(files))
 
 

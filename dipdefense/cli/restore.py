@@ -9,12 +9,10 @@ import torch
 import typer
 from torch import Tensor
 
+from dipdefense.arguments import did_you_mean
 from dipdefense.cli import options
-from dipdefense.cli.output import note, progress_bar
-from dipdefense.files.reading import read_image
-from dipdefense.files.writing import check_target, write_image
+from dipdefense.cli.restore_file import restore_file
 from dipdefense.fitting.config import FitConfig
-from dipdefense.fitting.fit import Progress
 from dipdefense.restoration.denoising import LEAST_NOISE, NOISE_TASKS, denoise
 from dipdefense.restoration.flash import flash_no_flash
 from dipdefense.restoration.impulses import find_impulses
@@ -33,7 +31,7 @@ from dipdefense.restoration.presets import (
 )
 from dipdefense.restoration.super_resolution import super_resolve
 
-__all__ = ["restore_file", "restoring"]
+__all__ = ["restoring"]
 
 restoring = typer.Typer()
 Source = Annotated[Path, typer.Argument(metavar="INPUT", help="Image file.")]
@@ -119,19 +117,26 @@ def denoise_file(
 ) -> None:
     """Remove noise of unknown level from an image file. Without noise, unless told camera, it stays as it is."""
     if noise not in NOISE_TASKS:
-        raise ValueError(f"noise must be one of {', '.join(NOISE_TASKS)}, got {noise!r}")
+        raise ValueError(
+            f"noise must be one of {', '.join(NOISE_TASKS)}, got {noise!r}{did_you_mean(noise, NOISE_TASKS)}"
+        )
     large = PUBLISHED_INPAINTING["half"] if noise == "impulse" else PUBLISHED["denoise"]
     arguments = fit.arguments(NOISE_TASKS[noise], large)
 
-    def clean(image: Tensor, **keywords: Any) -> Tensor:
+    def clean(image: Tensor, **keywords: Any) -> tuple[Tensor, str]:
         result = denoise(image, noise=noise, **arguments, **keywords)
+        if noise == "camera":
+            return result, "camera noise removed"
         if noise == "impulse":
-            note(f"{source}: impulses at {100 * find_impulses(image).float().mean().item():.2f} % of the values")
-        elif noise == "independent" and (arguments["refine"] or fit.usual):
-            sigma = estimate_sigma(image).item()
-            found = "removed" if sigma > LEAST_NOISE else "found, so the image is unchanged"
-            note(f"{source}: noise of {255 * sigma:.1f} in 255 {found}")
-        return result
+            share = find_impulses(image).float().mean().item()
+            done = "" if share else ", so the image is unchanged"
+            return result, f"impulses at {100 * share:.2f} % of the values{done}"
+        sigma = estimate_sigma(image).item()
+        unchanged = sigma <= LEAST_NOISE and (arguments["refine"] or fit.usual)
+        return (
+            result,
+            f"noise of {255 * sigma:.1f} in 255 {'found, so the image is unchanged' if unchanged else 'removed'}",
+        )
 
     _restore([source], target, fit, clean, runs=runs)
 
@@ -153,12 +158,14 @@ def inpaint_file(
 ) -> None:
     """Fill in the unknown pixels of an image file: text, holes, missing pixels."""
     if kind not in PUBLISHED_INPAINTING:
-        raise ValueError(f"kind must be one of {', '.join(PUBLISHED_INPAINTING)}, got {kind!r}")
+        hint = did_you_mean(kind, PUBLISHED_INPAINTING)
+        raise ValueError(f"kind must be one of {', '.join(PUBLISHED_INPAINTING)}, got {kind!r}{hint}")
     arguments = fit.arguments("inpaint", PUBLISHED_INPAINTING[kind])
 
-    def fill(image: Tensor, known: Tensor, **keywords: Any) -> Tensor:
+    def fill(image: Tensor, known: Tensor, **keywords: Any) -> tuple[Tensor, str]:
         grey = known[:, :1] if torch.equal(known, known[:, :1].expand_as(known)) else known
-        return inpaint(image, grey, paste=paste, **keywords)
+        unknown = 100 * (1 - grey.mean().item())
+        return inpaint(image, grey, paste=paste, **keywords), f"{unknown:.1f} % of the image filled in"
 
     _restore([source, mask], target, fit, fill, **arguments)
 
@@ -173,7 +180,12 @@ def super_resolve_file(
 ) -> None:
     """Enlarge an image file by an integer factor."""
     arguments = fit.arguments("super_resolve", published_super_resolution(factor))
-    _restore([source], target, fit, super_resolve, factor=factor, **arguments)
+
+    def enlarge(image: Tensor, **keywords: Any) -> tuple[Tensor, str]:
+        large = super_resolve(image, factor, **keywords)
+        return large, f"enlarged to {large.shape[3]} x {large.shape[2]} pixels"
+
+    _restore([source], target, fit, enlarge, **arguments)
 
 
 @restoring.command("remove-jpeg", epilog="Example: dipdefense remove-jpeg photo.jpg clean.png")
@@ -189,18 +201,16 @@ def remove_jpeg_file(
     """
     arguments = fit.arguments("remove_jpeg_artifacts", PUBLISHED["remove_jpeg_artifacts"])
 
-    def clean(image: Tensor, **keywords: Any) -> Tensor:
+    def clean(image: Tensor, **keywords: Any) -> Tensor | tuple[Tensor, str]:
         if not arguments["refine"]:
             return remove_jpeg_artifacts(image, **arguments, **keywords)
         quality = estimate_quality(image[0])
         if quality is None:
-            note(f"{source}: no trace of JPEG found, so the image is unchanged; --no-refine fits it all the same")
-            return image
+            return image, "no trace of JPEG found, so the image is unchanged; --no-refine fits it all the same"
         if fit.usual and fit.iterations is None:
             arguments["config"] = replace(arguments["config"], iterations=iterations_for(quality))
         done = "artefacts removed" if quality <= BEST_QUALITY else "so the image is unchanged"
-        note(f"{source}: JPEG of quality {quality} found, {done}")
-        return remove_jpeg_artifacts(image, **arguments, **keywords)
+        return remove_jpeg_artifacts(image, **arguments, **keywords), f"JPEG of quality {quality} found, {done}"
 
     _restore([source], target, fit, clean)
 
@@ -272,24 +282,13 @@ def maximise_activation_file(
     _restore([], target, fit, excite, config=settings)
 
 
-def _restore(sources: list[Path], target: Path, fit: Fit, function: Callable[..., Tensor], **keywords: Any) -> None:
-    keywords |= {"seed": fit.seed, "tv": fit.tv or 0.0, "checkpoint": fit.checkpoint}
-    restore_file(sources, target, fit.device, function, **keywords)
-
-
-def restore_file(
-    sources: list[Path], target: Path, device: str, function: Callable[..., Tensor], **keywords: Any
+def _restore(
+    sources: list[Path],
+    target: Path,
+    fit: Fit,
+    function: Callable[..., Tensor | tuple[Tensor, str]],
+    **keywords: Any,
 ) -> None:
-    """Read, restore with a progress bar, and write; a target that cannot be written is reported before the work."""
-    where = options.device_named(device)
-    if target.exists() and any(target.samefile(source) for source in sources):
-        raise ValueError(f"OUTPUT must not replace an image that it comes from, {target} would be")
-    images = [read_image(source)[None].to(where) for source in sources]
-    check_target(target)
-    with progress_bar("fit") as progress:
-
-        def report(state: Progress) -> None:
-            progress(round(100 * state.share), 100)
-
-        result = function(*images, callback=report, **keywords)
-    write_image(result[0].cpu(), target)
+    keywords |= {"seed": fit.seed, "tv": fit.tv or 0.0, "checkpoint": fit.checkpoint}
+    refined = isinstance(fit, TiledFit) and (fit.usual if fit.refine is None else fit.refine)
+    restore_file(sources, target, fit.device, function, after="filters" if refined else "", **keywords)

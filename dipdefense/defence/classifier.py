@@ -1,7 +1,7 @@
 """The defence: purify an image, classify the reconstructions, decide."""
 
 import secrets
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,13 @@ class Prediction(_Parts):
     """The answer of a defended classifier to a batch: the tuple (logits, scores, reconstruction), and `flagged`."""
 
     flagged: Tensor | None = None  # (B,) bool, whether the alarm goes off; None before `calibrate`
+
+    def _replace(self, **changes: Any) -> Self:
+        """A copy with other values of some fields, `flagged` among them; see `typing.NamedTuple`."""
+        flagged = changes.pop("flagged", self.flagged)
+        twin = super()._replace(**changes)
+        twin.flagged = flagged
+        return twin
 
 
 class DefendedClassifier(Wrapper):

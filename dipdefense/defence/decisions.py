@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.arguments import check_finite, check_integer
+from dipdefense.arguments import check_finite, check_integer, did_you_mean
 from dipdefense.defence.detector import Detector
 from dipdefense.defence.evidence import (
     Evidence,
@@ -190,7 +190,9 @@ def known_decision(decision: Decision | str) -> Decision | str:
         return "detector_gated"
     if isinstance(decision, str):
         if decision not in DECISIONS:
-            raise ValueError(f"decision must be one of {', '.join(DECISIONS)}, got {decision!r}")
+            raise ValueError(
+                f"decision must be one of {', '.join(DECISIONS)}, got {decision!r}{did_you_mean(decision, DECISIONS)}"
+            )
     elif isinstance(decision, type) or not hasattr(decision, "combine"):
         raise TypeError(f"decision must be a Decision, its name or None, got {decision!r}")
     return decision

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dipdefense.arguments import did_you_mean
 from eval.claims.bench import KEY, Bench, Settings
 from eval.claims.claim import Claim, Estimate, Outcome
 from eval.claims.documents import CLAIMS
@@ -55,7 +56,9 @@ def benchmark_claims(
     """
     unknown = [name for name in only if name not in claims]
     if unknown:
-        raise ValueError(f"only must be among {', '.join(claims)}, got {unknown[0]!r}")
+        raise ValueError(
+            f"only must be among {', '.join(claims)}, got {unknown[0]!r}{did_you_mean(unknown[0], claims)}"
+        )
     shared = {name: str(value) if name == "data" else value for name, value in asdict(settings).items()}
     described = {
         "run": "benchmark claims",

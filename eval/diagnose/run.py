@@ -10,6 +10,7 @@ import pandas as pd
 from torch import Tensor, nn
 
 from attacks.gradient import validate
+from dipdefense.arguments import did_you_mean
 from dipdefense.defence.check_logits import check_logits
 from eval.clock import clock
 from eval.diagnose.attack_convergence import converged, gradients, one_step, settled
@@ -134,7 +135,7 @@ def _validate(
 ) -> None:
     unknown = [name for name in names if name not in CHECKS]
     if unknown or not names:
-        got = repr(unknown[0]) if unknown else "none"
+        got = f"{unknown[0]!r}{did_you_mean(unknown[0], CHECKS)}" if unknown else "none"
         raise ValueError(f"checks must be among {', '.join(CHECKS)}, got {got}")
     validate(images, labels, eps=eps, norm="linf", steps=counts["steps"])
     if eps == 0:

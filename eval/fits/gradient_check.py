@@ -96,20 +96,28 @@ def compare_gradients(
     return pd.DataFrame(rows)
 
 
-def cost_of_unrolling(config: FitConfig, shape: tuple[int, ...], steps: Sequence[int]) -> pd.DataFrame:
+def cost_of_unrolling(
+    config: FitConfig,
+    shape: tuple[int, ...],
+    steps: Sequence[int],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
     """Seconds and peak memory per image of the exact gradient of a fit, by the number of steps.
 
     Each is measured in a fresh process on the CPU, with 8 images of noise of `shape` (C, H, W). The cost of one step is
-    subtracted.
+    subtracted. `progress` is called with (steps measured, steps in all), since the cost rises with the steps.
 
     Returns:
         Columns `steps`, `seconds`, `mib`.
     """
     rows = []
-    for count in steps:
+    for number, count in enumerate(steps, 1):
         with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as pool:
             seconds, peak = pool.submit(_cost, config, shape, count, torch.get_num_threads()).result()
         rows.append({"steps": count, "seconds": seconds, "mib": peak / 2**20})
+        if progress is not None:
+            progress(sum(steps[:number]), sum(steps))
     return pd.DataFrame(rows)
 
 

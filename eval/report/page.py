@@ -15,6 +15,7 @@ except ImportError as error:
 
 from eval.records import write_whole
 from eval.report.accuracy_charts import together
+from eval.report.findings import NOT_ADAPTIVE, findings
 from eval.report.gallery import embed_gallery
 from eval.report.line_chart import draw
 from eval.report.runs import Run, find_runs, rows_of
@@ -22,10 +23,8 @@ from eval.report.sections import SECTIONS, plain_sections
 
 __all__ = ["render_report", "write_report"]
 
-WARNING = (
-    "No figure in this folder is from an attacker who knows the defence. Without one, no figure here shows robustness: "
-    "run dipdefense ladder."
-)
+TOLD = ("evaluation", "ladder")  # kinds that the opening is made from; the next one if there are none of them
+COMPARED = "defence"
 # the parts of a complete report, and the commands that make them
 PARTS = {
     "evaluation": "the table of `dipdefense evaluate`",
@@ -47,7 +46,12 @@ def write_report(run: str | Path, out: str | Path) -> None:
         OSError: a file cannot be read, `out` cannot be written.
         ValueError: the folder holds nothing known, or a file in it does not have the format that its name says.
     """
-    write_whole(Path(out), render_report(Path(run)))
+    out = Path(out)
+    if out.is_dir():
+        raise IsADirectoryError(f"out must be a file, {out} is a folder: name a file in it, such as {out}/report.html")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"out must be in a folder that exists, {out.parent} is missing: make it first")
+    write_whole(out, render_report(Path(run)))
 
 
 def render_report(folder: Path) -> str:
@@ -69,7 +73,8 @@ def render_report(folder: Path) -> str:
             together=[draw(chart) for chart in together(evaluated)],
             galleries=galleries,
             absent=[text for kind, text in PARTS.items() if kind not in there],
-            warning="" if _knows_the_defence(runs) else WARNING,
+            openings=openings(runs),
+            warning=NOT_ADAPTIVE,
             script=script,
             digest=digest,
         )
@@ -96,12 +101,17 @@ def _page(run: Run) -> dict[str, Any]:
     }
 
 
-def _knows_the_defence(runs: list[Run]) -> bool:
-    """Whether there is a figure of attacks that know the defence, or no attack at all."""
-    tables = [
-        table for run in runs for kind, table in run.tables.items() if kind in ("evaluation", "ladder", "defence")
-    ]
-    return not tables or any((table["crafted_on"] == "defended").any() for table in tables)
+def openings(runs: list[Run]) -> list[list[str]]:
+    """Three sentences for each data set and classifier; see `findings`."""
+    groups: dict[tuple[str, str], dict[str, list[list[dict[str, Any]]]]] = {}
+    for run in runs:
+        for kind in (*TOLD, COMPARED):
+            if kind in run.tables and len(run.tables[kind]):
+                rows = rows_of(run.tables[kind])
+                subject = tuple(str(rows[0].get(name, "")) for name in ("dataset", "classifier"))
+                groups.setdefault(subject, {}).setdefault(kind, []).append(rows)  # type: ignore[arg-type]
+    told = [[rows for kind in TOLD for rows in kinds.get(kind, [])] or kinds[COMPARED] for kinds in groups.values()]
+    return [sentences for tables in told if (sentences := findings(tables))]
 
 
 def _config_rows(config: dict[str, Any]) -> list[tuple[str, str]]:

@@ -60,7 +60,8 @@ def find_runs(folder: Path) -> list[Run]:
         ValueError: it holds nothing known, or a file does not have the format that its name says.
     """
     if not folder.is_dir():
-        raise ValueError(f"RUN_DIR must be the folder of a run, got {folder}: no such folder")
+        instead = "a file" if folder.exists() else "no such folder; dipdefense demo makes runs/demo"
+        raise ValueError(f"RUN_DIR must be the folder of a run, got {folder}: {instead}")
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "gallery")
     found = [read_run(path, folder.resolve().name if path == folder else path.name) for path in (folder, *inner)]
     runs = [run for run in found if run is not None]
@@ -68,7 +69,8 @@ def find_runs(folder: Path) -> list[Run]:
         files = sorted({file for file, _ in KINDS.values()} | PLAIN.keys())
         raise ValueError(
             f"RUN_DIR must hold one of {', '.join(files)} or gallery/gallery.json, or folders with them, as evaluate, "
-            f"demo, diagnose and benchmark write; got {folder}, which has none"
+            f"demo, diagnose and benchmark write; got {folder}, which has none: make one with dipdefense "
+            f"demo --out {folder}"
         )
     return runs
 

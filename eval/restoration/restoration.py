@@ -20,6 +20,7 @@ from torch import Tensor
 
 import dipdefense
 from dipdefense import FitConfig
+from dipdefense.arguments import did_you_mean
 from dipdefense.digest import configuration_hash
 from dipdefense.files.reading import read_image
 from dipdefense.files.writing import write_image
@@ -150,7 +151,8 @@ def benchmark_restoration(
     for name, chosen, known in (("tasks", tasks, tuple(SCENES)), ("methods", methods, METHODS)):
         unknown = [value for value in chosen if value not in known]
         if unknown or not chosen:
-            raise ValueError(f"{name} must be among {', '.join(known)}, got {(unknown or [''])[0]!r}")
+            hint = did_you_mean(unknown[0], known) if unknown else ""
+            raise ValueError(f"{name} must be among {', '.join(known)}, got {(unknown or [''])[0]!r}{hint}")
     if size is not None and size < 16:
         raise ValueError(f"size must be at least 16 pixels, got {size}")
     if config is not None and published:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attacks import ATTACKS, CONTROLS, MINIMUM_NORM
 from attacks.gradient import NORMS_OF
 from dipdefense import Purifier
-from dipdefense.arguments import check_finite, check_integer, check_positive
+from dipdefense.arguments import check_finite, check_integer, check_positive, did_you_mean
 from dipdefense.defence.check_logits import check_logits
 from dipdefense.digest import configuration_hash, describe, fingerprint
 from eval.classifier_probe import probe_images
@@ -84,7 +84,8 @@ class RunConfig(AttackConfig):
             check_names(field, getattr(self, field))
         for attack in self.chosen_attacks:
             if attack not in known_attacks():
-                raise ValueError(f"attack must be one of {', '.join(known_attacks())}, got {attack!r}")
+                hint = did_you_mean(attack, known_attacks())
+                raise ValueError(f"attack must be one of {', '.join(known_attacks())}, got {attack!r}{hint}")
             if attack in ATTACKS and attack not in attacks_in(self.norm):
                 raise ValueError(f"attacks must leave out {attack} when norm is {self.norm}, got both")
         if CONTROLS.keys() & set(self.chosen_attacks) and (self.targeted or self.crafted_on != "bare"):
@@ -146,12 +147,23 @@ def attacks_in(norm: str) -> tuple[str, ...]:
 def check_run(classifier: nn.Module, dataset: ImageDataset, n: int, device: str | torch.device) -> None:
     """Raise, before anything is computed, if a run on the first n images would fail or mislead later."""
     if n > len(dataset):
-        raise ValueError(f"n must be at most the {len(dataset)} images of {dataset.name}, got {n}")
+        remedy = "ask for fewer with --n, in a ladder with --images"
+        raise ValueError(f"n must be at most the {len(dataset)} images of {dataset.name}, got {n}: {remedy}")
     if classifier.training:
         raise ValueError(
             "classifier must be in eval mode, or images of a batch influence each other: call classifier.eval()"
         )
-    logits = classifier(dataset.batch([0]).to(device))
+    image = dataset.batch([0]).to(device)
+    try:
+        logits = classifier(image)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except RuntimeError as error:  # torch's, of shapes that do not fit
+        shape, reason = "x".join(map(str, image.shape[1:])), str(error).splitlines()[0]
+        raise ValueError(
+            f"classifier must accept the images of {dataset.name}, {shape}, got an error: {reason}; choose a data set "
+            "and a classifier that belong together"
+        ) from error
     check_logits(logits, 1)
     if int(dataset.labels.max()) >= logits.shape[1]:
         raise ValueError(

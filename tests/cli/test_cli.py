@@ -116,8 +116,8 @@ def test_purify_refuses(tmp_path, picture, config):
         "must state architecture_options and iterations", "purify", picture, tmp_path / "o.png", "--config", config
     )
     before = picture.read_bytes()
-    assert_refused("OUTPUT must not replace the images it comes from", "purify", picture, picture)
-    assert_refused("OUTPUT must not replace the images it comes from", "purify", picture, tmp_path)
+    assert_refused("OUTPUT must not replace an image that it comes from", "purify", picture, picture)
+    assert_refused("OUTPUT must not replace an image that it comes from", "purify", picture, tmp_path)
     assert picture.read_bytes() == before
     assert not (tmp_path / "out.png").exists()
 

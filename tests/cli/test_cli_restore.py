@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dipdefense.cli import app
+from dipdefense.cli.restore_file import EndsOfFits, check_source
 from dipdefense.files.reading import read_image
 from dipdefense.files.writing import write_image
 from dipdefense.fitting.config import FitConfig
@@ -69,7 +71,8 @@ def test_a_file_becomes_a_file(folder, command):
     config, results = ("--config", folder / "config.json"), []
     for i, options in enumerate([config, config, (*config, "--seed", 1), ("--tv", 0.1, "--iterations", 3)]):
         result = dipdefense(*arguments(folder, command), folder / f"{i}.png", *options)
-        assert (result.exit_code, result.output) == (0, "")
+        assert result.exit_code == 0, result.output
+        assert re.search(rf"\.png: .*{'4' if i < 3 else '3'} iterations, \d+\.\d s\n$", result.output)
         results.append(read_image(folder / f"{i}.png"))
     shapes = {"super-resolve": (3, 40, 48), "maximise-activation": (3, 20, 20)}
     assert results[0].shape == shapes.get(command, (3, 20, 24))
@@ -115,8 +118,9 @@ def test_denoise_says_what_it_found(folder, monkeypatch):
     monkeypatch.setitem(SMALL, "denoise", FitConfig(**QUICK | {"iterations": 60}, stopping="blind_discrepancy"))
     write_image(torch.full((3, 20, 24), 0.5), folder / "flat.png")
     noisy, flat = (dipdefense("denoise", folder / f"{name}.png", folder / "o.png") for name in ("image", "flat"))
-    assert re.search(r"image.png: noise of (6|7)\d\.\d in 255 removed\n$", noisy.output)  # uniform values: 73.6
-    assert flat.output.endswith("flat.png: noise of 0.0 in 255 found, so the image is unchanged\n")
+    line = r"image.png: noise of (6|7)\d\.\d in 255 removed, \d+ iterations, \d+\.\d s\n$"
+    assert re.search(line, noisy.output)  # uniform values: 73.6
+    assert re.search(r"flat.png: noise of 0.0 in 255 found, so the image is unchanged, \d\.\d s\n$", flat.output)
     assert torch.equal(read_image(folder / "o.png"), read_image(folder / "flat.png"))
     for option in ("--no-refine", "--tile=8"):
         assert dipdefense("denoise", folder / "image.png", folder / "p.png", option).exit_code == 0
@@ -132,7 +136,7 @@ def test_denoise_is_told_the_kind_of_noise(folder, monkeypatch):
     image[0, 3, 4], image[1, 7, 9] = 0, 1
     write_image(image, folder / "dots.png")
     dots = dipdefense("denoise", folder / "dots.png", folder / "o.png", "--noise", "impulse")
-    assert dots.output.endswith("dots.png: impulses at 0.14 % of the values\n")
+    assert "dots.png: impulses at 0.14 % of the values, 4 iterations, " in dots.output
     whole = read_image(folder / "o.png")
     assert (whole - read_image(folder / "dots.png")).abs().gt(0.2).sum() == 2
     assert dipdefense("denoise", folder / "image.png", folder / "c.png", "--noise", "camera").exit_code == 0
@@ -148,8 +152,8 @@ def test_remove_jpeg_says_what_it_found(folder, monkeypatch):
             image.save(folder / f"{quality}.jpg", quality=quality)
     names = ("20.jpg", "90.jpg", "smooth.png")
     said = {name: dipdefense("remove-jpeg", folder / name, folder / "o.png") for name in names}
-    assert re.search(r"20.jpg: JPEG of quality (19|20|21) found, artefacts removed\n", said["20.jpg"].output)
-    assert re.search(r"90.jpg: JPEG of quality (89|90|91) found, so the image is unchanged\n", said["90.jpg"].output)
+    assert re.search(r"20.jpg: JPEG of quality (19|20|21) found, artefacts removed, \d+ it", said["20.jpg"].output)
+    assert re.search(r"90.jpg: JPEG of quality (89|90|91) found, so the image is unchanged, \d", said["90.jpg"].output)
     assert (
         "smooth.png: no trace of JPEG found, so the image is unchanged; --no-refine fits it"
         in said["smooth.png"].output
@@ -220,6 +224,46 @@ def test_a_killed_command_goes_on_from_its_checkpoint(folder, command, monkeypat
                 with pytest.raises(KilledError):
                     dipdefense(*line, folder / "o.png", *options)
     refused("of another (seed", *line, folder / "o.png", "--seed", 1, *options)
+
+
+def test_what_was_done_is_said_in_one_line(folder):
+    config = ("--config", folder / "config.json")
+    tiles = dipdefense("purify", folder / "image.png", folder / "o.png", "--tile", 16, *config)
+    runs = dipdefense("denoise", folder / "image.png", folder / "o.png", "--runs", 2, *config)
+    filled = dipdefense("inpaint", folder / "image.png", folder / "mask.png", folder / "o.png", *config)
+    unknown = 100 * (1 - read_image(folder / "mask.png").mean().item())
+    for result, words in (
+        (tiles, r"purified, noise of \d+\.\d in 255 seen, 4 fits of 4 iterations"),
+        (runs, r"noise of \d+\.\d in 255 removed, 2 fits of 4 iterations"),
+        (filled, rf"{unknown:.1f} % of the image filled in, 4 iterations"),
+    ):
+        assert re.fullmatch(rf"\S+image\.png: {words}, \d+\.\d s\n", result.output), result.output
+    (folder / "two").mkdir()
+    for name in "ab":
+        write_image(torch.full((1, 8, 8), 0.5), folder / "two" / f"{name}.png")
+    result = dipdefense("purify", folder / "two", folder / "out", *config)
+    assert re.fullmatch(r"\S+out: 2 of 2 images purified, \d+\.\d s\n", result.output)
+
+
+def test_the_ends_of_fits_are_those_of_the_last_iterations():
+    """Two fits, the first of two images; its second image stops earlier."""
+    ends = EndsOfFits()
+    assert str(ends) == ""
+    for iteration, index in ((1, [0, 1]), (2, [0, 1]), (3, [0]), (1, [0]), (2, [0])):
+        ends.see(SimpleNamespace(iteration=iteration, index=torch.tensor(index)))
+    assert str(ends) == "3 fits of 2 to 3 iterations"
+
+
+def test_a_source_that_is_no_file_is_refused(folder):
+    for command in ("purify", "denoise"):
+        result = dipdefense(command, folder / "none.png", folder / "o.png")
+        assert isinstance(result.exception, FileNotFoundError)
+        assert "INPUT must be an image file, " in str(result.exception)
+        assert str(result.exception).endswith("none.png does not exist: check the name and the folder")
+    with pytest.raises(IsADirectoryError, match=r"is a folder: name a file in it \(dipdefense purify takes folders\)"):
+        check_source(folder)
+    with pytest.raises(FileNotFoundError, match=r"none\.png does not exist: check the name and the folder"):
+        check_source(folder / "none.png")
 
 
 def test_purify_has_one_checkpoint_for_one_file(folder):

@@ -1,5 +1,7 @@
 """The alarm: its rate of false alarms in closed form and by simulation, and what `calibrate` leaves as it was."""
 
+import pickle
+
 import pytest
 import torch
 from scipy.stats import beta
@@ -63,6 +65,19 @@ def test_calibrating_makes_a_copy_that_decides_and_scores_as_before(defended):
     assert torch.equal(after.flagged, after.scores > alarmed.alarm.threshold)
     assert "alarm=Alarm(" in repr(alarmed)
     assert alarmed.variant(seed=1, gradient="none").alarm == alarmed.alarm
+
+
+def test_a_prediction_with_other_fields_keeps_its_alarm(defended):
+    judged = defended.calibrate(images(20), 0.1).judge(images(3, seed=1))
+    other = judged._replace(scores=judged.scores / 2)
+    assert torch.equal(other.flagged, judged.flagged)
+    assert torch.equal(other.scores, judged.scores / 2)
+    assert judged._replace(flagged=None).flagged is None
+    logits, scores, reconstruction = other
+    assert [part is field for part, field in zip((logits, scores, reconstruction), other, strict=True)] == [True] * 3
+    assert other[1] is other.scores
+    assert repr(other).startswith("Prediction(logits=")
+    assert pickle.loads(pickle.dumps(other)).flagged.equal(judged.flagged)
 
 
 def test_the_size_of_a_batch_does_not_matter(defended):

@@ -268,6 +268,22 @@ class Executed:
         return exec, ("raise SystemExit('executed')",)
 
 
+def test_the_advice_to_execute_weights_is_not_passed_on(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"as torch.save\(net.state_dict\(\), FILE\) makes it: ") as refused:
+        read_weights(tmp_path / "w.pt")
+    assert "weights_only" not in str(refused.value)
+
+
+def test_errors_name_the_remedy() -> None:
+    with pytest.raises(ValueError, match=r"got 'cifar_resnet21'; did you mean cifar_resnet"):
+        load_classifier("cifar_resnet21")
+    with pytest.raises(ValueError, match=r"got 'resnet19'; did you mean resnet1"):
+        load_classifier("torchvision:resnet19")
+    with pytest.raises(ValueError, match=r"made by torch.save\(torchvision.models.resnet18\(weights='DEFAULT'\)"):
+        load_classifier("torchvision:resnet18")
+
+
 @pytest.mark.parametrize("content", [{"a": Executed()}, nn.Linear(2, 2)])
 def test_weights_are_never_executed(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pt")

@@ -443,6 +443,33 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
             load_dataset(name, tmp_path / name)
 
 
+@pytest.mark.parametrize(("name", "error"), [("MNIST", RuntimeError), ("CIFAR10", OSError)])
+def test_a_download_that_fails_names_the_remedy(name: str, error: type[Exception], monkeypatch, tmp_path) -> None:
+    def fail(*arguments: object, **keywords: object) -> None:
+        raise error("no network")
+
+    monkeypatch.setattr(eval.datasets, name, fail)
+    monkeypatch.setenv("DIPDEFENSE_CACHE", str(tmp_path))
+    message = f"{name.lower()} could not be downloaded into {tmp_path}, no network: name its files with --data"
+    with pytest.raises(OSError, match=message):
+        load_dataset(name.lower())
+
+
+def test_errors_name_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"got 'cifar'; did you mean cifar10\?"):
+        load_dataset("cifar")
+    with pytest.raises(FileNotFoundError, match="expected the data of mnist there; without --data it is downloaded"):
+        load_dataset("mnist", tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="without --data they are downloaded"):
+        load_dataset("mnist", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"the python version of www\.cs\.toronto\.edu"):
+        load_dataset("cifar10", tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"name with --data one that has labels\.csv or a folder for each class"
+    ):
+        load_dataset("folder")
+
+
 @pytest.mark.parametrize("name", [name for name in DATASETS if not name.startswith("digits")])
 def test_a_missing_path_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"nowhere does not exist: expected the data of {name}"):

@@ -19,6 +19,7 @@ from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.demo import DEMO, _telling, run_demo
 from eval.report import write_report
+from eval.report.findings import NOT_ADAPTIVE
 from eval.robustness.evaluate import evaluate_robustness
 
 
@@ -92,7 +93,8 @@ def test_a_purifier_that_tells_purifies_as_any_other():
 def test_the_command_prints_rows_as_they_are_made(monkeypatch, tmp_path, words, full):
     row = pd.DataFrame(
         {
-            **{"attack": ["clean"], "crafted_on": "", "defence": "none", "n": 4, "accuracy": 1.0, "ci_low": 0.5},
+            **{"attack": ["clean"], "crafted_on": "", "defence": "dip", "n": 4, "accuracy": 1.0, "ci_low": 0.5},
+            **{"eps": 0.0, "dataset": "digits", "classifier": "digits_cnn"},
             **{"ci_high": 1.0, "seconds_per_image": 0.1, **dict.fromkeys(("psnr_attacked", "ssim_attacked"), math.nan)},
             **dict.fromkeys(("psnr_defended", "ssim_defended"), math.nan),
         }
@@ -109,9 +111,13 @@ def test_the_command_prints_rows_as_they_are_made(monkeypatch, tmp_path, words, 
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].startswith("attack\tcrafted on")
-    assert lines[1] == "clean\t\tnone\t4\t100.0\t50.0 - 100.0\t\t\t0.1000"
-    assert lines[2:4] == [f"table: {tmp_path / 'summary.csv'}", f"picture: {tmp_path / 'comparison.png'}"]
-    assert lines[-1].endswith(f"dipdefense report {tmp_path} -o report.html")
+    assert lines[1] == "clean\t\tdip\t4\t100.0\t50.0 - 100.0\t\t\t0.1000"
+    assert lines[2] == f"table: {tmp_path / 'summary.csv'}"
+    assert lines[-6].endswith(f"dipdefense report {tmp_path} -o report.html")
+    assert lines[-5] == f"picture: {tmp_path / 'comparison.png'}"
+    assert lines[-4].startswith("It shows 4 of the digits: clean, attacked by PGD, ")
+    assert "100.0 % (50.0 to 100.0) are classified right with the defence" in lines[-3]
+    assert lines[-2:] == ["No attack was run that does not know the defence.", NOT_ADAPTIVE]
     assert (f"dipdefense demo --full --out {tmp_path}" in result.stdout) != full
     asked = CliRunner().invoke(app, ["--json", "demo", "--out", str(tmp_path), *words])
     assert [one["attack"] for one in json.loads(asked.stdout)] == ["clean"]

@@ -142,3 +142,9 @@ def test_what_a_run_was_made_with():
     made = made_with("torch")
     assert list(made["versions"]) == ["python", "torch"]
     assert len(made["code"]) == 16
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ValueError, match=r"out must be a folder, .*file is a file: name another one"):
+        start(tmp_path / "file", FIRST)

@@ -276,9 +276,9 @@ def gradients(
     with progress_bar("gradients") as progress:
         table = compare_gradients(defended, images, labels, gradients=chosen, progress=progress)
     purifier, _ = defended.plan(images)
-    cost = cost_of_unrolling(
-        purifier.config_for(images), tuple(images.shape[1:]), [int(text) for text in options.names(steps)]
-    )
+    chosen_fit, shape, counts = purifier.config_for(images), tuple(images.shape[1:]), map(int, options.names(steps))
+    with progress_bar("unrolled steps") as progress:
+        cost = cost_of_unrolling(chosen_fit, shape, list(counts), progress=progress)
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "slopes.csv", index=False)
     cost.to_csv(out / "cost.csv", index=False)

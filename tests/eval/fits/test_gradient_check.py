@@ -48,5 +48,8 @@ def test_differences_of_two_draws_are_refused():
 @pytest.mark.slow
 def test_memory_grows_far_slower_than_the_steps():
     config = FitConfig(architecture_options={"channels": [8, 16], "skip_channels": 4}, iterations=4)
-    cost = cost_of_unrolling(config, (3, 32, 32), (16, 256)).set_index("steps")
+    told: list[tuple[int, int]] = []
+    measured = cost_of_unrolling(config, (3, 32, 32), (16, 256), progress=lambda *shares: told.append(shares))
+    assert told == [(16, 272), (272, 272)]
+    cost = measured.set_index("steps")
     assert cost.loc[256, "mib"] < 8 * cost.loc[16, "mib"]  # 4 by the root, 16 if it grew with the steps

@@ -25,7 +25,9 @@ from eval.metrics import psnr
 from eval.report import write_report
 from eval.report.accuracy_charts import methods_against_eps, together
 from eval.report.detection import roc_charts
+from eval.report.findings import NOT_ADAPTIVE
 from eval.report.line_chart import COLOURS, Chart, Point, Series, draw
+from eval.report.page import openings
 from eval.report.runs import find_runs, records_of
 from eval.report.text_tables import cells, radius
 from eval.robustness.comparison import ComparisonConfig, benchmark_defence
@@ -163,7 +165,7 @@ def test_what_lacks_is_named(copy):
     for sentence in (
         "the gallery: `dipdefense evaluate --gallery N`",
         "attacks that know the defence: `dipdefense ladder`",
-        "No figure in this folder is from an attacker who knows the defence",
+        "No attack that knows the defence was run, so nothing can be claimed",
         "config.json, the settings of the run",
         "paired differences: there is no paired.csv",
         "ROC of the detector: records.jsonl, which holds the scores, is missing",
@@ -191,7 +193,33 @@ def test_a_figure_of_an_adaptive_attack_silences_the_warning(copy):
     page = Page(report(copy)).text
     assert "25.0 (10.0 to 50.0)" in page
     assert "worst case: summary.csv lacks it" in page
-    assert "No figure in this folder" not in page
+    assert NOT_ADAPTIVE not in openings(find_runs(copy / "ladder"))[0]
+    assert "it keeps 25.0 % (10.0 to 50.0) of 4 images right" in page
+
+
+def test_the_page_opens_with_what_its_tables_say(runs):
+    """Three sentences, with the figures of the table; the comparison is left to its section."""
+    table = pd.read_csv(runs / "evaluated" / "summary.csv").set_index(["attack", "defence"])
+
+    def share(*row: str) -> str:
+        accuracy, low, high = 100 * table.loc[row, ["accuracy", "ci_low", "ci_high"]]
+        return f"{accuracy:.1f} % ({low:.1f} to {high:.1f})"
+
+    (opening,) = openings(find_runs(runs))
+    assert opening == [
+        f"8 images of digits were classified by DigitsCNN, clean and under pgd with eps 0.2; of the clean images "
+        f"{share('clean', 'dip')} are classified right with the defence and {share('clean', 'none')} without it (95 % "
+        "intervals in brackets).",
+        f"Under the strongest attack that does not know the defence, pgd with eps 0.2, {share('pgd', 'dip')} are "
+        f"classified right with the defence and {share('pgd', 'none')} without it.",
+        NOT_ADAPTIVE,
+    ]
+    text = Page(report(runs)).text
+    assert [text.index(sentence) for sentence in opening] == sorted(text.index(sentence) for sentence in opening)
+    assert text.index(NOT_ADAPTIVE) < text.index("Report of dipdefense")
+    (compared,) = openings(find_runs(runs / "defences"))
+    assert "pgd with eps 0.1, 0.2" in compared[0]
+    assert "the best of the other defences, jpeg " in compared[1]
 
 
 def test_a_targeted_run_is_a_share_of_hits_and_an_older_table_one_of_right_images(copy):
@@ -218,8 +246,12 @@ def test_bad_folders_are_refused(tmp_path, copy):
     with pytest.raises(ValueError, match=r"RUN_DIR must hold one of .*summary.csv.* got .*empty, which has none"):
         write_report(tmp_path / "empty", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
-    with pytest.raises(OSError, match="missing"):
+    with pytest.raises(ValueError, match=r"got .*notes.txt: a file"):
+        write_report(tmp_path / "empty" / "notes.txt", tmp_path / "report.html")
+    with pytest.raises(FileNotFoundError, match=r"out must be in a folder that exists, .*missing is missing"):
         write_report(copy, tmp_path / "missing" / "report.html")
+    with pytest.raises(IsADirectoryError, match=r"out must be a file, .*empty is a folder: name a file in it"):
+        write_report(copy, tmp_path / "empty")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""What a new user meets: the command alone, names that are nearly right, files that are not there."""
+
+import io
+import shlex
+
+import pytest
+import torch
+import typer
+from rich.console import Console
+from torch import nn
+from typer.testing import CliRunner
+
+from dipdefense.arguments import did_you_mean
+from dipdefense.cli import app, main
+from dipdefense.cli.output import progress_bar
+from eval.classifiers import MnistLeNet
+from eval.datasets import load_dataset
+from eval.robustness.config import check_run
+
+
+def test_the_command_alone_says_what_to_try():
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 2
+    assert len(result.stdout.splitlines()) <= 20
+    assert max(map(len, result.stdout.splitlines())) <= 110
+    lines = [line.strip() for line in result.stdout.splitlines() if line.startswith("  dipdefense ")]
+    assert [line.split()[1] for line in lines] == ["demo", "purify", "evaluate"]
+    commands = typer.main.get_command(app).commands
+    for _, name, *words in map(shlex.split, lines):
+        commands[name].make_context(name, words)  # an unknown option or a missing argument raises
+    assert "All commands: dipdefense --help" in result.stdout
+    assert "Usage: " in CliRunner().invoke(app, ["--help"]).stdout
+
+
+def test_the_nearest_name_is_named():
+    assert did_you_mean("pdg", ["fgsm", "pgd"]) == "; did you mean pgd?"
+    assert did_you_mean("magic", ["fgsm", "pgd"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        ("evaluate --attacks pdg", "pgd"),
+        ("evaluate --attacks fgsm --filters gausian_blur", "gaussian_blur"),
+        ("evaluate --decision lst", "last"),
+        ("ladder --rungs bpdaa", "bpda"),
+        ("benchmark defence --methods jpg", "jpeg"),
+        ("benchmark restoration --data . --tasks hole", "holes"),
+        ("certify --purifiers dipp", "dip"),
+        ("learn-start x.safetensors --dataset digit", "digits"),
+        ("denoise a.png b.png --noise camara", "camera"),
+        ("inpaint a.png m.png b.png --kind texts", "text"),
+    ],
+)
+def test_an_unknown_name_has_the_nearest_beside_it(words, nearest, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=rf"got '\w+'; did you mean {nearest}\?"):
+        CliRunner().invoke(app, words.split(), catch_exceptions=False)
+
+
+def test_a_setting_that_is_nearly_right(tmp_path):
+    (tmp_path / "config.json").write_text('{"iteration": 3}')
+    words = ["purify", "a.png", "b.png", "--config", str(tmp_path / "config.json")]
+    with pytest.raises(ValueError, match=r"got 'iteration'; did you mean iterations\?"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def test_an_error_of_a_file_is_its_name_and_the_reason(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["dipdefense", "benchmark", "stopping", "--data", "nowhere"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == "error: nowhere: No such file or directory\n"
+
+
+def test_a_classifier_of_other_images_is_refused():
+    message = (
+        "classifier must accept the images of digits, 1x32x32, got an error: .*; choose a data set and a classifier"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_run(MnistLeNet().eval(), load_dataset("digits"), 1, "cpu")
+
+    class Full(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError, match="full"):  # not a matter of shapes
+        check_run(Full().eval(), load_dataset("digits"), 1, "cpu")
+
+
+def test_more_images_than_there_are():
+    with pytest.raises(ValueError, match="got 450: ask for fewer with --n, in a ladder with --images"):
+        check_run(MnistLeNet().eval(), load_dataset("digits"), 450, "cpu")
+
+
+def test_what_follows_a_full_bar_has_a_name(monkeypatch):
+    shown = io.StringIO()
+    monkeypatch.setattr("dipdefense.cli.output.errors", Console(file=shown, force_terminal=True, width=100))
+    with progress_bar("fit") as progress:
+        progress(100, 100)
+        for _ in range(2):
+            progress.then("filters")
+    last = shown.getvalue().rpartition("fit")[2]
+    assert last.count("filters") == 1
