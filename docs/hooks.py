@@ -19,5 +19,15 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Let `../README.md` and its like lead to the shared files, which lie beside the pages here."""
-    return re.sub(rf"\]\(\.\./({'|'.join(map(re.escape, SHARED))})", r"](\1", markdown)
+    """Let `../README.md` and its like lead to the shared files, which lie beside the pages here; draw the diagrams.
+
+    A diagram is an image on a code host. Here its SVG stands in the page, so that it has the colour of the text in both
+    themes; the style by which it follows the system as an image is left out.
+    """
+    markdown = re.sub(rf"\]\(\.\./({'|'.join(map(re.escape, SHARED))})", r"](\1", markdown)
+    return re.sub(r"!\[[^\]]*\]\((diagrams/[\w-]+\.svg)\)", _drawn, markdown)
+
+
+def _drawn(image: re.Match[str]) -> str:
+    svg = (ROOT / "docs" / image[1]).read_text(encoding="utf-8")
+    return f"<div>\n{re.sub(r'<style>.*?</style>', '', svg, flags=re.DOTALL).strip()}\n</div>"

@@ -181,6 +181,23 @@ def test_links_lead_to_files_and_headings(page):
         assert not anchor or anchor in anchors(target), link
 
 
+def leaves(command: Any, name: str = "dipdefense") -> dict[str, Any]:
+    """The commands under a group by their full names."""
+    inside = getattr(command, "commands", None)
+    if inside is None:
+        return {name: command}
+    return {full: leaf for word, below in inside.items() for full, leaf in leaves(below, f"{name} {word}").items()}
+
+
+def test_every_command_has_its_row_as_its_help_has_it():
+    rows = re.findall(r"^\| `(dipdefense [^`]+)` \| (.+) \| `(.+)` \|$", PAGES["docs/commands.md"], flags=re.MULTILINE)
+    said = [
+        (name, " ".join(leaf.help.partition("\n\n")[0].split()), leaf.epilog.removeprefix("Example: "))
+        for name, leaf in leaves(COMMAND).items()
+    ]
+    assert sorted(rows) == sorted(said)
+
+
 def test_every_public_name_is_in_the_api_reference():
     import eval as evaluation
 
@@ -194,3 +211,32 @@ def test_the_citation_names_this_version():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
     assert f"version = {{{version}}}" in PAGES["docs/cite.md"]
+
+
+def test_the_glossary_is_in_order_and_names_no_term_twice():
+    terms = re.findall(r"^\| (?!term |---)(.+?) \|", PAGES["docs/glossary.md"], flags=re.MULTILINE)
+    assert len(terms) > 50
+    assert terms == sorted(set(terms), key=str.lower)
+
+
+def sections_with_figures(page: str) -> set[str]:
+    """The anchors of the sections that hold a table with a figure, a number with a decimal point."""
+    found, heading = set(), ""
+    for line in re.sub(r"^```.*?^```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE).splitlines():
+        title = re.match(r"#+ (.+)", line)
+        heading = title[1] if title else heading
+        if re.match(r"\s*\|.*\d\.\d", line):
+            found.add(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize(
+    "page",
+    sorted(
+        {path for path in re.findall(r"\]\(([\w-]+\.md)", PAGES["docs/tables.md"])} - {"README.md"},
+    ),
+)
+def test_all_tables_of_results_are_listed(page):
+    listed = set(re.findall(rf"\]\({re.escape(page)}#([\w-]+)\)", PAGES["docs/tables.md"]))
+    settings = {"the-benchmark", "what-the-tasks-do"}  # their tables hold no results
+    assert sections_with_figures(f"docs/{page}") - settings <= listed
