@@ -14,11 +14,11 @@ EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 pytestmark = pytest.mark.slow
 
 
-def run(name: str, folder: Path) -> str:
+def run(name: str, folder: Path, *arguments: object) -> str:
     """What the script prints, run in a folder; a warning, or three minutes of a slow processor, fails it."""
     before = _seconds()
     result = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py"],
+        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *map(str, arguments)],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -37,7 +37,7 @@ def _seconds() -> float:
 
 
 def test_all_scripts_are_tested():
-    tested = set(re.findall(r"def test_(\w+)\(tmp_path\)", Path(__file__).read_text("utf-8")))
+    tested = set(re.findall(r"def test_(\w+)\(tmp_path", Path(__file__).read_text("utf-8")))
     assert tested == {path.stem for path in EXAMPLES.glob("*.py")}
 
 
@@ -67,6 +67,20 @@ def test_calibrate_an_alarm(tmp_path):
     assert asked is not None
     assert flagged["clean"] < float(asked[2]) + 10  # of 59 images
     assert min(flagged["PGD 25/255"], flagged["PGD 51/255"]) > 70
+
+
+@pytest.mark.data
+def test_along_the_fit(tmp_path, data):
+    printed = run("along_the_fit", tmp_path, data, tmp_path, 24)
+    assert printed.count("defended: espresso") >= 1  # the photograph as it is
+    right = {
+        name: [float(share) for share in re.findall(r"(\S+) % right", line)]
+        for name, line in re.findall(r"^(clean|pgd): (.+)$", printed, re.MULTILINE)
+    }
+    assert right["clean"][0] < right["clean"][-1] - 30  # blurred, then right
+    assert right["pgd"][0] < right["pgd"][1] - 10  # blurred, right,
+    assert right["pgd"][-1] < right["pgd"][1] - 10  # and fooled again
+    assert {path.name for path in tmp_path.iterdir()} >= {"along_the_fit.jpg", "accuracy_along_fit.png"}
 
 
 def test_evaluate_honestly(tmp_path):

@@ -1,6 +1,7 @@
 """The command `dipdefense ladder`."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,7 @@ def ladder(
         str,
         options.run_option(
             help="Images for each rung by its cost, such as gradient=64,unrolled=8; "
-            "cheap=1000,gradient=256,unrolled=32,queries=16 by default."
+            "cheap=1000,gradient=256,unrolled=32,queries=16 by default, or all images if there are fewer."
         ),
     ] = "",
     budget: Annotated[
@@ -57,14 +58,14 @@ def ladder(
     from eval.robustness.run_spec import RunSpec
 
     sigma, votes = (None, AdaptiveConfig.votes) if smooth is None else options.smoothing(smooth)
-    where, default = options.device_named(device), AdaptiveConfig(norm=norm)
+    where, default, counts = options.device_named(device), AdaptiveConfig(norm=norm), _counts(images)
     spec = RunSpec(
         **vars(subject) | {"index": options.index_range(subject.index)},
         config=AdaptiveConfig(
             rungs=[*default.chosen_rungs, *(["transfer"] if source else [])] if rungs is None else options.names(rungs),
             norm=norm,
             eps=options.number("eps", eps),
-            n=default.n | _counts(images),
+            n=default.n | counts,
             queries=queries,
             votes=votes,
             seed=seed,
@@ -79,10 +80,13 @@ def ladder(
         sigma=sigma,
     )
     other = None if source is None else load_classifier(source, source_weights).to(where)
+    defended, dataset = spec.load(where)
+    fewer = {cost: min(count, len(dataset)) for cost, count in spec.config.n.items() if cost not in counts}
     with progress_bar("images") as progress:
         table = evaluate_adaptive(
-            *spec.load(where),
-            spec.config,
+            defended,
+            dataset,
+            replace(spec.config, n=spec.config.n | fewer),
             out=out,
             source=other,
             classifier_name=spec.classifier,

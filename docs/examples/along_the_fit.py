@@ -34,7 +34,7 @@ SHOWN = (5, 30, 60)  # iterations
 @torch.no_grad()
 def show(axis: Axes, heading: str, image: Tensor, classifier: nn.Module, label: int, names: Sequence[str]) -> None:
     """An image (1, 3, H, W), and under it the classes that the classifier reads in it and in its small mirror image."""
-    axis.imshow(image[0].permute(1, 2, 0))
+    axis.imshow(image[0].permute(1, 2, 0).numpy())
     axis.set_title(heading, fontsize=10)
     axis.set(xticks=[], yticks=[])
     for line, (view, said) in enumerate((("identity", "read as"), ("small_mirror", "mirrored, smaller:"))):

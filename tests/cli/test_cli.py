@@ -174,6 +174,13 @@ def test_evaluate_and_ladder_take_the_smoothed_classifier(tmp_path):
     assert len(records) == 2 * 2 * 3  # clean and attacked, two images, three votes
 
 
+def test_the_ladder_takes_all_images_where_there_are_fewer_than_its_default(tmp_path, config):
+    words = ["ladder", "--index", ":12", "--rungs", "oblivious", "--config", str(config), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == 2 * 3
+
+
 @pytest.mark.slow
 def test_the_ladder_prints_and_writes_one_table(tmp_path, config):
     command = ("ladder", "--rungs", "oblivious,bpda", "--images", "cheap=3,gradient=2", "--fresh")
