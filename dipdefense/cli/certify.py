@@ -71,5 +71,7 @@ def certify(
         )
     print_frame(table)
     reach = config.plan.radius(samples, samples)
-    note(f"no radius above {reach:.3g} can be certified with {samples} samples at alpha {alpha:g}: rows beyond it are 0")
+    note(
+        f"no radius above {reach:.3g} can be certified with {samples} samples at alpha {alpha:g}: rows beyond it are 0"
+    )
     note(f"table, curve and records: {out}")

@@ -352,7 +352,8 @@ def test_benchmark_defence(config, tmp_path):
     result = dipdefense(*command, "--baseline", "jpeg:75", "--out", tmp_path / "run")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.split()[:4] == ["defence", "strength", "attack", "eps"]
-    assert len(result.stdout.splitlines()) == 1 + 3 * 2 * (1 + 5 + 3)
+    assert len(result.stdout.splitlines()) == 1 + 3 * 2 * (1 + 5 + 3) + 2
+    assert result.stdout.endswith("these attacks do not know the defence; judge it by dipdefense ladder\n")
     names = {path.name for path in (tmp_path / "run").iterdir()}
     kept = {"config.json", "probe.json", "records.jsonl"}
     assert names == kept | {"summary.csv", "summary.json", "paired.csv", "roc.csv", "curves.png", "roc.png"}
