@@ -70,4 +70,8 @@ def certify(
             classifier, images, config, out=out, classifier_name=subject.classifier, device=where, progress=progress
         )
     print_frame(table)
+    reach = config.plan.radius(samples, samples)
+    note(
+        f"no radius above {reach:.3g} can be certified with {samples} samples at alpha {alpha:g}: rows beyond it are 0"
+    )
     note(f"table, curve and records: {out}")

@@ -58,6 +58,9 @@ def reconstruct(
         decisions: one or more that share the fits. Either all of them name iterations, or there is only one.
         gradient: meaning of a backward pass, see `Purifier`.
         scored: whether detection scores are needed for decisions whose logits do not depend on them.
+
+    Raises:
+        ValueError: a class derived from `Purifier` returns frames of another number or shape.
     """
     config = purifier.config_for(images)
     needed: set[int] = set()
@@ -69,6 +72,13 @@ def reconstruct(
         purifier.frames(images, iterations or None, config=config, gradient=gradient, restart=restart)
         for restart in range(restarts)
     ]
+    shape = (max(1, len(iterations)), *images.shape)
+    for made in frames:
+        if made.shape != shape:
+            raise ValueError(
+                f"frames of {type(purifier).__name__} must be one reconstruction for each iteration that the decision "
+                f"needs, {shape}, got {tuple(made.shape)}: return as many, or use the decision LastReconstruction"
+            )
     identity = known_gradient(gradient) is GRADIENTS["straight_through"]
     return Reconstructions(torch.stack(frames), tuple(iterations), config.iterations, identity)
 

@@ -82,7 +82,8 @@ def transfer(
     """
     if surrogate is None:
         means = "not run: there is no surrogate"
-        return Finding(check="transfer", passed=None, figures={}, means=means, remedy="name another classifier")
+        remedy = "name another classifier as the surrogate (--surrogate)"
+        return Finding(check="transfer", passed=None, figures={}, means=means, remedy=remedy)
     attack = craft(model, images, labels, eps=eps, steps=2 * steps, seed=seed).least()
     rival = craft(surrogate, images, labels, eps=eps, steps=2 * steps, seed=seed).adversarial
     return _compared(margin(model, rival, labels, seed=seed), attack, check="transfer", name="transfer")

@@ -175,7 +175,17 @@ def test_evaluate_and_ladder_take_the_smoothed_classifier(tmp_path):
 
 
 def test_the_ladder_takes_all_images_where_there_are_fewer_than_its_default(tmp_path, config):
-    words = ["ladder", "--index", ":12", "--rungs", "oblivious", "--config", str(config), "--out", str(tmp_path / "run")]
+    words = [
+        "ladder",
+        "--index",
+        ":12",
+        "--rungs",
+        "oblivious",
+        "--config",
+        str(config),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == 2 * 3
@@ -342,7 +352,8 @@ def test_benchmark_defence(config, tmp_path):
     result = dipdefense(*command, "--baseline", "jpeg:75", "--out", tmp_path / "run")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.split()[:4] == ["defence", "strength", "attack", "eps"]
-    assert len(result.stdout.splitlines()) == 1 + 3 * 2 * (1 + 5 + 3)
+    assert len(result.stdout.splitlines()) == 1 + 3 * 2 * (1 + 5 + 3) + 2
+    assert result.stdout.endswith("these attacks do not know the defence; judge it by dipdefense ladder\n")
     names = {path.name for path in (tmp_path / "run").iterdir()}
     kept = {"config.json", "probe.json", "records.jsonl"}
     assert names == kept | {"summary.csv", "summary.json", "paired.csv", "roc.csv", "curves.png", "roc.png"}

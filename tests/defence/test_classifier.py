@@ -19,6 +19,7 @@ from dipdefense import (
     Detector,
     DetectorGated,
     FitConfig,
+    LastReconstruction,
     MeanSoftmax,
     OnDevices,
     Purifier,
@@ -329,6 +330,21 @@ def test_a_variant_keeps_the_class_of_a_purifier_of_ones_own(config):
     x = images()
     reconstruction = Purifier(config, seed=2).trajectory(x, (TINY.iterations if config else 2,))[0]
     torch.testing.assert_close(defended.judge(x).reconstruction, reconstruction / 2)
+
+
+class Darkened(Purifier):
+    """A filter in place of the fit: one reconstruction, half as bright."""
+
+    def frames(self, images, iterations, **more):
+        return images[None] / 2
+
+
+def test_a_filter_of_ones_own_returns_as_many_frames_as_the_decision_needs():
+    x, net = images(), Linear()
+    torch.testing.assert_close(DefendedClassifier(net, Darkened(), decision=LastReconstruction())(x), net(x / 2))
+    defended = DefendedClassifier(net, Darkened(), decision=MeanSoftmax((2, 4)))
+    with pytest.raises(ValueError, match=r"^frames of Darkened must .* \(2, 2, 3, 16, 16\), got \(1, 2, .*: return as"):
+        defended(x)
 
 
 @pytest.mark.parametrize("tile", [None, 12])

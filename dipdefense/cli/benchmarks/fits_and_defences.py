@@ -240,6 +240,8 @@ def defence(
             progress=progress,
         )
     print_frame(table, COMPARED)
+    note(f"table, paired differences, detection, curves, records: {out}")
+    note("these attacks do not know the defence; judge it by dipdefense ladder")
 
 
 @benchmark.command(epilog="Example: dipdefense benchmark gradients --n 4 --steps 10,20")

@@ -218,6 +218,7 @@ def test_transfer_is_not_asked_without_a_surrogate(net):
     (row,) = diagnose(net, IMAGES, LABELS, checks=["transfer"], **SHORT).itertuples()
     assert row.passed is None
     assert row.queries == 0
+    assert row.remedy == "name another classifier as the surrogate (--surrogate)"
 
 
 def test_a_linear_classifier_has_its_exact_trace():
