@@ -14,7 +14,7 @@ NOT_ADAPTIVE = (
     "dipdefense ladder."
 )
 UNDEFENDED = ("none", "bare")
-OWN = ("default", "dip")  # the defence that the sentences are about: the first of these that a table has
+OWN = ("default", "dip", "smooth")  # the defence that the sentences are about: the first of these that a table has
 # of `benchmark defence`: further ways to use the fit, and detection without a defence
 NO_RIVALS = (*UNDEFENDED, *OWN, "dip_mean", "detector_gated", "random_start", "noise_level")
 WORST = "worst case"  # of a ladder: its row over all rungs

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from attacks.adaptive import COSTS, LADDER, SURROGATES, Ensemble, GradientAttack, Oblivious, Query, Rung
 from dipdefense import DefendedClassifier
 from dipdefense.arguments import check_integer, check_positive, did_you_mean
+from dipdefense.defence.smoothing import NoisyPurifier
 from dipdefense.digest import describe, fingerprint
 from dipdefense.fitting.problem import build_problem
 from dipdefense.fitting.unroll import unroll_bytes
@@ -165,6 +166,11 @@ class Queried(Defended):
         return {setting: next(iter(super(Queried, self).__call__(images).values())) for setting in self.settings}
 
 
+def _name(defended: DefendedClassifier) -> str:
+    """The name of the defence in the table."""
+    return "smooth" if isinstance(defended.purifier, NoisyPurifier) else "dip"
+
+
 def _queries(defended: DefendedClassifier, votes: int) -> int:
     """How often an example is put to the defence."""
     return 1 if defended.purifier.seed is not None else votes
@@ -175,7 +181,7 @@ def _cells(
 ) -> list[Cell]:
     """The cell of the clean images, as many as the largest rung gets, and a cell for each rung."""
     methods, n = (
-        [Queried("dip", defended, votes=config.votes)],
+        [Queried(_name(defended), defended, votes=config.votes)],
         {name: config.n[rung.cost] for name, rung in rungs.items()},
     )
     given: dict[str, Any] = {"eps": config.eps, "norm": config.norm, "seed": config.seed, "source": source}

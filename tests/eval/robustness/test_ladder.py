@@ -80,6 +80,7 @@ def test_a_smoothed_classifier_is_attacked_vote_by_vote_and_judged_by_their_majo
     for attack in ("clean", "bpda_eot"):
         assert table.loc[("majority", attack), "accuracy"] == (answers[attack].apply(sum) >= 2).mean()
     assert json.loads((tmp_path / "config.json").read_text())["votes"] == 3
+    assert set(table["defence"]) == {"smooth"}
 
 
 DESCRIBED = {"dataset": "d", "classifier": "c", "norm": "linf", "seed": 0}
