@@ -175,7 +175,17 @@ def test_evaluate_and_ladder_take_the_smoothed_classifier(tmp_path):
 
 
 def test_the_ladder_takes_all_images_where_there_are_fewer_than_its_default(tmp_path, config):
-    words = ["ladder", "--index", ":12", "--rungs", "oblivious", "--config", str(config), "--out", str(tmp_path / "run")]
+    words = [
+        "ladder",
+        "--index",
+        ":12",
+        "--rungs",
+        "oblivious",
+        "--config",
+        str(config),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert len((tmp_path / "run" / "records.jsonl").read_text().splitlines()) == 2 * 3
