@@ -22,4 +22,4 @@ def report(
     from eval.report import write_report
 
     write_report(run, out)
-    note(f"report: {out}, {out.stat().st_size / 1e6:.1f} MB")
+    note(f"report: {out}, {out.stat().st_size / 1e3:.0f} kB")

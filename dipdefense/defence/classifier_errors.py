@@ -6,5 +6,5 @@ REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
 
 
 def first_line(error: BaseException | None) -> str:
-    """Kind and first line of an error."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    """Kind and first line of an error, without a full stop, since a sentence goes on behind it."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0].removesuffix('.')}"
