@@ -43,6 +43,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     labels: Tensor  # (N,) int64
     index: Tensor  # (N,) int64: position of each image in the original data set
     read: Callable[[int], Tensor]  # position in this data set -> image
+    numbered_by_folder: bool = False  # the labels are the places of the classes' folders in alphabetical order
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -265,6 +266,7 @@ def _folder(path: Path | None, size: int | None) -> ImageDataset:
         labels=torch.tensor(labels),
         index=torch.arange(len(labels)),
         read=partial(_read_photo, files, size),
+        numbered_by_folder=listing is _class_folders,
     )
 
 

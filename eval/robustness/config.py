@@ -170,6 +170,11 @@ def check_run(classifier: nn.Module, dataset: ImageDataset, n: int, device: str 
             f"labels must be below the classifier's {logits.shape[1]} classes, got {int(dataset.labels.max())}: "
             "classifier and data set do not belong together"
         )
+    if dataset.numbered_by_folder and logits.shape[1] != len(dataset.class_names):
+        raise ValueError(
+            f"labels must be the classifier's, of {logits.shape[1]} classes, got {len(dataset.class_names)} folders whose "
+            "classes are counted from 0: list the images with their class_index in labels.csv"
+        )
 
 
 def craft(attack: str, target: nn.Module, images: Tensor, labels: Tensor, config: RunConfig) -> Tensor:

@@ -14,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch import nn
 
 import eval.datasets
 from eval.datasets import DATASETS, ImageDataset, cache_folder, digits_split, load_dataset
+from eval.robustness.config import check_run
 
 CIFAR_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -494,3 +496,18 @@ def test_real_data_sets_have_the_sizes_of_their_readme(data: Path) -> None:
         rows = list(csv.DictReader(lines))
     names = [photographs.class_names[label] for label in photographs.labels]
     assert names == [row["name"] for row in rows]
+
+
+def test_classes_counted_by_folder_are_refused_where_the_classifier_has_others(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / name / "0.png")
+    photographs = load_dataset("folder", tmp_path, size=8)
+    nets = {classes: nn.Sequential(nn.Flatten(), nn.Linear(192, classes)).eval() for classes in (2, 3)}
+    check_run(nets[2], photographs, 2, "cpu")
+    with pytest.raises(
+        ValueError, match=r"of 3 classes, got 2 folders whose classes are counted from 0: list .* labels"
+    ):
+        check_run(nets[3], photographs, 2, "cpu")
+    (tmp_path / "labels.csv").write_text("file,class_index\ncat/0.png,0\ndog/0.png,2\n")
+    check_run(nets[3], load_dataset("folder", tmp_path, size=8), 2, "cpu")
