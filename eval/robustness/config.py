@@ -172,8 +172,8 @@ def check_run(classifier: nn.Module, dataset: ImageDataset, n: int, device: str 
         )
     if dataset.numbered_by_folder and logits.shape[1] != len(dataset.class_names):
         raise ValueError(
-            f"labels must be the classifier's, of {logits.shape[1]} classes, got {len(dataset.class_names)} folders whose "
-            "classes are counted from 0: list the images with their class_index in labels.csv"
+            f"labels must be the classifier's, of {logits.shape[1]} classes, got {len(dataset.class_names)} folders "
+            "whose classes are counted from 0: list the images with their class_index in labels.csv"
         )
 
 
