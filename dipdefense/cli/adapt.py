@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dipdefense.arguments import did_you_mean
 from dipdefense.cli import options
 from dipdefense.cli.output import note, print_plain, progress_bar
 from dipdefense.defence.adaptation.adapt import adapt as adapted_copy
@@ -59,7 +60,8 @@ def adapt(
     if target.is_dir():
         raise IsADirectoryError(f"OUTPUT must be a file, {target} is a folder")
     if purifier not in PURIFIERS:
-        raise ValueError(f"purifier must be one of {', '.join(PURIFIERS)}, got {purifier!r}")
+        known = ", ".join(PURIFIERS)
+        raise ValueError(f"purifier must be one of {known}, got {purifier!r}{did_you_mean(purifier, PURIFIERS)}")
     if n < 3:
         raise ValueError(f"n must be at least 3, of which one is held out, got {n}")
     levels = noise_levels([options.number("sigma", level) for level in options.names(sigma)])
@@ -92,7 +94,8 @@ def adapt(
     }
     write_weights(student, target, subject.classifier, {**learning, "purifier": purifier, **data})
     noisy = NoisyCopies(levels, copies, seed, PURIFIERS[purifier])
-    agreement = measure_agreement(classifier, student, images[-held_out:], noisy)
+    with progress_bar("held-out reconstructions") as progress:
+        agreement = measure_agreement(classifier, student, images[-held_out:], noisy, progress)
     bare, adapted, clean = (f"{100 * share:.1f} %" for share in agreement)
     print_plain({"weights": str(target), "held_out": held_out, **agreement._asdict()})
     note(

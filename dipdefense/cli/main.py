@@ -28,6 +28,7 @@ __all__ = ["app", "main"]
 EVERYWHERE = ("--json", "--quiet")
 START = """\
 dipdefense cleans images by the short fit of a small network, and measures what that does against attacks.
+It does not protect against an attacker who knows it.
 
 Three things to try, with times on two CPU cores:
 
@@ -78,7 +79,9 @@ app.command(epilog="Example: dipdefense purify photo.png purified.png")(purify)
 app.command(epilog="Example: dipdefense evaluate --attacks pgd --eps 0.2 --n 50 --gallery 4 --out runs/pgd")(evaluate)
 app.command(epilog="Example: dipdefense ladder --eps 0.2 --rungs oblivious,bpda --images cheap=20,gradient=20")(ladder)
 app.command(epilog="Example: dipdefense certify --sigma 0.25 --samples 100 --n 4 --purifiers dip,none")(certify)
-app.command(epilog="Example: dipdefense adapt adapted.safetensors --sigma 0.25 --n 200 --purifier none")(adapt)
+app.command(epilog="Example: dipdefense adapt adapted.safetensors --sigma 0.25 --n 200 --purifier none --no-mirror")(
+    adapt
+)
 app.command(epilog="Example: dipdefense learn-start start.safetensors --n 500 --outer 100")(learn_start)
 app.command(epilog="Example: dipdefense check torchvision:resnet18 --shape 3,224,224")(check)
 app.command(epilog="Example: dipdefense diagnose --eps 0.2 --n 16 --bare")(diagnose)

@@ -6,7 +6,7 @@ from typing import Any
 from attacks import CONTROLS
 from eval.report.text_tables import radius
 
-__all__ = ["NOT_ADAPTIVE", "findings"]
+__all__ = ["NOT_ADAPTIVE", "SMOOTH", "findings"]
 
 Row = dict[str, Any]
 NOT_ADAPTIVE = (
@@ -14,7 +14,8 @@ NOT_ADAPTIVE = (
     "dipdefense ladder."
 )
 UNDEFENDED = ("none", "bare")
-OWN = ("default", "dip", "smooth")  # the defence that the sentences are about: the first of these that a table has
+SMOOTH = "smooth"
+OWN = ("default", "dip", SMOOTH)  # the defence that the sentences are about: the first of these that a table has
 # of `benchmark defence`: further ways to use the fit, and detection without a defence
 NO_RIVALS = (*UNDEFENDED, *OWN, "dip_mean", "detector_gated", "random_start", "noise_level")
 WORST = "worst case"  # of a ladder: its row over all rungs
@@ -32,9 +33,16 @@ def findings(tables: Sequence[Sequence[Row]]) -> list[str]:
     Returns:
         Three sentences with the figures of the tables; none if no table is left.
     """
-    kept = [[row for row in rows if row.get("query", "single") == "single"] for rows in tables]
+    kept = [_answers(rows) for rows in tables]
     kept = [rows for rows in kept if _own(rows) and not any(row.get("targeted") in (True,) for row in rows)]
     return [_measured(kept), _oblivious(kept), _adaptive(kept)] if kept else []
+
+
+def _answers(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the answer of the defence: of the smoothed classifier the majority of its votes, else one query."""
+    kinds = {row.get("query", "single") for row in rows if row["defence"] == SMOOTH}
+    answer = "majority" if "majority" in kinds else "single"
+    return [row for row in rows if row.get("query", "single") == answer]
 
 
 def _own(rows: Sequence[Row]) -> list[Row]:
@@ -70,7 +78,7 @@ def _oblivious(tables: Sequence[Sequence[Row]]) -> str:
         return "No attack was run that does not know the defence."
     row, table = min(found, key=lambda pair: pair[0]["accuracy"])
     beside = _beside(row, table)
-    text = f"Under the strongest attack that does not know the defence, {_attack(row)}, "
+    text = f"Under the strongest attack that does not know the defence, {_attack(row)}, {row['n']} images, "
     text += _with_and_without(row, _undefended(beside))
     rivals = [other for other in beside if other["defence"].partition("+")[0] not in NO_RIVALS]  # NAME+VIEWS
     if rivals:
@@ -84,7 +92,7 @@ def _adaptive(tables: Sequence[Sequence[Row]]) -> str:
     found = [row for table in tables for row in _own(table) if row["crafted_on"] == "defended"]
     if not found:
         return NOT_ADAPTIVE
-    row = min(found, key=lambda row: (row["attack"] != WORST, row["accuracy"]))
+    row = min(found, key=lambda row: (row["accuracy"], row["attack"] != WORST))
     attack = _attack({**row, "attack": "all attacks of the ladder together"} if row["attack"] == WORST else row)
     return f"Against an attacker who knows the defence ({attack}) it keeps {_share(row)} of {row['n']} images right."
 

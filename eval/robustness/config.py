@@ -14,6 +14,7 @@ from attacks.gradient import NORMS_OF
 from dipdefense import Purifier
 from dipdefense.arguments import check_finite, check_integer, check_positive, did_you_mean
 from dipdefense.defence.check_logits import check_logits
+from dipdefense.defence.classifier_errors import REFUSALS, first_line
 from dipdefense.digest import configuration_hash, describe, fingerprint
 from eval.classifier_probe import probe_images
 from eval.datasets import ImageDataset
@@ -158,11 +159,11 @@ def check_run(classifier: nn.Module, dataset: ImageDataset, n: int, device: str 
         logits = classifier(image)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise
-    except RuntimeError as error:  # torch's, of shapes that do not fit
-        shape, reason = "x".join(map(str, image.shape[1:])), str(error).splitlines()[0]
+    except REFUSALS as error:
+        shape = "x".join(map(str, image.shape[1:]))
         raise ValueError(
-            f"classifier must accept the images of {dataset.name}, {shape}, got an error: {reason}; choose a data set "
-            "and a classifier that belong together"
+            f"classifier must accept the images of {dataset.name}, {shape}, got an error: {first_line(error)}; choose "
+            "a data set and a classifier that belong together"
         ) from error
     check_logits(logits, 1)
     if int(dataset.labels.max()) >= logits.shape[1]:

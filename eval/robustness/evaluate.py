@@ -20,7 +20,7 @@ from eval.datasets import ImageDataset
 from eval.records import Record
 from eval.robustness.config import CRAFTED_ON, RunConfig, craft, describe_attacks
 from eval.robustness.experiment import Cell, Experiment, run_experiment, write_tables
-from eval.robustness.scored_defences import Defended, Filter, Filtered, Method
+from eval.robustness.scored_defences import Defended, Filter, Filtered, Method, name_of
 from eval.robustness.summary import paired_differences, summarise
 
 __all__ = ["evaluate", "evaluate_robustness", "evaluation", "finish"]
@@ -100,8 +100,8 @@ def evaluation(
     **subject: Any,
 ) -> Experiment:
     """The cells of `evaluate_robustness`; `subject` are further fields of the experiment."""
-    classifier, dip = defended.classifier, Defended("dip", defended)
-    if taken := {"none", "dip"} & filters.keys():
+    classifier, dip = defended.classifier, Defended(name_of(defended), defended)
+    if taken := {"none", "dip", "smooth"} & filters.keys():
         raise ValueError(f"filters must not be named {', '.join(taken)}")
     if defended.gradient == "none" and config.crafted_on != "bare" and config.chosen_attacks:
         raise ValueError("gradient must not be none if attacks are crafted on the defended model")

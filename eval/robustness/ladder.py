@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from attacks.adaptive import COSTS, LADDER, SURROGATES, Ensemble, GradientAttack, Oblivious, Query, Rung
 from dipdefense import DefendedClassifier
 from dipdefense.arguments import check_integer, check_positive, did_you_mean
-from dipdefense.defence.smoothing import NoisyPurifier
 from dipdefense.digest import describe, fingerprint
 from dipdefense.fitting.problem import build_problem
 from dipdefense.fitting.unroll import unroll_bytes
@@ -29,7 +28,7 @@ from eval.records import Run
 from eval.robustness.config import AttackConfig, check_names
 from eval.robustness.experiment import Cell, Experiment, run_experiment, write_tables
 from eval.robustness.ladder_table import tabulate
-from eval.robustness.scored_defences import Defended, Setting, Verdict
+from eval.robustness.scored_defences import Defended, Setting, Verdict, name_of
 
 __all__ = ["AdaptiveConfig", "evaluate_adaptive"]
 
@@ -166,11 +165,6 @@ class Queried(Defended):
         return {setting: next(iter(super(Queried, self).__call__(images).values())) for setting in self.settings}
 
 
-def _name(defended: DefendedClassifier) -> str:
-    """The name of the defence in the table."""
-    return "smooth" if isinstance(defended.purifier, NoisyPurifier) else "dip"
-
-
 def _queries(defended: DefendedClassifier, votes: int) -> int:
     """How often an example is put to the defence."""
     return 1 if defended.purifier.seed is not None else votes
@@ -181,7 +175,7 @@ def _cells(
 ) -> list[Cell]:
     """The cell of the clean images, as many as the largest rung gets, and a cell for each rung."""
     methods, n = (
-        [Queried(_name(defended), defended, votes=config.votes)],
+        [Queried(name_of(defended), defended, votes=config.votes)],
         {name: config.n[rung.cost] for name, rung in rungs.items()},
     )
     given: dict[str, Any] = {"eps": config.eps, "norm": config.norm, "seed": config.seed, "source": source}

@@ -13,12 +13,24 @@ from torch import Tensor, nn
 from dipdefense import Decision, DefendedClassifier, LastReconstruction, MeanSoftmax, Purifier
 from dipdefense.defence.evidence import classify_view, disagreement, log_mean_softmax
 from dipdefense.defence.pipeline import Reconstructions, decide, gather_evidence, reconstruct
+from dipdefense.defence.smoothing import NoisyPurifier
 from dipdefense.digest import describe
 from eval.clock import clock
 from eval.robustness.config import describe_purifier
 from eval.robustness.cross_boundary import CrossBoundary
 
-__all__ = ["Defended", "Filter", "Filtered", "Method", "NoiseLevel", "OneFit", "Setting", "Verdict", "viewed"]
+__all__ = [
+    "Defended",
+    "Filter",
+    "Filtered",
+    "Method",
+    "NoiseLevel",
+    "OneFit",
+    "Setting",
+    "Verdict",
+    "name_of",
+    "viewed",
+]
 
 
 Filter = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> same
@@ -229,6 +241,11 @@ def _decided(
         decision = LastReconstruction()
     answer = decide(decision, gather_evidence(classify, images, classify(images), shared, decision))
     return answer.logits, answer.scores, shared.classified(decision).mean(0)
+
+
+def name_of(defended: DefendedClassifier) -> str:
+    """The name of a defence in a table: `smooth` for the smoothed classifier, else `dip`."""
+    return "smooth" if isinstance(defended.purifier, NoisyPurifier) else "dip"
 
 
 @dataclass(frozen=True)

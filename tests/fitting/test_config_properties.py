@@ -114,6 +114,7 @@ def test_a_run_survives_json(config):
         norm=st.sampled_from(["linf", "l2"]),
         n=st.fixed_dictionaries({cost: counts for cost in COSTS}),
         queries=counts,
+        votes=counts,
         seed=st.integers(0, 2**63),
         batch_size=counts,
         budget=positive | st.just(float("inf")),
@@ -200,6 +201,7 @@ BAD: dict[Callable[..., Any], dict[str, st.SearchStrategy[Any]]] = {
         | st.dictionaries(texts, counts, max_size=2)
         | st.fixed_dictionaries({cost: no_count for cost in COSTS}),
         "queries": no_count,
+        "votes": no_count,
         "seed": st.integers(max_value=-1) | no_number,
         "batch_size": no_count,
         "budget": negative | st.just(0.0) | st.just(float("nan")) | no_number,

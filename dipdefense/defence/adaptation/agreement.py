@@ -1,5 +1,6 @@
 """How often reconstructions, and clean images, get the class that the bare classifier gives to the image."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,12 +23,19 @@ class Agreement(NamedTuple):
 
 
 @torch.no_grad()
-def measure_agreement(bare: nn.Module, adapted: nn.Module, images: Tensor, noisy: NoisyCopies) -> Agreement:
+def measure_agreement(
+    bare: nn.Module,
+    adapted: nn.Module,
+    images: Tensor,
+    noisy: NoisyCopies,
+    callback: Callable[[int, int], None] | None = None,
+) -> Agreement:
     """Compare two classifiers on images (N, C, H, W) in [0, 1] that no one was trained on; no labels are needed.
 
-    Each reconstruction counts by itself, as in training, and not the decision over several of them.
+    Each reconstruction counts by itself, as in training, and not the decision over several of them. `callback` is
+    called as by `reconstruct_copies`.
     """
-    made, owners = reconstruct_copies(images, noisy, ProgressFile(None, {}))
+    made, owners = reconstruct_copies(images, noisy, ProgressFile(None, {}), callback)
     wanted = _classes(bare, images)
     return Agreement(
         bare_on_reconstructions=_share(bare, made, wanted[owners]),

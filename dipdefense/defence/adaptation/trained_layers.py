@@ -58,7 +58,7 @@ def find_trained(layers: str, net: nn.Module, image: Tensor) -> list[nn.Paramete
     parameters = LAYERS[layers](net, image)
     if not parameters and LAYERS[layers] is not _none:
         kind = "linear or convolutional layer with parameters" if layers == "last" else "parameters"
-        raise ValueError(f"classifier must have {kind} for layers {layers!r}, {type(net).__name__} has no parameters")
+        raise ValueError(f"classifier must have {kind} for layers {layers!r}, {type(net).__name__} has none")
     return parameters
 
 

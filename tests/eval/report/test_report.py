@@ -210,8 +210,8 @@ def test_the_page_opens_with_what_its_tables_say(runs):
         f"8 images of digits were classified by DigitsCNN, clean and under pgd with eps 0.2; of the clean images "
         f"{share('clean', 'dip')} are classified right with the defence and {share('clean', 'none')} without it (95 % "
         "intervals in brackets).",
-        f"Under the strongest attack that does not know the defence, pgd with eps 0.2, {share('pgd', 'dip')} are "
-        f"classified right with the defence and {share('pgd', 'none')} without it.",
+        f"Under the strongest attack that does not know the defence, pgd with eps 0.2, 8 images, {share('pgd', 'dip')} "
+        f"are classified right with the defence and {share('pgd', 'none')} without it.",
         NOT_ADAPTIVE,
     ]
     text = Page(report(runs)).text
