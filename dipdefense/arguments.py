@@ -1,10 +1,11 @@
 """What public entries expect of plain numbers."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+from typing import Any
 
-__all__ = ["check_finite", "check_integer", "check_positive", "did_you_mean"]
+__all__ = ["check_finite", "check_integer", "check_known", "check_positive", "did_you_mean"]
 
 
 def check_integer(name: str, value: object, least: int, *, none: bool = False) -> None:
@@ -40,6 +41,13 @@ def check_positive(name: str, value: float, most: float = math.inf) -> None:
     if not number or not 0 < value <= most:
         wanted = "be positive and finite" if math.isinf(most) else f"lie in (0, {most}]"
         raise ValueError(f"{name} must {wanted}, got {value!r}")
+
+
+def check_known(name: str, value: Any, known: Collection[str], *, several: bool = False) -> None:
+    """Raise unless the value is one of the known names; `several`: the argument holds more than one name."""
+    if value not in known:
+        rule = "be among" if several else "be one of"
+        raise ValueError(f"{name} must {rule} {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")
 
 
 def did_you_mean(value: object, known: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from dipdefense.arguments import did_you_mean
+from dipdefense.arguments import check_known
 from dipdefense.files.reading import read_image
 
 __all__ = ["DATASETS", "ImageDataset", "cache_folder", "digits_split", "load_dataset"]
@@ -88,8 +88,7 @@ def load_dataset(name: str, path: str | Path | None = None, *, size: int | None 
         FileNotFoundError: the path, or a file expected there, does not exist.
         ValueError: the name is unknown, an argument does not fit it, or a file is damaged.
     """
-    if name not in DATASETS:
-        raise ValueError(f"name must be one of {', '.join(DATASETS)}, got {name!r}{did_you_mean(name, DATASETS)}")
+    check_known("name", name, DATASETS)
     if size is not None and name != "folder":
         raise ValueError(f"size must be None for {name}, whose images have a size of their own, got {size}")
     if path is None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dipdefense.arguments import did_you_mean
+from dipdefense.arguments import check_known
 from dipdefense.cli import options
 from dipdefense.cli.output import note, print_plain, progress_bar
 from dipdefense.defence.adaptation.adapt import adapt as adapted_copy
@@ -59,9 +59,7 @@ def adapt(
         raise ValueError(f"OUTPUT must end in .safetensors, got {target}")
     if target.is_dir():
         raise IsADirectoryError(f"OUTPUT must be a file, {target} is a folder")
-    if purifier not in PURIFIERS:
-        known = ", ".join(PURIFIERS)
-        raise ValueError(f"purifier must be one of {known}, got {purifier!r}{did_you_mean(purifier, PURIFIERS)}")
+    check_known("purifier", purifier, PURIFIERS)
     if n < 3:
         raise ValueError(f"n must be at least 3, of which one is held out, got {n}")
     levels = noise_levels([options.number("sigma", level) for level in options.names(sigma)])

@@ -9,7 +9,7 @@ import torch
 import typer
 from torch import Tensor
 
-from dipdefense.arguments import did_you_mean
+from dipdefense.arguments import check_known
 from dipdefense.cli import options
 from dipdefense.cli.restore_file import restore_file
 from dipdefense.fitting.config import FitConfig
@@ -116,10 +116,7 @@ def denoise_file(
     fit: TiledFit = TiledFit(),
 ) -> None:
     """Remove noise of unknown level from an image file. Without noise, unless told camera, it stays as it is."""
-    if noise not in NOISE_TASKS:
-        raise ValueError(
-            f"noise must be one of {', '.join(NOISE_TASKS)}, got {noise!r}{did_you_mean(noise, NOISE_TASKS)}"
-        )
+    check_known("noise", noise, NOISE_TASKS)
     large = PUBLISHED_INPAINTING["half"] if noise == "impulse" else PUBLISHED["denoise"]
     arguments = fit.arguments(NOISE_TASKS[noise], large)
 
@@ -157,9 +154,7 @@ def inpaint_file(
     fit: TiledFit = TiledFit(),
 ) -> None:
     """Fill in the unknown pixels of an image file: text, holes, missing pixels."""
-    if kind not in PUBLISHED_INPAINTING:
-        hint = did_you_mean(kind, PUBLISHED_INPAINTING)
-        raise ValueError(f"kind must be one of {', '.join(PUBLISHED_INPAINTING)}, got {kind!r}{hint}")
+    check_known("kind", kind, PUBLISHED_INPAINTING)
     arguments = fit.arguments("inpaint", PUBLISHED_INPAINTING[kind])
 
     def fill(image: Tensor, known: Tensor, **keywords: Any) -> tuple[Tensor, str]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.arguments import check_finite, check_integer, did_you_mean
+from dipdefense.arguments import check_finite, check_integer, check_known
 from dipdefense.defence.detector import Detector
 from dipdefense.defence.evidence import (
     Evidence,
@@ -189,10 +189,7 @@ def known_decision(decision: Decision | str) -> Decision | str:
         warnings.warn("the decision trust is now called detector_gated", FutureWarning, stacklevel=3)
         return "detector_gated"
     if isinstance(decision, str):
-        if decision not in DECISIONS:
-            raise ValueError(
-                f"decision must be one of {', '.join(DECISIONS)}, got {decision!r}{did_you_mean(decision, DECISIONS)}"
-            )
+        check_known("decision", decision, DECISIONS)
     elif isinstance(decision, type) or not hasattr(decision, "combine"):
         raise TypeError(f"decision must be a Decision, its name or None, got {decision!r}")
     return decision

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dipdefense.arguments import check_integer, did_you_mean
+from dipdefense.arguments import check_integer, check_known
 from dipdefense.fitting.problem import Degrade
 
 __all__ = ["downsample", "downsampling", "feature_extractor", "masking"]
@@ -97,8 +97,7 @@ def feature_extractor(classifier: nn.Module, layer: str) -> Iterator[Callable[[T
         TypeError: a layer whose output is not a tensor.
     """
     layers = {name: module for name, module in classifier.named_modules() if name}
-    if layer not in layers:
-        raise ValueError(f"layer must be one of {', '.join(layers)}, got {layer!r}{did_you_mean(layer, layers)}")
+    check_known("layer", layer, layers)
     mine = threading.local()
 
     def stop(module: nn.Module, inputs: Any, output: Any) -> None:

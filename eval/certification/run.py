@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from dipdefense.arguments import check_integer, did_you_mean
+from dipdefense.arguments import check_integer, check_known
 from dipdefense.defence.certify import SamplingPlan, Tally, check_subject
 from dipdefense.defence.presets import smoothing_defence_for
 from dipdefense.defence.smoothing import DIP, Purify, SmoothedClassifier
@@ -53,10 +53,7 @@ class CertificationConfig:
     def __post_init__(self) -> None:
         check_names("purifiers", self.purifiers)
         for name in self.purifiers:
-            if name not in PURIFIERS:
-                raise ValueError(
-                    f"purifiers must be among {', '.join(PURIFIERS)}, got {name!r}{did_you_mean(name, PURIFIERS)}"
-                )
+            check_known("purifiers", name, PURIFIERS, several=True)
         for name, least in (("n", 1), ("seed", 0), ("block", 1)):
             check_integer(name, getattr(self, name), least)
 

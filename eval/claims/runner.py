@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dipdefense.arguments import did_you_mean
+from dipdefense.arguments import check_known
 from eval.claims.bench import KEY, Bench, Settings
 from eval.claims.claim import Claim, Estimate, Outcome
 from eval.claims.documents import CLAIMS
@@ -54,11 +54,8 @@ def benchmark_claims(
         ValueError: an unknown claim, a folder that holds another run.
         OSError: data are missing, the folder cannot be written.
     """
-    unknown = [name for name in only if name not in claims]
-    if unknown:
-        raise ValueError(
-            f"only must be among {', '.join(claims)}, got {unknown[0]!r}{did_you_mean(unknown[0], claims)}"
-        )
+    for name in only:
+        check_known("only", name, claims, several=True)
     shared = {name: str(value) if name == "data" else value for name, value in asdict(settings).items()}
     described = {
         "run": "benchmark claims",

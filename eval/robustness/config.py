@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attacks import ATTACKS, CONTROLS, MINIMUM_NORM
 from attacks.gradient import NORMS_OF
 from dipdefense import Purifier
-from dipdefense.arguments import check_finite, check_integer, check_positive, did_you_mean
+from dipdefense.arguments import check_finite, check_integer, check_known, check_positive
 from dipdefense.defence.check_logits import check_logits
 from dipdefense.defence.classifier_errors import REFUSALS, first_line
 from dipdefense.digest import configuration_hash, describe, fingerprint
@@ -84,9 +84,7 @@ class RunConfig(AttackConfig):
         for field in ("attacks", "attacks_defended"):
             check_names(field, getattr(self, field))
         for attack in self.chosen_attacks:
-            if attack not in known_attacks():
-                hint = did_you_mean(attack, known_attacks())
-                raise ValueError(f"attack must be one of {', '.join(known_attacks())}, got {attack!r}{hint}")
+            check_known("attack", attack, known_attacks())
             if attack in ATTACKS and attack not in attacks_in(self.norm):
                 raise ValueError(f"attacks must leave out {attack} when norm is {self.norm}, got both")
         if CONTROLS.keys() & set(self.chosen_attacks) and (self.targeted or self.crafted_on != "bare"):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from dipdefense import Decision, DefendedClassifier, Detector, DetectorGated, FitConfig, MeanSoftmax, Purifier
-from dipdefense.arguments import did_you_mean
+from dipdefense.arguments import check_known
 from eval.baselines import BASELINES
 from eval.robustness.cross_boundary import CrossBoundary
 from eval.robustness.scored_defences import Defended, Filtered, Method, NoiseLevel, OneFit, Setting, viewed
@@ -79,8 +79,7 @@ def build_methods(
         ValueError: an unknown name, `default` without a default decision, or an error of `MeanSoftmax`.
     """
     for name in names:
-        if name not in METHODS:
-            raise ValueError(f"methods must be among {', '.join(METHODS)}, got {name!r}{did_you_mean(name, METHODS)}")
+        check_known("methods", name, METHODS, several=True)
     both = tuple(dict.fromkeys((("identity",), MeanSoftmax(views=views).views)))
     along = MeanSoftmax(tuple(iterations)).iterations_of(0)
     gated = default if isinstance(default, DetectorGated) else DetectorGated(views=views, restarts=restarts)

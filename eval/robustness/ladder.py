@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from attacks.adaptive import COSTS, LADDER, SURROGATES, Ensemble, GradientAttack, Oblivious, Query, Rung
 from dipdefense import DefendedClassifier
-from dipdefense.arguments import check_integer, check_positive, did_you_mean
+from dipdefense.arguments import check_integer, check_known, check_positive
 from dipdefense.digest import describe, fingerprint
 from dipdefense.fitting.problem import build_problem
 from dipdefense.fitting.unroll import unroll_bytes
@@ -57,8 +57,7 @@ class AdaptiveConfig(AttackConfig):
         super().__post_init__()
         check_names("rungs", self.rungs)
         for name in self.chosen_rungs:
-            if name not in LADDER:
-                raise ValueError(f"rungs must be among {', '.join(LADDER)}, got {name!r}{did_you_mean(name, LADDER)}")
+            check_known("rungs", name, LADDER, several=True)
             if self.norm not in LADDER[name].norms:
                 raise ValueError(f"rungs must be attacks that have the norm {self.norm}, got {name}: leave it out")
         if not self.chosen_rungs:

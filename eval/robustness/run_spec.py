@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from dipdefense import DefendedClassifier, FitConfig, MeanSoftmax, Purifier
-from dipdefense.arguments import check_integer, check_positive, did_you_mean
+from dipdefense.arguments import check_integer, check_known, check_positive
 from dipdefense.defence.presets import smoothing_defence_for
 from dipdefense.defence.smoothing import NoisyPurifier
 from eval.baselines import BASELINES
@@ -49,10 +49,7 @@ class RunSpec(Generic[Config]):
 
     def __post_init__(self) -> None:
         for name in self.filters:
-            if name not in BASELINES:
-                raise ValueError(
-                    f"filters must be among {', '.join(BASELINES)}, got {name!r}{did_you_mean(name, BASELINES)}"
-                )
+            check_known("filters", name, BASELINES, several=True)
         check_integer("votes", self.votes, 1)
         if self.sigma is None:
             return
