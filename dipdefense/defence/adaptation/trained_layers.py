@@ -70,6 +70,7 @@ def reestimate_batch_norm(net: nn.Module, inputs: Tensor, batch: int) -> None:
     layers see normalised values; the moments of the batches are pooled, not averaged with a momentum.
 
     Source: Wu and Johnson (2021), "Rethinking 'Batch' in BatchNorm", section 3 (PreciseBN).
+    Differs from `torch.optim.swa_utils.update_bn`: dropout stays off, and the variance between batches counts.
 
     Args:
         net: in eval mode, as it is afterwards; its running statistics are written.
