@@ -43,8 +43,8 @@ class Decision(Protocol):
         """Keys of `VIEWS`; every reconstruction is classified in each of these views."""
 
     @property
-    def residuals(self) -> tuple[int, ...]:
-        """The iterations at which the score needs `Evidence.residual`."""
+    def scored_iterations(self) -> tuple[int, ...]:
+        """The iterations whose reconstructions the score needs in `Evidence.scored`."""
 
     @property
     def gated(self) -> bool:
@@ -53,7 +53,7 @@ class Decision(Protocol):
     def iterations_of(self, fit_iterations: int) -> tuple[int, ...]:
         """The iterations whose reconstructions are classified, for a fit of `fit_iterations`.
 
-        Empty for the image that the fit itself returns; `restarts` and `residuals` are then not used.
+        Empty for the image that the fit itself returns; `restarts` and `scored_iterations` are then not used.
         """
 
     def combine(self, evidence: Evidence, scores: Tensor | None = None) -> Tensor:
@@ -69,7 +69,7 @@ class LastReconstruction:
 
     restarts: ClassVar[int] = 1
     views: ClassVar[tuple[str, ...]] = ("identity",)
-    residuals: ClassVar[tuple[int, ...]] = ()
+    scored_iterations: ClassVar[tuple[int, ...]] = ()
     gated: ClassVar[bool] = False
 
     def iterations_of(self, fit_iterations: int) -> tuple[int, ...]:
@@ -117,9 +117,9 @@ class MeanSoftmax:
         check_integer("restarts", self.restarts, 1)
 
     @property
-    def residuals(self) -> tuple[int, ...]:
-        """See `Decision.residuals`."""
-        return () if self.detector is None else self.detector.iterations
+    def scored_iterations(self) -> tuple[int, ...]:
+        """See `Decision.scored_iterations`."""
+        return () if self.detector is None else (self.detector.iteration,)
 
     def iterations_of(self, fit_iterations: int) -> tuple[int, ...]:
         """See `Decision.iterations_of`."""

@@ -1,4 +1,4 @@
-"""The evidence of a decision: the classifier's logits of the input and of its reconstructions, and the residuals."""
+"""The evidence of a decision: the classifier's logits of the input and of its reconstructions, and these images."""
 
 import copy
 import math
@@ -61,11 +61,12 @@ FULL_SIZE = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """The classifier's logits and the residuals, one row for each image."""
+    """The classifier's logits, and the images that a score looks at."""
 
     bare: Tensor  # (B, K) logits of the input itself
     along: Tensor  # (S, B, K) logits of its reconstructions, over restarts, iterations and views
-    residual: Mapping[int, Tensor]  # iteration -> (B, H, W), squared reconstruction - input, mean over channels
+    images: Tensor  # (B, C, H, W) the input
+    scored: Mapping[int, Tensor]  # iteration -> (R, B, C, H, W), its reconstructions over restarts
 
 
 def classify_view(classify: Classify, images: Tensor, view: str) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dipdefense.defence.decisions import Decision
 from dipdefense.defence.evidence import Classify, Evidence, classify_view
-from dipdefense.defence.gradients import GRADIENTS, Gradient, known_gradient
+from dipdefense.defence.gradients import Gradient
 from dipdefense.defence.purifier import Purifier
 
 __all__ = ["Answer", "Reconstructions", "decide", "gather_evidence", "reconstruct"]
@@ -22,21 +22,17 @@ class Reconstructions:
     frames: Tensor  # (R, T, B, C, H, W), over restarts and iterations
     iterations: tuple[int, ...]  # of the T frames; empty if the stopping rule chose the single iterate
     fit_iterations: int  # of the whole fit
-    identity: bool  # whether the purification counts as the identity in a backward pass
 
     def classified(self, decision: Decision) -> Tensor:
         """The reconstructions that a decision classifies, (S, B, C, H, W), over restarts and iterations."""
         iterations = decision.iterations_of(self.fit_iterations)
         return self._at(decision.restarts, iterations).flatten(0, 1) if self.iterations else self.frames[0]
 
-    def residual(self, images: Tensor, decision: Decision) -> dict[int, Tensor]:
-        """`Evidence.residual` at a decision's iterations, as the mean over its restarts."""
-        if not self.iterations or not decision.residuals:
+    def scored(self, decision: Decision) -> dict[int, Tensor]:
+        """`Evidence.scored` of a decision."""
+        if not self.iterations:
             return {}
-        residual = (self._at(decision.restarts, decision.residuals) - images).square().mean((0, 3))  # (T, B, H, W)
-        if self.identity:
-            residual = residual.detach()  # constant under the identity, where only rounding would be left
-        return dict(zip(decision.residuals, residual, strict=True))
+        return {iteration: self._at(decision.restarts, [iteration])[:, 0] for iteration in decision.scored_iterations}
 
     def _at(self, restarts: int, iterations: Sequence[int]) -> Tensor:
         return self.frames[:restarts, [self.iterations.index(iteration) for iteration in iterations]]
@@ -66,7 +62,7 @@ def reconstruct(
     needed: set[int] = set()
     for decision in decisions:
         classified = decision.iterations_of(config.iterations)
-        needed.update(classified, decision.residuals if classified and (scored or decision.gated) else ())
+        needed.update(classified, decision.scored_iterations if classified and (scored or decision.gated) else ())
     iterations, restarts = sorted(needed), max(decision.restarts for decision in decisions) if needed else 1
     frames = [
         purifier.frames(images, iterations or None, config=config, gradient=gradient, restart=restart)
@@ -79,8 +75,7 @@ def reconstruct(
                 f"frames of {type(purifier).__name__} must be one reconstruction for each iteration that the decision "
                 f"needs, {shape}, got {tuple(made.shape)}: return as many, or use the decision LastReconstruction"
             )
-    identity = known_gradient(gradient) is GRADIENTS["straight_through"]
-    return Reconstructions(torch.stack(frames), tuple(iterations), config.iterations, identity)
+    return Reconstructions(torch.stack(frames), tuple(iterations), config.iterations)
 
 
 def gather_evidence(
@@ -107,8 +102,9 @@ def gather_evidence(
     """
     frames = reconstructions.classified(decision)
     along = [classify_view(classify, frame, view) for frame in frames for view in decision.views]
-    residual = reconstructions.residual(images, decision) if scored or decision.gated else {}
-    return Evidence(bare, torch.stack(along), residual)
+    return Evidence(
+        bare, torch.stack(along), images, reconstructions.scored(decision) if scored or decision.gated else {}
+    )
 
 
 class Answer(NamedTuple):

@@ -32,26 +32,26 @@ COLOUR = FitConfig(
     ema=0.5,
 )
 # For several reconstructions along a fit. With half the channels the perturbation passes later. From the learned start
-# they come after a third of the iterations that a random one needs, and the detector needs half as many.
+# they come after a third of the iterations that a random one needs.
 TRAJECTORY = FitConfig(
     architecture_options={"channels": [8, 16, 32], "skip_channels": 4, "upsampling": "nearest"},
     start="learned",
-    iterations=150,
+    iterations=50,
     lr=0.02,
     ema=0.5,
 )
 GATED = DetectorGated(
-    iterations=(45, 50, 55),
+    iterations=(30, 40, 50),
     views=("mirror",),
-    detector=Detector(iterations=(60, 150), bias=20.3, doubt=0.63, early=-12.76, late=14.61),
-    threshold=0.3,
+    detector=Detector(iteration=50, bias=-2.68, doubt=0.69, left=22.25, drawn=-19.91),
+    threshold=0.5,
 )
 SMALL = 32  # side in pixels; GATED was learnt on such images, and larger images are cut into tiles of this side
 # A perturbation is made for one size, so it has even less effect in a smaller view than in a mirrored one.
 LARGE = DetectorGated(
     iterations=(25, 30, 35),
     views=("small_mirror",),
-    detector=Detector(iterations=(25, 60), bias=15.85, doubt=0.31, early=-3.47, late=4.87, quiet=0.02),
+    detector=Detector(iteration=35, bias=0.0, doubt=0.8, left=27.0, drawn=-23.0),
     threshold=0.3,
 )
 LARGE_FIT = replace(TRAJECTORY, iterations=60)

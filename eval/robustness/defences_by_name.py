@@ -120,7 +120,7 @@ def _random_start(classifier: nn.Module, seed: int | None) -> Defended:
     decision = DetectorGated(
         iterations=(140, 160, 180),
         views=("mirror",),
-        detector=Detector(iterations=(140, 300), bias=34.1, doubt=0.59, early=-9.6, late=13.01),
+        detector=Detector(iteration=180, bias=0.0, doubt=0.8, left=27.0, drawn=-23.0),
         threshold=0.1,
     )
     purifier = Purifier(config, seed=seed, tile=32)

@@ -252,7 +252,7 @@ def _check_memory(
     purifier, decision = defended.plan(images)
     fit = purifier.config_for(images)
     classified = decision.iterations_of(fit.iterations)
-    steps = max(*classified, *decision.residuals, 1) if classified else fit.iterations
+    steps = max(*classified, *decision.scored_iterations, 1) if classified else fit.iterations
     tile = purifier.tile_for(images)
     piece = images if tile is None else images[..., :tile, :tile]
     needed = unroll_bytes(build_problem(piece, fit, 0, None, None, None), steps) / 2**30

@@ -220,7 +220,7 @@ class OneFit:
             logits, scores, purified = _decided(decision, classify, images, shared)
             deciding = clock(images.device) - start - classify.waiting
             wanted = _of_reconstructions(decision)
-            last = max(*wanted.iterations_of(shared.fit_iterations), *wanted.residuals, 1)
+            last = max(*wanted.iterations_of(shared.fit_iterations), *wanted.scored_iterations, 1)
             seconds = fitting * wanted.restarts * last + classify.asking + deciding
             verdicts[setting] = Verdict(logits, scores, seconds, purified)
         return verdicts

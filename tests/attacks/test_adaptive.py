@@ -39,7 +39,7 @@ from dipdefense.defence.pipeline import decide
 from dipdefense.fitting.unroll import pull_back
 
 TINY = FitConfig(architecture_options={"channels": [4, 8], "skip_channels": 2}, input_channels=4, iterations=6)
-TRUST = DetectorGated((3, 6), detector=Detector((2, 5), bias=0.1, doubt=0.6, early=-1.0, late=1.2), threshold=0.5)
+TRUST = DetectorGated((3, 6), detector=Detector(5, bias=0.1, doubt=0.6, left=1.2, drawn=-1.0), threshold=0.5)
 
 
 def images(n: int = 3, side: int = 8) -> torch.Tensor:
@@ -139,7 +139,7 @@ def test_gradient_of_each_loss_is_its_slope(loss):
 
 def test_bypass_wants_the_bare_prediction_wrong_and_no_more_than_that():
     bare = torch.tensor([[9.0, 0.0, 1.0], [0.0, 1.5, 1.0], [0.0, 7.0, 1.0]])  # label 0 leads by 8, lags by 1.5 and by 7
-    evidence = Evidence(bare, bare[None] / 2, {})
+    evidence = Evidence(bare, bare[None] / 2, torch.zeros(3, 1, 4, 4), {})
     answer = decide(MeanSoftmax((1,)), evidence)
     unseen = -torch.logit(answer.scores.clamp(1e-6, 1 - 1e-6))
     expected = torch.tensor([-8.0, 1.5, 2.0]) + unseen.clamp(max=4)
@@ -249,7 +249,7 @@ def test_where_purification_is_the_identity_every_rung_breaks_beyond_the_radius_
     w = classifier.eval().w.data
     w[..., 0] = 0
     w += w.flip(3)  # alike from both sides, so that attacks on the mirror image know the same radius
-    never_alarmed = DetectorGated((3, 6), detector=Detector((3, 6), bias=-3.0, doubt=0.0, early=-1.0, late=1.0))
+    never_alarmed = DetectorGated((3, 6), detector=Detector(6, bias=-30.0, doubt=0.0, left=1.0, drawn=-1.0))
     defended = DefendedClassifier(classifier, Bare(), decision=never_alarmed)
     logits, away = classifier(x).detach(), (w[:1] - w[1:]).flatten(1)
     radius = ((logits[:, :1] - logits[:, 1:]) / away.norm(p=1 if norm == "linf" else 2, dim=1)).amin(1)

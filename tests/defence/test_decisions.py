@@ -6,6 +6,7 @@ import io
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -23,19 +24,20 @@ from dipdefense import (
     Purifier,
     defend,
 )
+from dipdefense.defence.detector import log_detail
 from dipdefense.defence.evidence import VIEWS, Evidence, classify_view, disagreement, log_mean_softmax
 
 TINY = FitConfig(
     architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=24, ema=0.5
 )
 LOOKS = (6, 12, 24)
-SUSPICION = Detector(iterations=(8, 20), bias=1.0, doubt=0.6, early=-9.0, late=9.0)
+SUSPICION = Detector(iteration=20, bias=1.0, doubt=0.6, left=9.0, drawn=-9.0)
 EXAMPLES = [
     LastReconstruction(),
     MeanSoftmax(LOOKS, restarts=2, views=("identity", "mirror")),
     DetectorGated(LOOKS, threshold=0.3, width=0.1),
     DetectorGated(LOOKS, detector=SUSPICION),
-    MeanSoftmax(LOOKS, views=("small_mirror",), detector=dataclasses.replace(SUSPICION, quiet=0.1)),
+    MeanSoftmax(LOOKS, views=("small_mirror",), detector=SUSPICION),
 ]
 
 
@@ -219,58 +221,34 @@ def test_a_small_mirror_stays_between_0_and_1_and_passes_every_gradient():
     assert (gradient > 0).all()
 
 
+def stripes(height: float) -> torch.Tensor:
+    """(1, 1, 4, 6), a chequerboard: the mask at any pixel gives 16 heights over 6, up to the sign."""
+    y, x = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
+    return (height * (-1.0) ** (x + y))[None, None]
+
+
 def test_the_detector_by_hand():
     bare, along = torch.tensor([[2.0, 0.0]]), torch.tensor([[[0.0, 0.0]], [[math.log(3), 0.0]]])
-    residual = {3: torch.tensor([[[0.01, 0.03]]]), 9: torch.tensor([[[0.005, 0.005]]])}
+    frames = torch.stack([stripes(0.1), stripes(0.2)])  # of two restarts
+    left = (math.log(0.3 * 16 / 6 + 1e-3) + math.log(0.2 * 16 / 6 + 1e-3)) / 2
+    drawn = (math.log(0.1 * 16 / 6 + 1e-3) + math.log(0.2 * 16 / 6 + 1e-3)) / 2
     doubt = -math.log((0.5 + 0.75) / 2 + 1e-3)
-    z = 1.5 + 0.5 * doubt - 2 * math.log(0.02) + 3 * math.log(0.005)
-    detector = Detector(iterations=(3, 9), bias=1.5, doubt=0.5, early=-2, late=3)
-    found = detector(Evidence(bare, along, residual))
+    z = 1.5 + 0.5 * doubt + 3 * left - 2 * drawn
+    detector = Detector(iteration=9, bias=1.5, doubt=0.5, left=3, drawn=-2)
+    found = detector(Evidence(bare, along, stripes(0.4), {9: frames}))
     torch.testing.assert_close(found, torch.tensor([1 / (1 + math.exp(-z))]))
-    perfect = {3: torch.zeros(1, 1, 2), 9: torch.zeros(1, 1, 2)}
-    assert detector(Evidence(bare, along, perfect)).isfinite().all()
+    assert detector(Evidence(bare, along, stripes(0.0), {9: stripes(0.0)[None]})).isfinite().all()
 
 
-def test_a_quiet_detector_looks_at_the_quietest_blocks():
-    """Of 5x5 blocks of 4x4 pixels with residuals 1, 2, .., 25 the second is at eight hundredths; the border is over."""
-    blocks = torch.arange(25.0)[torch.randperm(25, generator=torch.Generator().manual_seed(0))].view(1, 5, 5) + 1
-    residual = blocks.repeat_interleave(4, 1).repeat_interleave(4, 2)
-    residual = torch.nn.functional.pad(residual, (0, 3, 0, 2))
-    detector = Detector(iterations=(3, 9), bias=0.0, doubt=0.0, early=0.0, late=1.0, quiet=0.08)
-    found = detector(Evidence(torch.zeros(1, 2), torch.zeros(1, 1, 2), {3: residual, 9: residual}))
-    torch.testing.assert_close(found, torch.tensor([2.0]).log().sigmoid())
-    everything = dataclasses.replace(detector, quiet=1.0)
-    found = everything(Evidence(torch.zeros(1, 2), torch.zeros(1, 1, 2), {3: residual, 9: residual}))
-    torch.testing.assert_close(found, torch.tensor([25.0]).log().sigmoid())
-
-
-def test_an_image_narrower_than_a_block_is_a_block():
-    detector = Detector(iterations=(3, 9), bias=0.0, doubt=0.0, early=0.0, late=1.0, quiet=0.5)
-    residual = torch.full((1, 3, 40), 2.0)
-    found = detector(Evidence(torch.zeros(1, 2), torch.zeros(1, 1, 2), {3: residual, 9: residual}))
-    torch.testing.assert_close(found, torch.tensor([2.0]).log().sigmoid())
-
-
-@pytest.mark.parametrize("quiet", [0, 1.1, -0.1, math.nan, "low"])
-def test_a_quantile_outside_of_its_range_is_refused(quiet):
-    with pytest.raises(ValueError, match="quiet must be"):
-        Detector(iterations=(3, 9), bias=0.0, doubt=0.0, early=0.0, late=1.0, quiet=quiet)
-
-
-def test_the_residual_is_that_of_the_reconstructions_over_the_restarts():
-    seen = []
-
-    class Spy(MeanSoftmax):
-        def score(self, evidence):
-            seen.append(evidence.residual)
-            return super().score(evidence)
-
-    decision = Spy(LOOKS, restarts=2, detector=SUSPICION)
-    defend(Linear(), TINY, seed=3, decision=decision).detect(images())
-    frames = torch.stack([Purifier(TINY, seed=seed).trajectory(images(), (8, 20)) for seed in (3, 4)])
-    wanted = (frames - images()).square().mean((0, 3))
-    for row, iteration in zip(wanted, (8, 20), strict=True):
-        torch.testing.assert_close(seen[0][iteration], row)
+def test_detail_is_that_of_noise_and_not_that_of_planes_and_straight_edges():
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    smooth = torch.stack([x / 64, (x + y) / 128, (x > 20).float()])[None]
+    torch.testing.assert_close(log_detail(smooth), torch.tensor([math.log(1e-3)]), atol=1e-2, rtol=0)
+    noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double()
+    # the mean of log |n| of a standard normal n is -(Euler's constant + log 2) / 2
+    expected = math.log(0.1) - (np.euler_gamma + math.log(2)) / 2
+    torch.testing.assert_close(log_detail(0.1 * noise + smooth), torch.tensor([expected]).double(), atol=0.06, rtol=0)
+    assert log_detail(noise[..., :2]).item() == pytest.approx(math.log(1e-3))
 
 
 def test_the_reconstruction_is_the_mean_of_what_was_classified():
@@ -374,9 +352,9 @@ RISING = "iterations must be one or more integers rising from 1 or above, got "
         (lambda: MeanSoftmax(LOOKS, views=("up",)), ValueError, "views must be one or more of identity, mirror"),
         (lambda: DetectorGated(LOOKS, threshold=1.5), ValueError, r"threshold must lie in \[0, 1\], got 1.5"),
         (
-            lambda: Detector(iterations=(9,), bias=0, doubt=0, early=0, late=0),
+            lambda: Detector(iteration=0, bias=0, doubt=0, left=0, drawn=0),
             ValueError,
-            "iterations must be two, rising, got",
+            "iteration must be an integer of at least 1, got 0",
         ),
         (lambda: DetectorGated(LOOKS, width=0), ValueError, "width must be at least 1e-06, got 0"),
         (lambda: defend(Linear(), TINY, decision=MeanSoftmax((25,)))(images()), ValueError, "from 1 to the 24 of the"),

@@ -13,7 +13,7 @@ from dipdefense.defence.pipeline import decide, gather_evidence, reconstruct
 from dipdefense.image_tensors import check_images
 
 TINY = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 2}, input_channels=8, iterations=12)
-DETECTOR = Detector(iterations=(3, 12), bias=1.0, doubt=0.6, early=-9.0, late=9.0)
+DETECTOR = Detector(iteration=12, bias=1.0, doubt=0.6, left=9.0, drawn=-9.0)
 COUNTED: list[str] = []
 TWICE = ["config", "fit to 6", "fit to 6"]
 
@@ -105,8 +105,8 @@ def test_decisions_that_share_reconstructions_answer_as_alone():
         DetectorGated((5,), detector=DETECTOR, threshold=0.3),
     ]
     shared = reconstruct(purifier, x, decisions, gradient="none")
-    assert shared.frames.shape == (2, 5, *x.shape)
-    assert shared.iterations == (3, 4, 5, 6, 12)
+    assert shared.frames.shape == (2, 4, *x.shape)
+    assert shared.iterations == (4, 5, 6, 12)
     for decision in decisions:
         logits, scores = decide(decision, gather_evidence(net, x, net(x), shared, decision))
         alone = DefendedClassifier(net, purifier, decision=decision).judge(x)
@@ -116,17 +116,16 @@ def test_decisions_that_share_reconstructions_answer_as_alone():
 
 
 @torch.no_grad()
-def test_the_residual_is_of_the_restarts_of_the_decision():
+def test_the_score_sees_the_restarts_of_its_decision():
     x, purifier = images(), Purifier(TINY)
     decisions = [MeanSoftmax((4,), detector=DETECTOR), MeanSoftmax((4,), restarts=2)]
     shared = reconstruct(purifier, x, decisions, gradient="none")
-    frames = purifier.trajectory(x, (3, 12))
-    for iteration, frame in zip((3, 12), frames, strict=True):
-        torch.testing.assert_close(shared.residual(x, decisions[0])[iteration], (frame - x).square().mean(1))
-    assert shared.residual(x, decisions[1]) == {}
+    assert shared.scored(decisions[0]).keys() == {12}
+    torch.testing.assert_close(shared.scored(decisions[0])[12], purifier.trajectory(x, (12,)))
+    assert shared.scored(decisions[1]) == {}
     unscored = reconstruct(purifier, x, decisions[:1], gradient="none", scored=False)
     assert unscored.iterations == (4,)
-    assert gather_evidence(linear(), x, x, unscored, decisions[0], scored=False).residual == {}
+    assert gather_evidence(linear(), x, x, unscored, decisions[0], scored=False).scored == {}
 
 
 def test_a_score_that_is_known_is_not_computed_again():

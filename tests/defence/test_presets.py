@@ -64,7 +64,7 @@ def test_defend_and_the_purifier_use_the_default_of_the_shape(shape):
         assert decision == LastReconstruction()
     else:
         assert isinstance(decision, DetectorGated)
-        assert max(*decision.iterations, *decision.residuals) <= defence.fit.iterations
+        assert max(*decision.iterations, *decision.scored_iterations) <= defence.fit.iterations
 
 
 @pytest.mark.parametrize("shape", [GREY, (3, 16, 16), (3, 40, 24)])  # the last one is cut into tiles

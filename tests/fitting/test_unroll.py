@@ -155,7 +155,7 @@ class Net(nn.Module):
     [
         "last",
         MeanSoftmax((8, 16), restarts=2, views=("identity", "mirror")),
-        DetectorGated((8, 16), threshold=0.5, detector=Detector((8, 20), bias=0.1, doubt=0.6, early=-1.0, late=1.2)),
+        DetectorGated((8, 16), threshold=0.5, detector=Detector(20, bias=0.1, doubt=0.6, left=1.2, drawn=-1.0)),
     ],
     ids=["last", "mean_softmax", "detector_gated"],
 )

@@ -28,7 +28,7 @@ from eval.robustness.scored_defences import Filtered, OneFit, Setting
 
 QUICK = FitConfig(architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=30)
 VIEWS = ("identity", "mirror")
-SUSPICION = Detector(iterations=(15, 30), bias=1.0, doubt=0.6, early=-9.0, late=9.0)
+SUSPICION = Detector(iteration=30, bias=1.0, doubt=0.6, left=9.0, drawn=-9.0)
 
 
 @pytest.fixture(scope="module")
