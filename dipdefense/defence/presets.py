@@ -36,15 +36,15 @@ COLOUR = FitConfig(
 TRAJECTORY = FitConfig(
     architecture_options={"channels": [8, 16, 32], "skip_channels": 4, "upsampling": "nearest"},
     start="learned",
-    iterations=50,
+    iterations=45,
     lr=0.02,
     ema=0.5,
 )
 GATED = DetectorGated(
-    iterations=(30, 40, 50),
+    iterations=(35, 40, 45),
     views=("mirror",),
-    detector=Detector(iteration=50, bias=-2.68, doubt=0.69, left=22.25, drawn=-19.91),
-    threshold=0.5,
+    detector=Detector(iteration=45, bias=-1.78, doubt=0.67, left=8.59, drawn=-7.76),
+    threshold=0.4,
 )
 SMALL = 32  # side in pixels; GATED was learnt on such images, and larger images are cut into tiles of this side
 # A perturbation is made for one size, so it has even less effect in a smaller view than in a mirrored one.

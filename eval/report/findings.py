@@ -17,7 +17,7 @@ UNDEFENDED = ("none", "bare")
 SMOOTH = "smooth"
 OWN = ("default", "dip", SMOOTH)  # the defence that the sentences are about: the first of these that a table has
 # of `benchmark defence`: further ways to use the fit, and detection without a defence
-NO_RIVALS = (*UNDEFENDED, *OWN, "dip_mean", "detector_gated", "random_start", "noise_level")
+NO_RIVALS = (*UNDEFENDED, *OWN, "dip_mean", "detector_gated", "noise_level")
 WORST = "worst case"  # of a ladder: its row over all rungs
 NAMED = 6  # number of attacks that are named
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from dipdefense import Decision, DefendedClassifier, Detector, DetectorGated, FitConfig, MeanSoftmax, Purifier
+from dipdefense import Decision, DefendedClassifier, DetectorGated, FitConfig, MeanSoftmax, Purifier
 from dipdefense.arguments import check_known
 from eval.baselines import BASELINES
 from eval.robustness.cross_boundary import CrossBoundary
@@ -46,7 +46,7 @@ FITS: dict[str, Family] = {
 }
 VIEWED = ("dip", "dip_mean")  # the families that are repeated with views
 
-METHODS = ("bare", "noise_level", *FILTERS, *FITS, "default", "random_start", "dipdefend")
+METHODS = ("bare", "noise_level", *FILTERS, *FITS, "default", "dipdefend")
 
 
 def build_methods(
@@ -63,8 +63,7 @@ def build_methods(
 
     Args:
         names: of `METHODS`. `noise_level` is the bare classifier with a blind noise estimate as its detection score,
-            `random_start` the former default for small colour images, `dipdefend` the setting of Dai et al. (2020),
-            "DIPDefend", for CIFAR-10.
+            `dipdefend` the setting of Dai et al. (2020), "DIPDefend", for CIFAR-10.
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K).
         purifier: of the fits; its rule is `fixed`.
         iterations: along the fit, rising; the points of the curve of `dip`.
@@ -106,25 +105,8 @@ def build_methods(
                 defended = DefendedClassifier(classifier, purifier, decision=default)
                 methods.append(Defended(name, defended, along[-1]))
         else:
-            methods.append({"random_start": _random_start, "dipdefend": _dipdefend}[name](classifier, purifier.seed))
+            methods.append(_dipdefend(classifier, purifier.seed))
     return [*methods, OneFit(classifier, purifier, decisions)] if decisions else methods
-
-
-def _random_start(classifier: nn.Module, seed: int | None) -> Defended:
-    """The default for colour images up to 32 pixels a side before it began at a learned start."""
-    config = FitConfig(
-        architecture_options={"channels": [8, 16, 32], "skip_channels": 4, "upsampling": "nearest"},
-        iterations=300,
-        ema=0.5,
-    )
-    decision = DetectorGated(
-        iterations=(140, 160, 180),
-        views=("mirror",),
-        detector=Detector(iteration=180, bias=0.0, doubt=0.8, left=27.0, drawn=-23.0),
-        threshold=0.1,
-    )
-    purifier = Purifier(config, seed=seed, tile=32)
-    return Defended("random_start", DefendedClassifier(classifier, purifier, decision=decision), config.iterations)
 
 
 def _dipdefend(classifier: nn.Module, seed: int | None) -> Defended:

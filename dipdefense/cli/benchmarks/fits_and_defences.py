@@ -164,7 +164,7 @@ def defence(
         str,
         typer.Option(
             help="Comma-separated: bare, jpeg, bit_depth, median, gaussian_blur, total_variation, non_local_means, "
-            "bm3d, noise_level, dip, dip_mean, detector_gated, cross_boundary, default, random_start, dipdefend."
+            "bm3d, noise_level, dip, dip_mean, detector_gated, cross_boundary, default, dipdefend."
         ),
     ] = (
         "bare,noise_level,jpeg,bit_depth,median,gaussian_blur,total_variation,non_local_means,dip,dip_mean,"
