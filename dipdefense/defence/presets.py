@@ -49,12 +49,12 @@ GATED = DetectorGated(
 SMALL = 32  # side in pixels; GATED was learnt on such images, and larger images are cut into tiles of this side
 # A perturbation is made for one size, so it has even less effect in a smaller view than in a mirrored one.
 LARGE = DetectorGated(
-    iterations=(25, 30, 35),
+    iterations=(20, 25, 30),
     views=("small_mirror",),
-    detector=Detector(iteration=35, bias=0.0, doubt=0.8, left=27.0, drawn=-23.0),
-    threshold=0.3,
+    detector=Detector(iteration=30, bias=-46.41, doubt=0.24, left=11.62, drawn=-17.84, quiet=0.05),
+    threshold=0.2,
 )
-LARGE_FIT = replace(TRAJECTORY, iterations=60)
+LARGE_FIT = replace(TRAJECTORY, iterations=30)
 # Under Gaussian noise of sigma, for smoothing: the iterations whose mean softmax is the answer to one noisy copy.
 # docs/guarantees.md holds the measurements.
 NOISY_FIT = replace(TRAJECTORY, start="random", lr=0.01)

@@ -37,7 +37,7 @@ EXAMPLES = [
     MeanSoftmax(LOOKS, restarts=2, views=("identity", "mirror")),
     DetectorGated(LOOKS, threshold=0.3, width=0.1),
     DetectorGated(LOOKS, detector=SUSPICION),
-    MeanSoftmax(LOOKS, views=("small_mirror",), detector=SUSPICION),
+    MeanSoftmax(LOOKS, views=("small_mirror",), detector=dataclasses.replace(SUSPICION, quiet=0.1)),
 ]
 
 
@@ -243,12 +243,33 @@ def test_the_detector_by_hand():
 def test_detail_is_that_of_noise_and_not_that_of_planes_and_straight_edges():
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     smooth = torch.stack([x / 64, (x + y) / 128, (x > 20).float()])[None]
-    torch.testing.assert_close(log_detail(smooth), torch.tensor([math.log(1e-3)]), atol=1e-2, rtol=0)
+    torch.testing.assert_close(log_detail(smooth[None])[0], torch.tensor([math.log(1e-3)]), atol=1e-2, rtol=0)
     noise = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).double()
     # the mean of log |n| of a standard normal n is -(Euler's constant + log 2) / 2
     expected = math.log(0.1) - (np.euler_gamma + math.log(2)) / 2
-    torch.testing.assert_close(log_detail(0.1 * noise + smooth), torch.tensor([expected]).double(), atol=0.06, rtol=0)
-    assert log_detail(noise[..., :2]).item() == pytest.approx(math.log(1e-3))
+    torch.testing.assert_close(
+        log_detail((0.1 * noise + smooth)[None])[0], torch.tensor([expected]).double(), atol=0.06, rtol=0
+    )
+    assert log_detail(noise[None, ..., :2]).item() == pytest.approx(math.log(1e-3))
+
+
+def test_a_quiet_detector_looks_at_the_quietest_blocks():
+    """Of 5x5 blocks with noise of levels 1, 2, .., 25 the quantile of a quarter is the seventh; the border is over."""
+    order = torch.randperm(25, generator=torch.Generator().manual_seed(0))
+    levels = (order + 1.0).view(5, 5).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    noise = torch.randn(200, 40, 40, generator=torch.Generator().manual_seed(1))
+    image = torch.nn.functional.pad(noise * levels, (1, 4, 1, 4))[None, None]  # the mask needs a pixel, then 3 are over
+    whole = log_detail(noise[None, None])  # of level 1
+    torch.testing.assert_close(log_detail(image, 0.25), whole + math.log(7), atol=0.15, rtol=0)
+    torch.testing.assert_close(log_detail(image, 1.0), whole + math.log(25), atol=0.15, rtol=0)
+    flat = torch.full((1, 2, 3, 5, 43), 0.5)  # narrower than a block
+    torch.testing.assert_close(log_detail(flat, 0.5), torch.full((1, 2), math.log(1e-3)))
+
+
+@pytest.mark.parametrize("quiet", [0, 1.1, -0.1, math.nan, "low"])
+def test_a_quantile_outside_of_its_range_is_refused(quiet):
+    with pytest.raises(ValueError, match="quiet must be"):
+        Detector(iteration=9, bias=0.0, doubt=0.0, left=1.0, drawn=0.0, quiet=quiet)
 
 
 def test_the_reconstruction_is_the_mean_of_what_was_classified():
