@@ -15,7 +15,7 @@ except ImportError as error:
 
 from eval.records import write_whole
 from eval.report.accuracy_charts import together
-from eval.report.findings import NOT_ADAPTIVE, SMOOTH, findings
+from eval.report.findings import NOT_ADAPTIVE, OWN, findings, own_name
 from eval.report.gallery import embed_gallery
 from eval.report.line_chart import draw
 from eval.report.runs import Run, find_runs, rows_of
@@ -102,15 +102,16 @@ def _page(run: Run) -> dict[str, Any]:
 
 
 def openings(runs: list[Run]) -> list[list[str]]:
-    """Three sentences for each data set and classifier, the smoothed one by itself; see `findings`."""
+    """Three sentences for each data set, classifier and defence; see `findings`."""
     groups: dict[tuple[str, ...], dict[str, list[list[dict[str, Any]]]]] = {}
     for run in runs:
         for kind in (*TOLD, COMPARED):
             if kind in run.tables and len(run.tables[kind]):
                 rows = rows_of(run.tables[kind])
-                named = {**run.config, **rows[0], "defence": any(row["defence"] == SMOOTH for row in rows)}
-                subject = tuple(str(named.get(name, "")) for name in ("dataset", "classifier", "weights", "defence"))
-                groups.setdefault(subject, {}).setdefault(kind, []).append(rows)
+                named, defence = {**run.config, **rows[0]}, own_name(rows)
+                subject = tuple(str(named.get(name, "")) for name in ("dataset", "classifier", "weights"))
+                group = groups.setdefault((*subject, "" if defence in OWN else defence), {})
+                group.setdefault(kind, []).append(rows)
     told = [[rows for kind in TOLD for rows in kinds.get(kind, [])] or kinds[COMPARED] for kinds in groups.values()]
     return [sentences for tables in told if (sentences := findings(tables))]
 

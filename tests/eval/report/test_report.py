@@ -222,6 +222,17 @@ def test_the_page_opens_with_what_its_tables_say(runs):
     assert "the best of the other defences, jpeg " in compared[1]
 
 
+def test_each_defence_has_sentences_of_its_own(runs, copy):
+    """A second run in the folder with a purifier of one's own; runs of the fit, also of an older folder, are `dip`."""
+    shutil.copytree(copy / "evaluated", copy / "own")
+    file = copy / "own" / "summary.csv"
+    table = pd.read_csv(file, keep_default_na=False)
+    table.assign(defence=table["defence"].replace("dip", "Jpeg")).to_csv(file, index=False)
+    dip, own = openings(find_runs(copy))
+    assert dip == openings(find_runs(runs))[0]
+    assert own == [sentence.replace("with the defence", "with the defence Jpeg") for sentence in dip]
+
+
 def test_a_targeted_run_is_a_share_of_hits_and_an_older_table_one_of_right_images(copy):
     file = copy / "evaluated" / "summary.csv"
     table = pd.read_csv(file, keep_default_na=False)
