@@ -18,7 +18,7 @@ from eval.report.accuracy_charts import together
 from eval.report.findings import NOT_ADAPTIVE, OWN, findings, own_name
 from eval.report.gallery import embed_gallery
 from eval.report.line_chart import draw
-from eval.report.runs import Run, find_runs, rows_of
+from eval.report.runs import UNFINISHED, Run, find_runs, rows_of
 from eval.report.sections import SECTIONS, plain_sections
 
 __all__ = ["render_report", "write_report"]
@@ -35,12 +35,15 @@ PARTS = {
 }
 
 
-def write_report(run: str | Path, out: str | Path) -> None:
+def write_report(run: str | Path, out: str | Path) -> list[Path]:
     """Write the report of a run's folder, or of a folder of such folders, as one HTML file.
 
     Args:
         run: folder that `dipdefense evaluate`, `ladder`, `demo`, `diagnose` or `benchmark` wrote.
         out: file to make or replace.
+
+    Returns:
+        The folders of runs that are not finished; the page names them, too.
 
     Raises:
         OSError: a file cannot be read, `out` cannot be written.
@@ -51,12 +54,13 @@ def write_report(run: str | Path, out: str | Path) -> None:
         raise IsADirectoryError(f"out must be a file, {out} is a folder: name a file in it, such as {out}/report.html")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"out must be in a folder that exists, {out.parent} is missing: make it first")
-    write_whole(out, render_report(Path(run)))
+    runs = find_runs(Path(run))
+    write_whole(out, render_report(Path(run), runs))
+    return [found.folder for found in runs if not found.finished]
 
 
-def render_report(folder: Path) -> str:
-    """The HTML of the report; raises as `write_report` does."""
-    runs = find_runs(folder)
+def render_report(folder: Path, runs: list[Run]) -> str:
+    """The HTML of the report of the runs of a folder; raises as `write_report` does."""
     pages = [_page(run) for run in runs]
     evaluated = [rows_of(run.tables["evaluation"]) for run in runs if "evaluation" in run.tables]
     galleries = [{"run": r.name, **embed_gallery(r.folder, r.gallery)} for r in runs if r.gallery is not None]
@@ -75,6 +79,7 @@ def render_report(folder: Path) -> str:
             absent=[text for kind, text in PARTS.items() if kind not in there],
             openings=openings(runs),
             warning=NOT_ADAPTIVE,
+            unfinished=[f"{run.name} is not finished: {UNFINISHED}." for run in runs if not run.finished],
             script=script,
             digest=digest,
         )
