@@ -90,7 +90,7 @@ def load_dataset(name: str, path: str | Path | None = None, *, size: int | None 
     """
     check_known("name", name, DATASETS)
     if size is not None and name != "folder":
-        raise ValueError(f"size must be None for {name}, whose images have a size of their own, got {size}")
+        raise ValueError(f"size must be left out with {name}, whose images have a size of their own, got {size}")
     if path is None:
         return DATASETS[name](None, size)
     if not Path(path).exists():

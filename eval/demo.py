@@ -18,7 +18,7 @@ from dipdefense.fitting.fit import Progress
 from eval.baselines import gaussian_blur
 from eval.classifiers import load_classifier
 from eval.datasets import ImageDataset, load_dataset
-from eval.demo_picture import RESIDUAL_GAIN, save_comparison
+from eval.demo_picture import CHANGE_GAIN, save_comparison
 from eval.report.findings import findings
 from eval.report.runs import rows_of
 from eval.robustness.config import RunConfig
@@ -95,7 +95,7 @@ def run_demo(
 def what_it_shows(table: pd.DataFrame) -> str:
     """The picture and the table of `run_demo` in words, one sentence a line."""
     picture = (
-        f"It shows {SHOWN} of the digits: clean, attacked by PGD, the change times {RESIDUAL_GAIN}, and purified, each "
+        f"It shows {SHOWN} of the digits: clean, attacked by PGD, the change times {CHANGE_GAIN}, and purified, each "
         "with what the classifier reads."
     )
     return "\n".join([picture, *findings([rows_of(table)])])

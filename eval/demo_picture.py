@@ -1,4 +1,4 @@
-"""A picture of the effect of a defence: clean, adversarial, residual and purified images, with predictions."""
+"""A picture of the effect of a defence: clean, adversarial, change and purified images, with predictions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 __all__ = ["save_comparison"]
 
-RESIDUAL_GAIN = 10
+CHANGE_GAIN = 10
+CHANGE = f"change x{CHANGE_GAIN}"  # the column of the perturbation
 
 
 @torch.no_grad()
@@ -21,7 +22,7 @@ def save_comparison(
     labels: Tensor,
     class_names: Sequence[str],
 ) -> None:
-    """Save a grid with one row for each image; the columns are clean, adversarial, residual x10, purified.
+    """Save a grid with one row for each image; the columns are clean, adversarial, change x10, purified.
 
     Args:
         path: PNG file.
@@ -31,11 +32,11 @@ def save_comparison(
         class_names: of all classes.
     """
     predictions = {name: classifier(batch).argmax(1).tolist() for name, batch in images.items()}
-    residual = (0.5 + RESIDUAL_GAIN * (images["adversarial"] - images["clean"])).clamp(0, 1)  # grey = unchanged
+    change = (0.5 + CHANGE_GAIN * (images["adversarial"] - images["clean"])).clamp(0, 1)  # grey = unchanged
     columns = {
         "clean": images["clean"],
         "adversarial": images["adversarial"],
-        f"residual x{RESIDUAL_GAIN}": residual,
+        CHANGE: change,
         "purified": images["purified"],
     }
     with matplotlib.rc_context({"font.size": 9}):

@@ -21,6 +21,7 @@ __all__ = ["Record", "Records", "Run", "append_records", "digest", "made_with", 
 
 Record = dict[str, Any]
 CONFIG, PROBE, RECORDS = "config.json", "probe.json", "records.jsonl"
+CODE = "code"  # entry of the description: a hash of this project's code
 NAMED = 3  # number of differences that an error message names
 LONGEST = 60  # characters of a value that the message shows
 
@@ -106,6 +107,12 @@ class Run(Records):
         """Take over the entries in the folder, or raise if they differ."""
         grown = {name: before[name] | self._description[name] for name in grows if isinstance(before.get(name), dict)}
         now = {name: value for name, value in (self._description | grown).items() if name not in free}
+        codes = before.get(CODE), now.get(CODE)
+        if codes[0] != codes[1]:  # then definitions of attacks and defences differ, too
+            raise ValueError(
+                f"out {self.folder} holds a run that was made before the code changed, and results of both must not be "
+                f"mixed: name another folder with --out, or delete this one (code {codes[0]}, now {codes[1]})"
+            )
         differing = list(_differences({name: held for name, held in before.items() if name not in free}, now, grown))
         if differing:
             more = f", and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
@@ -146,7 +153,7 @@ def made_with(*packages: str) -> Record:
     The version of a package that is not installed is None.
     """
     versions = {"python": ".".join(map(str, sys.version_info[:2])), **{name: _version(name) for name in packages}}
-    return {"versions": versions, "code": source_hash("dipdefense", "attacks", "eval")}
+    return {"versions": versions, CODE: source_hash("dipdefense", "attacks", "eval")}
 
 
 def _version(package: str) -> str | None:

@@ -181,6 +181,12 @@ def test_links_lead_to_files_and_headings(page):
         assert not anchor or anchor in anchors(target), link
 
 
+@pytest.mark.parametrize("page", sorted(page for page in PAGES if re.search(r"\bDATA\b", PAGES[page])))
+def test_data_is_explained_where_a_command_needs_it(page):
+    explained = "### The folder DATA" if page == "docs/file-formats.md" else "file-formats.md#the-folder-data"
+    assert explained in PAGES[page]
+
+
 def leaves(command: Any, name: str = "dipdefense") -> dict[str, Any]:
     """The commands under a group by their full names."""
     inside = getattr(command, "commands", None)

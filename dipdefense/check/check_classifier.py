@@ -15,6 +15,7 @@ from dipdefense.image_tensors import check_images
 __all__ = ["Compatibility", "check_classifier"]
 
 SIDES = (32, 28, 64, 224, 8, 16, 96, 128, 256, 384)  # tried in this order if no shape is given
+PHOTOGRAPH = 224  # tried before them if the classifier looks as if it was made for photographs
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def check_classifier(
 
     Args:
         classifier: should map images (B, C, H, W) in [0, 1] to logits (B, K).
-        shape: (C, H, W) of its images; if None, that of `images`, or the first shape that it accepts.
+        shape: (C, H, W) of its images; if None, that of `images`, or the first shape that it accepts: 224 pixels a
+            side is tried before 32 if its first convolution has a stride.
         images: real ones in [0, 1], (B, C, H, W), 32 or more; only together with labels.
         labels: their classes, (B,) integers.
 
@@ -92,10 +94,19 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     return C, H, W
 
 
+def _begins_with_a_stride(net: nn.Module) -> bool:
+    """Whether its first convolution has three input channels and a stride, as networks for photographs have.
+
+    Most of them accept 32 pixels, too, of which they leave a single one. Networks for 32 pixels begin without a stride.
+    """
+    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
+    return first is not None and first.in_channels == 3 and max(first.stride) > 1
+
+
 def _accepted(net: nn.Module, like: Tensor) -> tuple[int, int, int]:
     """The first shape of which it accepts a batch of some size."""
     last: BaseException | None = None
-    for side in SIDES:
+    for side in (PHOTOGRAPH, *SIDES) if _begins_with_a_stride(net) else SIDES:
         for C in (3, 1):
             images = natural_images(1, (C, side, side)).to(like)
             for n in (3, *NUMBERS):

@@ -87,6 +87,7 @@ def adapt(
         "classifier": subject.classifier,
         "dataset": subject.dataset,
         "index": subject.index,
+        "size": subject.size,
         "n": n,
         "held_out": held_out,
     }

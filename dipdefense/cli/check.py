@@ -22,6 +22,7 @@ def check(
         str | None, typer.Option(help="Labelled images, which show its input range with certainty.")
     ] = None,
     data: options.DataPath = None,
+    size: options.Size = None,
     n: Annotated[int, typer.Option(help="Images of --dataset.")] = 128,
     device: options.Device = "cpu",
 ) -> None:
@@ -37,7 +38,7 @@ def check(
     where = options.device_named(device)
     images = labels = None
     if dataset is not None:
-        named = load_dataset(dataset, data)
+        named = load_dataset(dataset, data, size=size)
         chosen = named.first(n, 0)
         images, labels = named.batch(chosen.tolist()), named.labels[chosen]
     net = load_classifier(spec, weights).to(where)
@@ -45,9 +46,9 @@ def check(
     for fault in found.faults:
         kind = "fault" if fault.certain else "doubt"
         note(f"{kind}, {fault.name}: {fault.message}")
-    size = " x ".join(map(str, found.shape))
+    sides = " x ".join(map(str, found.shape))
     verdict = "" if found.faults else "no fault found, "
-    note(f"{verdict}checked with images of {size}")
+    note(f"{verdict}checked with images of {sides}")
     print_plain({"shape": found.shape, "faults": [asdict(fault) for fault in found.faults]})
     if any(fault.certain for fault in found.faults):
         raise typer.Exit(1)

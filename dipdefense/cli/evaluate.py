@@ -64,7 +64,7 @@ def evaluate(
     )
     if not 0 <= gallery <= n:
         raise ValueError(f"gallery must lie between 0 and the {n} images of the run, got {gallery}")
-    with progress_bar("images") as progress:
+    with progress_bar("records") as progress:
         if cluster is None:
             from eval.robustness.evaluate import evaluate as run
 

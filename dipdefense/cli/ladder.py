@@ -82,7 +82,7 @@ def ladder(
     other = None if source is None else load_classifier(source, source_weights).to(where)
     defended, dataset = spec.load(where)
     fewer = {cost: min(count, len(dataset)) for cost, count in spec.config.n.items() if cost not in counts}
-    with progress_bar("images") as progress:
+    with progress_bar("records") as progress:
         table = evaluate_adaptive(
             defended,
             dataset,

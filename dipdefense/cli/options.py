@@ -46,6 +46,7 @@ __all__ = [
     "ResizeTo",
     "RunFolder",
     "Seed",
+    "Size",
     "Subject",
     "Tile",
     "Weights",
@@ -77,6 +78,10 @@ run_option = partial(typer.Option, rich_help_panel="Run")
 DatasetName = Annotated[str, image_option("--dataset", help="digits, digits_train, mnist, cifar10 or folder.")]
 DataPath = Annotated[Path | None, image_option("--data", help="File or folder of the data set.")]
 Index = Annotated[str, image_option("--index", help="START:STOP, use only images of that range of the data set.")]
+Size = Annotated[
+    int | None,
+    image_option("--size", help="Side in pixels of the square cut from each photograph of folder; 224 by default."),
+]
 ClassifierSpec = Annotated[
     str,
     image_option(
@@ -168,6 +173,7 @@ class Subject:
     dataset: DatasetName = "digits"
     data: DataPath = None
     index: Index = ":"
+    size: Size = None
     classifier: ClassifierSpec = "digits_cnn"
     weights: Weights = None
 
@@ -176,7 +182,7 @@ class Subject:
         from eval.classifiers import load_classifier
         from eval.datasets import load_dataset
 
-        images = load_dataset(self.dataset, self.data).between(*index_range(self.index))
+        images = load_dataset(self.dataset, self.data, size=self.size).between(*index_range(self.index))
         return images, load_classifier(self.classifier, self.weights).to(device)
 
 

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
+from time import monotonic
 from typing import Any
 
 import typer
@@ -36,19 +38,27 @@ console = Console()
 errors = Console(stderr=True)
 manner: ContextVar[str] = ContextVar("manner", default="text")  # text, json or quiet; set at every call of the command
 ACCURACIES = ("attack", "crafted on", "defence", "n", "accuracy", "95 % interval", "PSNR dB", "SSIM", "s / image")
+LINES_APART = 60.0  # seconds between two lines of progress, where there is no bar
 WIDTHS = (12, 10, 13, 3, 8, 13, 7, 5)  # in a terminal of 80 columns, which leaves no room for the seconds
 
 
 class Bar:
-    """Progress as it is told: call it with (done, in all)."""
+    """Progress as it is told: call it with (done, in all). With `lines` it is a line on stderr now and then."""
 
-    def __init__(self, bar: Progress, unit: str) -> None:
+    def __init__(self, bar: Progress, unit: str, *, lines: bool = False) -> None:
         self._bar, self._task = bar, bar.add_task(unit, total=None)
         self._after = ""
+        self._lines, self._said = lines, monotonic()
 
     def __call__(self, done: float, total: float) -> None:
         """Show how much is done."""
         self._bar.update(self._task, completed=done, total=total)
+        if self._lines and monotonic() - self._said >= LINES_APART:
+            self._said = monotonic()
+            task = self._bar.tasks[self._task]
+            seconds = task.time_remaining  # None at the first call, since what was done before took no time
+            left = "" if seconds is None else f", about {timedelta(seconds=seconds)} left"
+            typer.echo(f"{task.description}: {done:.0f} of {total:.0f} ({task.percentage:.0f} %){left}", err=True)
 
     def then(self, work: str) -> None:
         """Name the work that follows, whose share is unknown, in a bar of its own below; once."""
@@ -59,7 +69,7 @@ class Bar:
 
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Bar]:
-    """A bar with the remaining time, on stderr; nothing if that is not a terminal.
+    """A bar with the remaining time, on stderr; a line a minute at most if that is not a terminal.
 
     Text that is printed meanwhile appears above the bar if stdout is a terminal, too.
     """
@@ -70,10 +80,13 @@ def progress_bar(unit: str) -> Iterator[Bar]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    hidden = manner.get() == "quiet" or not errors.is_terminal
+    quiet, hidden = manner.get() == "quiet", not errors.is_terminal
     above = console.is_terminal  # else stdout is a file or a pipe, and the text must go there
-    with Progress(*columns, console=errors, disable=hidden, redirect_stdout=above) as bar:
-        yield Bar(bar, unit)
+    disable, period = quiet or hidden, 3600  # the speed is that of the last hour, since a batch may take minutes
+    with Progress(
+        *columns, console=errors, disable=disable, redirect_stdout=above, speed_estimate_period=period
+    ) as bar:
+        yield Bar(bar, unit, lines=hidden and not quiet)
 
 
 def note(text: str, *, err: bool = False) -> None:

@@ -17,9 +17,12 @@ def report(
     """Make one HTML file, which needs no network, of everything in the folder of a run.
 
     It has tables with intervals, accuracy against eps and along the fit, clean-robust curves, ROC, and the gallery if
-    the run has one (`evaluate --gallery`, `demo --full`). The report also names what the folder lacks.
+    the run has one (`evaluate --gallery`, `demo --full`). The report also names what the folder lacks, and runs that
+    are not finished.
     """
     from eval.report import write_report
+    from eval.report.runs import UNFINISHED
 
-    write_report(run, out)
+    for folder in write_report(run, out):
+        note(f"{folder} is not finished: {UNFINISHED}")
     note(f"report: {out}, {out.stat().st_size / 1e3:.0f} kB")

@@ -6,7 +6,7 @@ from typing import Any
 from attacks import CONTROLS
 from eval.report.text_tables import radius
 
-__all__ = ["NOT_ADAPTIVE", "SMOOTH", "findings"]
+__all__ = ["NOT_ADAPTIVE", "OWN", "findings", "own_name"]
 
 Row = dict[str, Any]
 NOT_ADAPTIVE = (
@@ -15,9 +15,9 @@ NOT_ADAPTIVE = (
 )
 UNDEFENDED = ("none", "bare")
 SMOOTH = "smooth"
-OWN = ("default", "dip", SMOOTH)  # the defence that the sentences are about: the first of these that a table has
+OWN = ("default", "dip")  # the defence of this project
 # of `benchmark defence`: further ways to use the fit, and detection without a defence
-NO_RIVALS = (*UNDEFENDED, *OWN, "dip_mean", "detector_gated", "noise_level")
+NO_RIVALS = (*UNDEFENDED, *OWN, SMOOTH, "dip_mean", "detector_gated", "noise_level")
 WORST = "worst case"  # of a ladder: its row over all rungs
 NAMED = 6  # number of attacks that are named
 
@@ -45,10 +45,20 @@ def _answers(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.get("query", "single") == answer]
 
 
+def own_name(rows: Sequence[Row]) -> str:
+    """The name of the defence that the sentences are about; empty if a comparison lacks that of this project.
+
+    In a table of `evaluate` or `ladder`, which has no strengths, it is the first one.
+    """
+    names = [row["defence"] for row in rows if row["defence"] not in UNDEFENDED]
+    if names and not any("strength" in row for row in rows):
+        return str(names[0])
+    return next((name for name in OWN if name in names), "")
+
+
 def _own(rows: Sequence[Row]) -> list[Row]:
     """The rows of the defence; of several strengths the largest, which is the whole fit."""
-    name = next((name for name in OWN if any(row["defence"] == name for row in rows)), "")
-    found = [row for row in rows if row["defence"] == name]
+    found = [row for row in rows if row["defence"] == own_name(rows)]
     strength = max((row.get("strength", 0) for row in found), default=0)
     return [row for row in found if row.get("strength", 0) == strength]
 
@@ -80,7 +90,8 @@ def _oblivious(tables: Sequence[Sequence[Row]]) -> str:
     beside = _beside(row, table)
     text = f"Under the strongest attack that does not know the defence, {_attack(row)}, {row['n']} images, "
     text += _with_and_without(row, _undefended(beside))
-    rivals = [other for other in beside if other["defence"].partition("+")[0] not in NO_RIVALS]  # NAME+VIEWS
+    others = [other for other in beside if other["defence"] != row["defence"]]
+    rivals = [other for other in others if other["defence"].partition("+")[0] not in NO_RIVALS]  # NAME+VIEWS
     if rivals:
         best = max(rivals, key=lambda other: other["accuracy"])
         strength = f" {best['strength']:g}" if "strength" in best else ""
@@ -112,7 +123,8 @@ def _undefended(rows: Iterable[Row]) -> Row | None:
 
 
 def _with_and_without(row: Row, bare: Row | None) -> str:
-    with_it = f"{_share(row)} are classified right with the defence"
+    named = "" if row["defence"] in OWN else f" {row['defence']}"
+    with_it = f"{_share(row)} are classified right with the defence{named}"
     return with_it if bare is None else f"{with_it} and {_share(bare)} without it"
 
 

@@ -15,10 +15,10 @@ except ImportError as error:
 
 from eval.records import write_whole
 from eval.report.accuracy_charts import together
-from eval.report.findings import NOT_ADAPTIVE, SMOOTH, findings
+from eval.report.findings import NOT_ADAPTIVE, OWN, findings, own_name
 from eval.report.gallery import embed_gallery
 from eval.report.line_chart import draw
-from eval.report.runs import Run, find_runs, rows_of
+from eval.report.runs import UNFINISHED, Run, find_runs, rows_of
 from eval.report.sections import SECTIONS, plain_sections
 
 __all__ = ["render_report", "write_report"]
@@ -35,12 +35,15 @@ PARTS = {
 }
 
 
-def write_report(run: str | Path, out: str | Path) -> None:
+def write_report(run: str | Path, out: str | Path) -> list[Path]:
     """Write the report of a run's folder, or of a folder of such folders, as one HTML file.
 
     Args:
         run: folder that `dipdefense evaluate`, `ladder`, `demo`, `diagnose` or `benchmark` wrote.
         out: file to make or replace.
+
+    Returns:
+        The folders of runs that are not finished; the page names them, too.
 
     Raises:
         OSError: a file cannot be read, `out` cannot be written.
@@ -51,12 +54,13 @@ def write_report(run: str | Path, out: str | Path) -> None:
         raise IsADirectoryError(f"out must be a file, {out} is a folder: name a file in it, such as {out}/report.html")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"out must be in a folder that exists, {out.parent} is missing: make it first")
-    write_whole(out, render_report(Path(run)))
+    runs = find_runs(Path(run))
+    write_whole(out, render_report(Path(run), runs))
+    return [found.folder for found in runs if not found.finished]
 
 
-def render_report(folder: Path) -> str:
-    """The HTML of the report; raises as `write_report` does."""
-    runs = find_runs(folder)
+def render_report(folder: Path, runs: list[Run]) -> str:
+    """The HTML of the report of the runs of a folder; raises as `write_report` does."""
     pages = [_page(run) for run in runs]
     evaluated = [rows_of(run.tables["evaluation"]) for run in runs if "evaluation" in run.tables]
     galleries = [{"run": r.name, **embed_gallery(r.folder, r.gallery)} for r in runs if r.gallery is not None]
@@ -75,6 +79,7 @@ def render_report(folder: Path) -> str:
             absent=[text for kind, text in PARTS.items() if kind not in there],
             openings=openings(runs),
             warning=NOT_ADAPTIVE,
+            unfinished=[f"{run.name} is not finished: {UNFINISHED}." for run in runs if not run.finished],
             script=script,
             digest=digest,
         )
@@ -102,15 +107,16 @@ def _page(run: Run) -> dict[str, Any]:
 
 
 def openings(runs: list[Run]) -> list[list[str]]:
-    """Three sentences for each data set and classifier, the smoothed one by itself; see `findings`."""
+    """Three sentences for each data set, classifier and defence; see `findings`."""
     groups: dict[tuple[str, ...], dict[str, list[list[dict[str, Any]]]]] = {}
     for run in runs:
         for kind in (*TOLD, COMPARED):
             if kind in run.tables and len(run.tables[kind]):
                 rows = rows_of(run.tables[kind])
-                named = {**run.config, **rows[0], "defence": any(row["defence"] == SMOOTH for row in rows)}
-                subject = tuple(str(named.get(name, "")) for name in ("dataset", "classifier", "weights", "defence"))
-                groups.setdefault(subject, {}).setdefault(kind, []).append(rows)
+                named, defence = {**run.config, **rows[0]}, own_name(rows)
+                subject = tuple(str(named.get(name, "")) for name in ("dataset", "classifier", "weights"))
+                group = groups.setdefault((*subject, "" if defence in OWN else defence), {})
+                group.setdefault(kind, []).append(rows)
     told = [[rows for kind in TOLD for rows in kinds.get(kind, [])] or kinds[COMPARED] for kinds in groups.values()]
     return [sentences for tables in told if (sentences := findings(tables))]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["KINDS", "PLAIN", "Run", "find_runs", "records_of", "rows_of"]
+__all__ = ["KINDS", "PLAIN", "UNFINISHED", "Run", "find_runs", "records_of", "rows_of"]
 
 ACCURACY = frozenset(  # columns of every table of a robustness experiment
     {"attack", "eps", "crafted_on", "defence", "n", "accuracy", "ci_low", "ci_high", "psnr_defended", "ssim_defended"}
@@ -36,6 +36,8 @@ PLAIN = {
     "cost.csv": "What the exact gradient costs",
 }
 BESIDE = {"paired.csv", "roc.csv", "certificates.csv"}  # belong to a kind
+LAST = {"summary.csv", "speed.csv", "ablation.csv", "claims.csv"}  # of a run with config.json, the table of its end
+UNFINISHED = "it has no table yet; the same command again, with the same --out, goes on from its records"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Run:
     beside: dict[str, pd.DataFrame]  # the files of BESIDE
     gallery: dict[str, Any] | None  # gallery.json
     missing: list[str]  # sentences about missing or unknown files
+    finished: bool = True  # False: the run was killed, or goes on, and its table is still to come
 
 
 def find_runs(folder: Path) -> list[Run]:
@@ -87,17 +90,16 @@ def read_run(folder: Path, name: str) -> Run | None:
             plain[file] = frame
         elif file not in BESIDE:
             missing.append(f"{file} is not shown: no command of this version writes a table of that name and columns")
-    config, gallery = _read_json(folder / "config.json"), _read_json(folder / "gallery" / "gallery.json")
-    records = folder / "records.jsonl"
-    unfinished = records.is_file() and not tables and not plain
-    if unfinished:
-        missing.append("the run is not finished: it has records but no table; the same command continues it")
-    if not (tables or plain or gallery or (unfinished and config)):
+    config, gallery = _read_json(folder / "config.json") or {}, _read_json(folder / "gallery" / "gallery.json")
+    finished = "run" not in config or bool(LAST & frames.keys())
+    if not finished:
+        missing.append(f"the run is not finished: {UNFINISHED}")
+    if not (tables or plain or gallery or not finished):
         return None
     if tables.keys() - {"iterations"} and not config:
         missing.append("config.json, the settings of the run")
     beside = {file: frames[file] for file in BESIDE & frames.keys()}
-    return Run(folder, name, config or {}, tables, plain, beside, gallery, missing)
+    return Run(folder, name, config, tables, plain, beside, gallery, missing, finished)
 
 
 def records_of(run: Run) -> Iterator[dict[str, Any]]:

@@ -41,7 +41,7 @@ def evaluate_robustness(
     progress: Callable[[int, int], None] | None = None,
     each: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
-    """Score a classifier bare, behind the purifier (`dip`) and behind filters, on identical images.
+    """Score a classifier bare, behind the purifier and behind filters, on identical images.
 
     Args:
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), in eval mode, on `device`.
@@ -49,8 +49,9 @@ def evaluate_robustness(
             that are classified as their target.
         config: settings of the evaluation; `RunConfig()` if None.
         out: folder of the run, made if missing.
-        purifier: the fit of the defence `dip`; `Purifier(seed=config.seed)` if None.
-        decision: that of the defence `dip`; None as in `DefendedClassifier`.
+        purifier: the fit of the defence, which is called `dip` in the table, or by the name of its class if that is
+            derived from `Purifier`; `Purifier(seed=config.seed)` if None.
+        decision: that of the defence; None as in `DefendedClassifier`.
         gradient: gradient of the fit for attacks that are crafted on the defended model, see `Purifier`.
         filters: further defences by name, scored on the images crafted on the bare classifier.
         classifier_name: for the table; the class name if None.
@@ -63,8 +64,8 @@ def evaluate_robustness(
 
     Raises:
         ValueError: `n` above the number of images; a classifier in training mode, with other classes than the data set,
-            or whose logits are not finite or not (B, K); a filter named `none` or `dip`; a folder that holds another
-            run.
+            or whose logits are not finite or not (B, K); a filter with the name of a defence; a folder that holds
+            another run.
         OSError: the folder cannot be written.
     """
     config = config or RunConfig()
@@ -100,22 +101,22 @@ def evaluation(
     **subject: Any,
 ) -> Experiment:
     """The cells of `evaluate_robustness`; `subject` are further fields of the experiment."""
-    classifier, dip = defended.classifier, Defended(name_of(defended), defended)
-    if taken := {"none", "dip", "smooth"} & filters.keys():
+    classifier, defence = defended.classifier, Defended(name_of(defended), defended)
+    if taken := {"none", "dip", "smooth", defence.name} & filters.keys():
         raise ValueError(f"filters must not be named {', '.join(taken)}")
     if defended.gradient == "none" and config.crafted_on != "bare" and config.chosen_attacks:
         raise ValueError("gradient must not be none if attacks are crafted on the defended model")
     none, *behind = (
         Filtered(name, classifier, function, detects=False) for name, function in {"none": None, **filters}.items()
     )
-    methods: list[Method] = [none, dip, *behind]
+    methods: list[Method] = [none, defence, *behind]
     gradient = describe(defended.gradient)
     cells = [Cell("clean", "", 0.0, "", config.n, methods)]
     for crafted_on in CRAFTED_ON[config.crafted_on]:
         attacks, of, target, n, seen = config.chosen_attacks, methods, classifier, config.n, "exact"
         if crafted_on == "defended":  # filters are never attacked
             attacks = attacks if config.attacks_defended is None else tuple(config.attacks_defended)
-            of, target, n, seen = [dip], defended, min(config.n, config.n_defended or config.n), gradient
+            of, target, n, seen = [defence], defended, min(config.n, config.n_defended or config.n), gradient
         for attack in attacks:
             crafted = partial(craft, attack, target, config=config)
             eps = None if attack in MINIMUM_NORM else config.eps

@@ -36,6 +36,7 @@ class RunSpec(Generic[Config]):
     dataset: str  # as for `load_dataset`, with its path
     data: Path | None = None
     index: tuple[int | None, int | None] = (None, None)  # images between these positions
+    size: int | None = None  # side of the squares cut from the photographs of `folder`, as for `load_dataset`
     config: Config
     fit: FitConfig | None = None
     tile: int | None = None
@@ -60,7 +61,7 @@ class RunSpec(Generic[Config]):
 
     def load(self, device: Any = "cpu") -> tuple[DefendedClassifier, ImageDataset]:
         """The defended classifier and the images. Raises as the loaders do."""
-        images = load_dataset(self.dataset, self.data).between(*self.index)
+        images = load_dataset(self.dataset, self.data, size=self.size).between(*self.index)
         classifier = load_classifier(self.classifier, self.weights).to(device)
         seed = None if self.fresh else self.config.seed
         if self.sigma is not None:

@@ -244,8 +244,13 @@ def _decided(
 
 
 def name_of(defended: DefendedClassifier) -> str:
-    """The name of a defence in a table: `smooth` for the smoothed classifier, else `dip`."""
-    return "smooth" if isinstance(defended.purifier, NoisyPurifier) else "dip"
+    """The name of a defence in a table: `smooth` for the smoothed classifier, `dip` for the other purifiers of this
+    project, and the name of its class for a purifier that was derived elsewhere.
+    """
+    kind = type(defended.purifier)
+    if issubclass(kind, NoisyPurifier):
+        return "smooth"
+    return "dip" if kind.__module__.partition(".")[0] in ("dipdefense", "eval") else kind.__name__
 
 
 @dataclass(frozen=True)

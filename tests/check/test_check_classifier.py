@@ -266,6 +266,16 @@ def test_natural_images_have_the_spectrum_of_photographs():
 def test_shape_is_found():
     assert check_classifier(Net().eval()).shape == SHAPE
     assert check_classifier(load_classifier("digits_cnn")).shape == (1, 32, 32)
+
+
+@pytest.mark.parametrize(("stride", "side"), [(1, 32), (2, 224)])
+def test_a_network_that_begins_with_a_stride_is_checked_with_photographs(stride, side):
+    torch.manual_seed(0)
+    stem = nn.Conv2d(3, 4, 3, stride)
+    net = nn.Sequential(stem, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)).eval()
+    assert check_classifier(net).shape == (3, side, side)
+    fixed = nn.Sequential(stem, nn.Flatten(), nn.Linear(4 * (30 // stride) ** 2, 5)).eval()
+    assert check_classifier(fixed).shape == (3, 32, 32)
     assert check_classifier(Fixed(16).eval()).faults[0].name == "batch"
     with pytest.raises(
         ValueError, match=r"shape must be given .* 384 pixels a side; the last attempt raised RuntimeError"

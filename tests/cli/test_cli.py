@@ -274,7 +274,7 @@ def test_the_older_spelling_of_the_ladder_names_the_command(tmp_path):
 
 def test_evaluate_has_few_options_in_groups():
     command = typer.main.get_command(app).commands["evaluate"]
-    assert len(command.params) <= 21
+    assert len(command.params) <= 22
     assert all(option.rich_help_panel for option in command.params)
     assert command.params[-1].default != typer.main.get_command(app).commands["ladder"].params[-1].default
 

@@ -40,7 +40,7 @@ def test_the_weights_are_those_of_adapt_and_are_read_by_another_command(tmp_path
     assert recipe == {
         **{"sigma": [0.3], "layers": "all", "epochs": 2, "lr": 0.001, "batch": 64, "copies": 1, "eps": 0.0},
         **{"attack_steps": 7, "mirror": False, "seed": 0, "purifier": "none", "classifier": "digits_cnn"},
-        **{"dataset": "digits_train", "index": ":", "n": 20, "held_out": 2},
+        **{"dataset": "digits_train", "index": ":", "size": None, "n": 20, "held_out": 2},
     }
     result = CliRunner().invoke(app, ["check", "digits_cnn", "--weights", str(target), "--shape", "1,32,32"])
     assert result.exit_code == 0, result.output

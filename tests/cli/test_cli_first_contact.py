@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from dipdefense.arguments import did_you_mean
 from dipdefense.cli import app, main
 from dipdefense.cli.output import progress_bar
+from dipdefense.files.writing import write_image
 from eval.classifiers import MnistLeNet
 from eval.datasets import load_dataset
 from eval.robustness.config import check_run
@@ -85,6 +86,35 @@ def test_a_classifier_of_other_images_is_refused():
 
     with pytest.raises(torch.OutOfMemoryError, match="full"):  # not a matter of shapes
         check_run(Full().eval(), load_dataset("digits"), 1, "cpu")
+
+
+def test_photographs_are_cut_to_the_size_that_is_given(tmp_path):
+    photographs = tmp_path / "photographs"
+    for name in "ab":
+        (photographs / name).mkdir(parents=True)
+        write_image(torch.full((3, 60, 80), 0.5), photographs / name / "1.png")
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\n"
+        "def build(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 2)).eval()\n"
+        "def build_for_224(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 2)).eval()\n"
+    )
+    words = ["--dataset", "folder", "--data", str(photographs)]
+    run = ["evaluate", *words, "--classifier", f"{tmp_path / 'own.py'}:build", "--n", "2", "--attacks", ""]
+    run += ["--out", str(tmp_path / "run")]
+    with pytest.raises(ValueError, match="must accept the images of folder, 3x224x224"):
+        CliRunner().invoke(app, run, catch_exceptions=False)
+    result = CliRunner().invoke(app, [*run, "--size", "12"])
+    assert result.exit_code == 0, result.output
+    checked = CliRunner().invoke(app, ["check", f"{tmp_path / 'own.py'}:build", *words, "--n", "2", "--size", "12"])
+    assert "checked with images of 3 x 12 x 12" in checked.stdout
+    large = CliRunner().invoke(app, ["check", f"{tmp_path / 'own.py'}:build_for_224", *words, "--n", "2"])
+    assert "checked with images of 3 x 224 x 224" in large.stdout
+    for size, data, message in (
+        ("0", words, "size must be at least 1 pixel, got 0"),
+        ("12", [], "size must be left out with digits"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            CliRunner().invoke(app, ["evaluate", *data, "--size", size], catch_exceptions=False)
 
 
 def test_more_images_than_there_are():

@@ -4,9 +4,11 @@ import io
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -145,6 +147,28 @@ def test_what_is_printed_under_a_bar_stays_on_stdout_unless_that_is_the_same_ter
         accuracies_as_made()(ROW)
     assert ("momentum_pgd" in bar.getvalue()) == terminal
     assert ("momentum_pgd" in capsys.readouterr().out) != terminal
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(capsys, monkeypatch):
+    with progress_bar("images") as progress:  # shorter than a minute
+        progress(1, 2)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("dipdefense.cli.output.LINES_APART", 0.2)
+    for name in ("text", "json", "quiet"):
+        before = manner.set(name)
+        with progress_bar("images") as progress:
+            for done in range(8, 10):  # the first eight were there before
+                time.sleep(0.3)
+                progress(done, 16)
+        manner.reset(before)
+        out, err = capsys.readouterr()
+        assert out == ""
+        if name == "quiet":
+            assert err == ""
+        else:
+            first, second = err.splitlines()
+            assert first == "images: 8 of 16 (50 %)"
+            assert re.fullmatch(r"images: 9 of 16 \(56 %\), about 0:\d\d:\d\d left", second)
 
 
 @pytest.mark.parametrize("path", commands(), ids=" ".join)

@@ -431,7 +431,7 @@ def test_an_empty_folder_is_refused(content: str | None, tmp_path: Path) -> None
 def test_arguments_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be one of digits, digits_train, mnist, cifar10, folder, got 'imagenet'"):
         load_dataset("imagenet")
-    with pytest.raises(ValueError, match="size must be None for digits"):
+    with pytest.raises(ValueError, match="size must be left out with digits"):
         load_dataset("digits", size=28)
     with pytest.raises(ValueError, match="path must be None for digits"):
         load_dataset("digits", tmp_path)

@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from attacks import pgd
-from dipdefense import Purifier, defence_for, defend
+from dipdefense import DefendedClassifier, Purifier, defence_for, defend
 from dipdefense.cli import app
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
@@ -21,6 +21,7 @@ from eval.demo import DEMO, _telling, run_demo
 from eval.report import write_report
 from eval.report.findings import NOT_ADAPTIVE
 from eval.robustness.evaluate import evaluate_robustness
+from eval.robustness.scored_defences import name_of
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,7 @@ def test_a_purifier_that_tells_purifies_as_any_other():
     telling.reconstruct(images[:2])
     assert told == sorted(told)
     assert (0 < told[0] < 1, told[-1]) == (True, 5)  # images
+    assert name_of(DefendedClassifier(torch.nn.Flatten(), telling)) == "dip"
 
 
 @pytest.mark.parametrize(("words", "full"), [([], False), (["--full"], True)])

@@ -93,6 +93,16 @@ def test_another_configuration_is_refused_by_what_differs(tmp_path, changed, mes
     assert (tmp_path / "config.json").read_bytes() == before
 
 
+def test_a_run_of_other_code_is_refused_in_plain_words_whatever_else_differs(tmp_path):
+    start(tmp_path, FIRST | {"code": "a1"})
+    said = (
+        f"^out {tmp_path} holds a run that was made before the code changed, and results of both must not be mixed: "
+        r"name another folder with --out, or delete this one \(code a1, now b2\)$"
+    )
+    with pytest.raises(ValueError, match=said):
+        start(tmp_path, FIRST | {"code": "b2", "eps": 1})
+
+
 def test_a_run_may_grow_and_keeps_what_was_added(tmp_path):
     start(tmp_path, FIRST)
     assert start(tmp_path, FIRST) == json.loads(json.dumps(FIRST))

@@ -36,6 +36,14 @@ def test_the_strongest_attack_is_that_which_leaves_the_defence_least():
     assert adaptive == NOT_ADAPTIVE
 
 
+def test_a_defence_of_ones_own_is_named_and_is_no_rival_of_itself():
+    table = [row | {"defence": "Jpeg" if row["defence"] == "dip" else row["defence"]} for row in TABLE + RIVALS]
+    measured, oblivious, _ = findings([table])
+    assert "80.0 % (70.0 to 90.0) are classified right with the defence Jpeg and 90.0 %" in measured
+    assert oblivious.endswith("the best of the other defences, median, keeps 45.0 % (35.0 to 55.0).")
+    assert findings([[row("pgd", "jpeg", 0.5, strength=75.0)]]) == []  # a comparison without the fit
+
+
 @pytest.mark.parametrize("worst", [False, True])
 def test_the_attacker_who_knows_the_defence_has_the_last_sentence(worst):
     rungs = [row("bpda", "dip", 0.25, crafted_on="defended", n=4), row("nes", "dip", 0.5, crafted_on="defended")]

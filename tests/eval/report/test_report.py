@@ -16,8 +16,10 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from dipdefense import DefendedClassifier, FitConfig, Purifier
+from dipdefense.cli import app
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.fits.accuracy_along_fit import accuracy_along_fit
@@ -28,7 +30,7 @@ from eval.report.detection import roc_charts
 from eval.report.findings import NOT_ADAPTIVE
 from eval.report.line_chart import COLOURS, Chart, Point, Series, draw
 from eval.report.page import openings
-from eval.report.runs import find_runs, records_of
+from eval.report.runs import UNFINISHED, find_runs, records_of
 from eval.report.text_tables import cells, radius
 from eval.robustness.comparison import ComparisonConfig, benchmark_defence
 from eval.robustness.config import RunConfig
@@ -181,8 +183,22 @@ def test_an_unfinished_run_says_so_and_stays_as_it_is(copy):
     with (copy / "evaluated" / "records.jsonl").open("a") as records:
         records.write('{"torn')
     before = (copy / "evaluated" / "records.jsonl").read_bytes()
-    assert "the run is not finished" in report(copy)
+    said = f"evaluated is not finished: {UNFINISHED}."
+    page = report(copy)
+    assert page.count(said) == 1
+    assert page.index(said) < page.index("Report of dipdefense")
+    assert "the run is not finished" in page
+    assert "defences is not finished" not in page
     assert (copy / "evaluated" / "records.jsonl").read_bytes() == before
+    assert write_report(copy, copy / "report.html") == [copy / "evaluated"]
+
+
+def test_a_run_that_was_killed_before_its_first_record_is_not_finished_either(copy, tmp_path):
+    (tmp_path / "killed").mkdir()
+    shutil.copy(copy / "evaluated" / "config.json", tmp_path / "killed")
+    assert write_report(tmp_path / "killed", tmp_path / "report.html") == [tmp_path / "killed"]
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "killed"), "-o", str(tmp_path / "report.html")])
+    assert result.stdout.splitlines()[0] == f"{tmp_path / 'killed'} is not finished: {UNFINISHED}"
 
 
 def test_a_figure_of_an_adaptive_attack_silences_the_warning(copy):
@@ -220,6 +236,17 @@ def test_the_page_opens_with_what_its_tables_say(runs):
     (compared,) = openings(find_runs(runs / "defences"))
     assert "pgd with eps 0.1, 0.2" in compared[0]
     assert "the best of the other defences, jpeg " in compared[1]
+
+
+def test_each_defence_has_sentences_of_its_own(runs, copy):
+    """A second run in the folder with a purifier of one's own; runs of the fit, also of an older folder, are `dip`."""
+    shutil.copytree(copy / "evaluated", copy / "own")
+    file = copy / "own" / "summary.csv"
+    table = pd.read_csv(file, keep_default_na=False)
+    table.assign(defence=table["defence"].replace("dip", "Jpeg")).to_csv(file, index=False)
+    dip, own = openings(find_runs(copy))
+    assert dip == openings(find_runs(runs))[0]
+    assert own == [sentence.replace("with the defence", "with the defence Jpeg") for sentence in dip]
 
 
 def test_a_targeted_run_is_a_share_of_hits_and_an_older_table_one_of_right_images(copy):

@@ -331,6 +331,18 @@ def test_bad_runs_are_refused(tmp_path, classifier, digits):
         run(classifier, digits, tmp_path / "file" / "below")
 
 
+class Shortened(Purifier):
+    """A purifier that does not come from this project."""
+
+
+def test_a_purifier_of_ones_own_has_the_name_of_its_class(tmp_path, classifier, digits):
+    own, quick = {"purifier": Shortened(QUICK)}, dataclasses.replace(RUN, attacks=("fgsm",), n=2, n_defended=None)
+    table = run(classifier, digits, tmp_path / "own", quick, **own)
+    assert table["defence"].tolist() == [*("none", "Shortened", "blur") * 2, "Shortened"]
+    with pytest.raises(ValueError, match="filters must not be named Shortened"):
+        run(classifier, digits, tmp_path / "other", quick, filters={"Shortened": gaussian_blur}, **own)
+
+
 def test_a_purifier_that_draws_its_numbers_is_described_alike_at_every_start():
     class Drawing(Purifier):
         def config_for(self, images):

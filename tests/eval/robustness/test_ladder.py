@@ -83,6 +83,16 @@ def test_a_smoothed_classifier_is_attacked_vote_by_vote_and_judged_by_their_majo
     assert set(table["defence"]) == {"smooth"}
 
 
+class Shortened(Purifier):
+    """A purifier that does not come from this project."""
+
+
+def test_a_purifier_of_ones_own_has_the_name_of_its_class(tmp_path, digits):
+    own = DefendedClassifier(load_classifier("digits_cnn"), Shortened(QUICK))
+    config = replace(RUN, rungs=["oblivious"], n=N | {"cheap": 2})
+    assert set(evaluate_adaptive(own, digits, config, out=tmp_path)["defence"]) == {"Shortened"}
+
+
 DESCRIBED = {"dataset": "d", "classifier": "c", "norm": "linf", "seed": 0}
 MEASURED = dict.fromkeys([*QUALITY, *DISTORTION, "seconds", "attack_seconds", "peak_gb"], 1.0)
 

@@ -134,7 +134,8 @@ def test_another_configuration_is_refused_by_what_differs(made, net, digits, nam
 def test_other_code_is_refused(made, net, digits, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(records, "source_hash", lambda *packages: "0123456789abcdef")
-        with pytest.raises(ValueError, match=refusal(made, r"code \w+ where this one has 0123456789abcdef")):
+        said = f"out {made} holds a run that was made before the code changed, .*: name another folder with --out, or "
+        with pytest.raises(ValueError, match=rf"{said}delete this one \(code \w+, now 0123456789abcdef\)"):
             run(net, digits, made)
     monkeypatch.setitem(ATTACKS, "fgsm", partial(ATTACKS["fgsm"], seed=3))
     with pytest.raises(
