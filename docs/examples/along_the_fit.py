@@ -10,6 +10,7 @@ index below 1000 are fitted, 256 if it is left out.
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from eval.robustness.config import RunConfig
 
 EPS = 4 / 255  # of the attack on the photograph
 SHOWN = (5, 30, 60)  # iterations
+LAST = 150  # iteration of the plot; the default stops sooner
 
 
 @torch.no_grad()
@@ -64,8 +66,8 @@ def photograph_along_its_fit(folder: Path, out: Path) -> None:
         "photograph": clean,
         f"attacked, {round(EPS * 255)}/255": momentum_pgd(classifier, clean, labels, eps=EPS),
     }
-    defended = dipdefense.defend(classifier)
-    purifier, _ = defended.plan(clean)
+    defended, defence = dipdefense.defend(classifier), dipdefense.defence_for(tuple(clean.shape[1:]))
+    purifier = dipdefense.Purifier(replace(defence.fit, iterations=SHOWN[-1]), tile=defence.tile)
     figure = Figure(figsize=(9.6, 6), facecolor="white")
     figure.subplots_adjust(left=0.01, right=0.96, top=0.95, bottom=0.09, wspace=0.04, hspace=0.36)
     axes = figure.subplots(len(inputs), len(SHOWN) + 1)
@@ -87,7 +89,7 @@ def accuracy_along_fits(folder: Path, n: int, out: Path) -> None:
     images = load_dataset("cifar10", folder / "cifar10" / "test.npz").between(None, 1000)
     defence = dipdefense.defence_for((3, 32, 32))
     settings = RunConfig(attacks=("pgd",), eps=8 / 255, n=n)
-    table = accuracy_along_fit(classifier, images, settings, defence.fit, every=5)
+    table = accuracy_along_fit(classifier, images, settings, replace(defence.fit, iterations=LAST), every=5)
     figure = Figure(figsize=(7, 3.4), layout="constrained", facecolor="white")
     axis = figure.subplots()
     for name, rows in table.groupby("attack", sort=False):
@@ -97,7 +99,7 @@ def accuracy_along_fits(folder: Path, n: int, out: Path) -> None:
         axis.fill_between(rows["iteration"], low, high, color=line.get_color(), alpha=0.2)
     first, *_, last = defence.decision.iterations_of(defence.fit.iterations)
     axis.axvspan(first, last, color="grey", alpha=0.3, label="classified by the default")
-    axis.set(xlabel="iteration of the fit", ylabel="right, %", ylim=(0, 100), xlim=(0, defence.fit.iterations))
+    axis.set(xlabel="iteration of the fit", ylabel="right, %", ylim=(0, 100), xlim=(0, LAST))
     axis.grid(alpha=0.3)
     axis.legend(loc="lower center")
     figure.savefig(out, dpi=110)
