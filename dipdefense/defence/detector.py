@@ -74,6 +74,6 @@ def log_detail(images: Tensor, quiet: float | None = None) -> Tensor:
     """
     detail = images.diff(n=2, dim=-1).diff(n=2, dim=-2) if min(images.shape[-2:]) > 2 else torch.zeros_like(images)
     logs = (detail.abs() / MASK_NORM + LEAST).log().mean(-3)  # (R, B, H - 2, W - 2)
-    if quiet is None:
+    if quiet is None or len(images[0]) == 0:  # torch has no quantile of no images
         return logs.mean((-2, -1))
     return F.avg_pool2d(logs, [min(BLOCK, side) for side in logs.shape[-2:]]).flatten(-2).quantile(quiet, -1)
