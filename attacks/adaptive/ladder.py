@@ -343,6 +343,9 @@ LADDER: dict[str, Rung] = {
     # with the identity the residual, and so the detector, has no gradient; with a blur it has one
     "evade_blur": GradientAttack(gradient="blur", loss="evade", unseen=True, enough=0.0),
     "bypass": GradientAttack(gradient="blur", loss="bypass", unseen=True, enough=0.0),
+    "bypass_apgd": GradientAttack(
+        gradient="blur", loss="bypass", rule="apgd", steps=50, restarts=2, unseen=True, enough=0.0
+    ),
     "short_fit": GradientAttack(gradient="short_fit", steps=10),
     "truncated": GradientAttack(gradient="truncated", loss="every_look", steps=10),
     "unrolled": GradientAttack(gradient="unrolled", loss="every_look", steps=10),
