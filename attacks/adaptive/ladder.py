@@ -340,7 +340,7 @@ LADDER: dict[str, Rung] = {
     "blur": GradientAttack(gradient="blur"),
     "every_look": GradientAttack(loss="every_look"),
     "evade": GradientAttack(loss="evade", unseen=True, enough=0.0),
-    # with the identity the residual, and so the detector, has no gradient; with a blur it has one
+    # with the identity the residual has no gradient, and the detector that of the reconstruction alone; a blur has both
     "evade_blur": GradientAttack(gradient="blur", loss="evade", unseen=True, enough=0.0),
     "bypass": GradientAttack(gradient="blur", loss="bypass", unseen=True, enough=0.0),
     "bypass_apgd": GradientAttack(

@@ -64,7 +64,8 @@ class Detector:
 def log_detail(images: Tensor, quiet: float | None = None) -> Tensor:
     """How much fine detail or noise images have: (R, B, C, H, W) -> (R, B).
 
-    The mean of log |N * x| over pixels and channels, or that quantile of its mean over blocks of 8x8 pixels. The mask
+    The mean of log(|N * x| + 0.001) over pixels and channels, or that quantile of its mean over whole blocks of 8x8
+    pixels, whose gradient is that of the two blocks next to the quantile. The mask
     N = [1 -2 1; -2 4 -2; 1 -2 1] / 6 leaves neither planes nor straight horizontal or vertical edges. The logarithm
     keeps a few sharp edges from dominating, as a median would, and it has a gradient at every pixel. Images of less
     than 3 pixels a side have no detail.

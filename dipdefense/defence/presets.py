@@ -32,7 +32,7 @@ COLOUR = FitConfig(
     ema=0.5,
 )
 # For several reconstructions along a fit. With half the channels the perturbation passes later. From the learned start
-# they come after a third of the iterations that a random one needs.
+# they come after a quarter of the iterations that a random one needs.
 TRAJECTORY = FitConfig(
     architecture_options={"channels": [8, 16, 32], "skip_channels": 4, "upsampling": "nearest"},
     start="learned",

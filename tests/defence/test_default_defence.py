@@ -19,9 +19,9 @@ EPS = 8 / 255
 
 N = 256
 # 95 % intervals of the share that is classified correctly, of the first 256 images of the run in docs/defence.md.
-CLAIMED = {"clean": (0.829, 0.910), "pgd": (0.612, 0.726), "momentum_pgd_flip": (0.416, 0.538)}
+CLAIMED = {"clean": (0.838, 0.917), "pgd": (0.616, 0.730), "momentum_pgd_flip": (0.482, 0.603)}
 KNOWN = 27  # of the 50 photographs of index 50 and above are right when bare and clean
-CLAIMED_ON_PHOTOGRAPHS = {"clean": (0.719, 0.961), "pgd": (0.515, 0.841)}  # interval of the share of these
+CLAIMED_ON_PHOTOGRAPHS = {"clean": (0.675, 0.941), "pgd": (0.515, 0.841)}  # interval of the share of these
 
 
 def interval(right):
@@ -73,7 +73,7 @@ def test_bypass_defeats_the_gated_decision_unseen(case, judged):
     defended = defend(classifier)
     threshold = defended.plan(images)[1].threshold
     assert (judged["pgd"][0].scores[:8] > threshold).float().mean() > 0.8  # the control: plain PGD is seen
-    attacked = LADDER["bypass"](defended, images, labels, eps=EPS)
+    attacked = LADDER["bypass_apgd"](defended, images, labels, eps=EPS)
     with torch.no_grad():
         prediction = defended.judge(attacked)
     fooled = prediction.logits.argmax(1) != labels
@@ -100,7 +100,7 @@ def test_the_default_on_photographs(data):
 
 @torch.no_grad()
 def test_a_score_alone_and_in_a_batch(case):
-    """In float64: rounding differs with the batch, and 150 steps amplify that of float32 beyond any bound."""
+    """In float64: rounding differs with the batch, and 45 steps amplify that of float32 beyond any bound."""
     classifier, images, labels = case
     attacked = pgd(classifier, images[:3], labels[:3], eps=EPS)
     defended = defend(copy.deepcopy(classifier).double())

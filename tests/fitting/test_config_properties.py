@@ -127,11 +127,11 @@ def test_a_climb_survives_json(config):
 rising = st.lists(counts, min_size=2, max_size=5, unique=True).map(sorted)
 detectors = st.builds(
     Detector,
-    iterations=st.lists(counts, min_size=2, max_size=2, unique=True).map(lambda pair: tuple(sorted(pair))),
+    iteration=counts,
     bias=st.floats(-1e9, 1e9),
     doubt=st.floats(-1e9, 1e9),
-    early=st.floats(-1e9, 1e9),
-    late=st.floats(-1e9, 1e9),
+    left=st.floats(-1e9, 1e9),
+    drawn=st.floats(-1e9, 1e9),
     quiet=st.none() | st.floats(0, 1, exclude_min=True),
 )
 OF_DECISIONS = {
@@ -224,15 +224,15 @@ BAD: dict[Callable[..., Any], dict[str, st.SearchStrategy[Any]]] = {
         for kind in DECISIONS.values()
     },
     Detector: {
-        "iterations": no_iterations,
+        "iteration": no_count,
         "bias": not_finite | no_number,
         "doubt": not_finite | no_number,
-        "early": not_finite | no_number,
-        "late": not_finite | no_number,
+        "left": not_finite | no_number,
+        "drawn": not_finite | no_number,
         "quiet": not_finite | negative | st.just(0.0) | st.floats(min_value=1, exclude_min=True) | texts,
     },
 }
-GOOD = {Detector: {"iterations": (1, 2), "bias": 0.0, "doubt": 0.0, "early": 0.0, "late": 0.0}}
+GOOD = {Detector: {"iteration": 1, "bias": 0.0, "doubt": 0.0, "left": 0.0, "drawn": 0.0}}
 EVERY = [(kind, name) for kind, names in BAD.items() for name in names]
 
 
