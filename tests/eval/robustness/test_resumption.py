@@ -188,7 +188,7 @@ def test_filters_purifiers_and_gradients_are_known_by_what_they_hold(tmp_path, n
     run(net, digits, tmp_path, config, **{"filters": {}} | first)
     with pytest.raises(
         ValueError,
-        match=refusal(tmp_path, r"(defences\.f\.filter|defences\.dip\.purifier|gradient) .* where this one has"),
+        match=refusal(tmp_path, r"(defences\.f\.filter|defences\.\w+\.purifier|gradient) .* where this one has"),
     ):
         run(net, digits, tmp_path, config, **{"filters": {}} | second)
 
