@@ -85,7 +85,7 @@ def test_rows_that_a_folder_holds_are_not_measured_again(tmp_path, monkeypatch):
     [
         ("torch.get_num_threads", lambda: 99, "threads 1 where this one has 99"),
         ("eval.fits.speed._device_name", lambda device: "another", "device cpu .* where this one has another"),
-        ("eval.records.source_hash", lambda *packages: "changed", "made before the code changed, .* now changed"),
+        ("eval.records.source_hash", lambda *packages: "changed", "made before the code changed"),
     ],
 )
 def test_a_folder_of_other_threads_another_device_or_code_is_refused(
@@ -94,7 +94,7 @@ def test_a_folder_of_other_threads_another_device_or_code_is_refused(
     settings = {"repeats": 1, "compiled": False, "out": tmp_path, "precisions": ["full"]}
     benchmark_speed([ALONE], **settings)
     monkeypatch.setattr(name, value)
-    with pytest.raises(ValueError, match=f"holds a run with .*{said}.*name another folder"):
+    with pytest.raises(ValueError, match=f"holds a run .*{said}.*name another folder"):
         benchmark_speed([ALONE], **settings)
 
 
