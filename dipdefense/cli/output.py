@@ -39,6 +39,7 @@ errors = Console(stderr=True)
 manner: ContextVar[str] = ContextVar("manner", default="text")  # text, json or quiet; set at every call of the command
 ACCURACIES = ("attack", "crafted on", "defence", "n", "accuracy", "95 % interval", "PSNR dB", "SSIM", "s / image")
 LINES_APART = 60.0  # seconds between two lines of progress, where there is no bar
+SPEED_OVER = 3600  # seconds over which the speed is estimated, since a batch may take minutes
 WIDTHS = (12, 10, 13, 3, 8, 13, 7, 5)  # in a terminal of 80 columns, which leaves no room for the seconds
 
 
@@ -82,10 +83,14 @@ def progress_bar(unit: str) -> Iterator[Bar]:
     )
     quiet, hidden = manner.get() == "quiet", not errors.is_terminal
     above = console.is_terminal  # else stdout is a file or a pipe, and the text must go there
-    disable, period = quiet or hidden, 3600  # the speed is that of the last hour, since a batch may take minutes
-    with Progress(
-        *columns, console=errors, disable=disable, redirect_stdout=above, speed_estimate_period=period
-    ) as bar:
+    bar = Progress(
+        *columns,
+        console=errors,
+        disable=quiet or hidden,
+        redirect_stdout=above,
+        speed_estimate_period=SPEED_OVER,
+    )
+    with bar:
         yield Bar(bar, unit, lines=hidden and not quiet)
 
 
