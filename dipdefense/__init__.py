@@ -12,6 +12,7 @@ from dipdefense.defence.classifier import DefendedClassifier, Prediction, defend
 from dipdefense.defence.decisions import DECISIONS, Decision, DetectorGated, LastReconstruction, MeanSoftmax
 from dipdefense.defence.detector import Detector
 from dipdefense.defence.gradients import GRADIENTS, Unrolled
+from dipdefense.defence.learn_detector import learn_detector
 from dipdefense.defence.presets import Defence, defence_for
 from dipdefense.defence.presets import default_config as _default_config
 from dipdefense.defence.presets import default_defence as _default_defence
@@ -74,6 +75,7 @@ __all__ = [
     "flash_no_flash",
     "inpaint",
     "invert_features",
+    "learn_detector",
     "learn_start",
     "masked_mse",
     "maximise_activation",

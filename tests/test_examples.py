@@ -69,6 +69,15 @@ def test_calibrate_an_alarm(tmp_path):
     assert min(flagged["PGD 25/255"], flagged["PGD 51/255"]) > 70
 
 
+def test_learn_a_detector(tmp_path):
+    printed = run("learn_a_detector", tmp_path)
+    areas = {name: float(area) for name, area in re.findall(r"^(.+?) +AUROC (\S+)", printed, re.MULTILINE)}
+    assert printed.startswith("Detector(iteration=20, bias=")
+    assert len(areas) == 8
+    assert min(areas["pgd"], areas["momentum_pgd"], areas["fgsm"]) > 0.9
+    assert min(areas.values()) > 0.5
+
+
 @pytest.mark.data
 def test_along_the_fit(tmp_path, data):
     printed = run("along_the_fit", tmp_path, data, tmp_path, 24)

@@ -28,8 +28,9 @@ class Detector:
     With `quiet`, d is that quantile of the detail of blocks of 8x8 pixels, so it is that of the smoothest parts of a
     photograph, where texture does not hide a perturbation.
 
-    The settings hold for one fit (network, iterations, images). They are learnt on images that are used for no reported
-    figure. A clean image with noise as strong as a perturbation gets as high a score.
+    The settings hold for one fit (network, iterations, images). `learn_detector` learns those of a fit of your own, on
+    images that are used for no reported figure. A clean image with noise as strong as a perturbation gets as high a
+    score.
 
     Source: our own; the detail that is left is a noise level as in Immerkaer (1996), of the residual of the fit.
 
@@ -55,10 +56,14 @@ class Detector:
 
     def __call__(self, evidence: Evidence) -> Tensor:
         """(B,) in [0, 1]; larger is more adversarial."""
+        c, left, drawn = self.features(evidence)
+        return torch.sigmoid(self.bias + self.doubt * c + self.left * left + self.drawn * drawn)
+
+    def features(self, evidence: Evidence) -> tuple[Tensor, Tensor, Tensor]:
+        """c, d(x - f_t) and d(f_t), each (B,); the coefficients do not matter."""
         frames = evidence.scored[self.iteration]
         left, drawn = (log_detail(images, self.quiet).mean(0) for images in (evidence.images - frames, frames))
-        c = -torch.log(1 - disagreement(evidence.bare, evidence.along) + LEAST)
-        return torch.sigmoid(self.bias + self.doubt * c + self.left * left + self.drawn * drawn)
+        return -torch.log(1 - disagreement(evidence.bare, evidence.along) + LEAST), left, drawn
 
 
 def log_detail(images: Tensor, quiet: float | None = None) -> Tensor:
