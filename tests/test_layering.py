@@ -25,6 +25,7 @@ LAYERS = (
     {"check", "files", "adapters"},
     {"distributed"},
     {"cli"},
+    {"__main__"},
 )
 LINES, MODULES_OF_A_FOLDER, BODY = 400, 15, 60  # at most
 # What the core may need at import time.

@@ -2,6 +2,8 @@
 
 import io
 import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -31,6 +33,14 @@ def test_the_command_alone_says_what_to_try():
         commands[name].make_context(name, words)  # an unknown option or a missing argument raises
     assert "All commands: dipdefense --help" in result.stdout
     assert "Usage: " in CliRunner().invoke(app, ["--help"]).stdout
+
+
+def test_python_m_is_the_command():
+    called = subprocess.run(
+        [sys.executable, "-m", "dipdefense", "purfy"], capture_output=True, text=True, check=False, timeout=240
+    )
+    assert called.returncode == 2
+    assert "purify" in called.stderr
 
 
 def test_the_nearest_name_is_named():
