@@ -7,7 +7,7 @@ input looks. It holds plain values only and survives a JSON round trip.
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -97,7 +97,8 @@ class MeanSoftmax:
 
     Raises:
         TypeError: detector is neither a Detector nor None.
-        ValueError: no iterations, or not rising from 1; restarts below 1; no view, an unknown view or a repeated one.
+        ValueError: no iterations, or not rising from 1; restarts below 1; no view, an unknown view or a repeated one; a
+            setting that no detector has, as in files of an earlier version.
     """
 
     iterations: tuple[int, ...] | None = None
@@ -111,6 +112,9 @@ class MeanSoftmax:
         object.__setattr__(self, "views", check_views(self.views))
         given: Any = self.detector
         if isinstance(given, Mapping):
+            settings = [field.name for field in fields(Detector)]
+            for name in given:
+                check_known("settings of a detector", name, settings, several=True)
             object.__setattr__(self, "detector", Detector(**given))
         elif given is not None and not isinstance(given, Detector):
             raise TypeError(f"detector must be a Detector or None, got {given!r}")

@@ -368,6 +368,11 @@ RISING = "iterations must be one or more integers rising from 1 or above, got "
         (lambda: MeanSoftmax((2, 2)), ValueError, RISING),
         (lambda: DetectorGated((0, 1)), ValueError, RISING),
         (lambda: DetectorGated((1.5,)), ValueError, RISING),
+        (
+            lambda: MeanSoftmax(LOOKS, detector={"iteration": 5, "bias": 1, "early": 20}),
+            ValueError,
+            "settings of a detector must be among iteration, bias, .*, got 'early'",
+        ),
         (lambda: MeanSoftmax(LOOKS, restarts=0), ValueError, "restarts must be an integer of at least 1, got 0"),
         (lambda: MeanSoftmax(LOOKS, views=()), ValueError, "views must be one or more of identity, mirror"),
         (lambda: MeanSoftmax(LOOKS, views=("up",)), ValueError, "views must be one or more of identity, mirror"),
