@@ -1,6 +1,7 @@
 """The report of real runs: every figure is there, what comes from outside is escaped, what lacks is named."""
 
 import base64
+import dataclasses
 import hashlib
 import html
 import json
@@ -30,7 +31,7 @@ from eval.report.detection import roc_charts
 from eval.report.findings import NOT_ADAPTIVE
 from eval.report.line_chart import COLOURS, Chart, Point, Series, draw
 from eval.report.page import openings
-from eval.report.runs import UNFINISHED, find_runs, records_of
+from eval.report.runs import NOT_FINISHED, find_runs, records_of
 from eval.report.text_tables import cells, radius
 from eval.robustness.comparison import ComparisonConfig, benchmark_defence
 from eval.robustness.config import RunConfig
@@ -177,28 +178,59 @@ def test_what_lacks_is_named(copy):
         assert sentence in page
 
 
+def evaluate_until(out: Path, kill_at: int, **changes: object) -> None:
+    """The run `evaluated`, with these settings changed, until so many records are made."""
+
+    def kill(done: int, total: int) -> None:
+        if done >= kill_at:
+            raise KeyboardInterrupt
+
+    config = dataclasses.replace(RUN, **changes)
+    digits, classifier, purifier = load_dataset("digits"), load_classifier("digits_cnn"), Purifier(QUICK)
+    evaluate_robustness(classifier, digits, config, out=out, purifier=purifier, progress=kill)
+
+
 def test_an_unfinished_run_says_so_and_stays_as_it_is(copy):
-    for file in ("summary.csv", "summary.json", "paired.csv"):
-        (copy / "evaluated" / file).unlink()
-    with (copy / "evaluated" / "records.jsonl").open("a") as records:
+    killed = copy / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_until(killed, 16)
+    with (killed / "records.jsonl").open("a") as records:
         records.write('{"torn')
-    before = (copy / "evaluated" / "records.jsonl").read_bytes()
-    said = f"evaluated is not finished: {UNFINISHED}."
+    before = {path.name: path.read_bytes() for path in killed.iterdir()}
+    said = f"killed is not finished: {NOT_FINISHED}."
     page = report(copy)
     assert page.count(said) == 1
     assert page.index(said) < page.index("Report of dipdefense")
     assert "the run is not finished" in page
+    assert "evaluated is not finished" not in page
     assert "defences is not finished" not in page
-    assert (copy / "evaluated" / "records.jsonl").read_bytes() == before
-    assert write_report(copy, copy / "report.html") == [copy / "evaluated"]
+    assert {path.name: path.read_bytes() for path in killed.iterdir()} == before
+    assert write_report(copy, copy / "report.html") == [killed]
+    evaluate_until(killed, 1000)
+    assert write_report(copy, copy / "report.html") == []
 
 
-def test_a_run_that_was_killed_before_its_first_record_is_not_finished_either(copy, tmp_path):
-    (tmp_path / "killed").mkdir()
-    shutil.copy(copy / "evaluated" / "config.json", tmp_path / "killed")
+def test_a_run_that_was_killed_before_its_first_record_is_not_finished_either(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_until(tmp_path / "killed", 0)
+    (tmp_path / "killed" / "records.jsonl").unlink()
     assert write_report(tmp_path / "killed", tmp_path / "report.html") == [tmp_path / "killed"]
     result = CliRunner().invoke(app, ["report", str(tmp_path / "killed"), "-o", str(tmp_path / "report.html")])
-    assert result.stdout.splitlines()[0] == f"{tmp_path / 'killed'} is not finished: {UNFINISHED}"
+    assert result.stdout.splitlines()[0] == f"{tmp_path / 'killed'} is not finished: {NOT_FINISHED}"
+
+
+def test_a_finished_run_that_is_extended_and_killed_is_not_finished(copy):
+    """Its tables are still there, and are those of before."""
+    run = copy / "evaluated"
+    evaluate_until(run, 1000)  # begun again with nothing more to do
+    assert write_report(run, copy / "report.html") == []
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_until(run, 0, attacks=("pgd", "fgsm"))
+    assert set(pd.read_csv(run / "summary.csv")["attack"]) == {"clean", "pgd"}
+    assert write_report(run, copy / "report.html") == [run]
+    evaluate_until(run, 1000, attacks=("pgd", "fgsm"))
+    assert set(pd.read_csv(run / "summary.csv")["attack"]) == {"clean", "pgd", "fgsm"}
+    assert write_report(run, copy / "report.html") == []
 
 
 def test_a_figure_of_an_adaptive_attack_silences_the_warning(copy):
