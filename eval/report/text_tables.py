@@ -9,6 +9,7 @@ import pandas as pd
 __all__ = ["Cells", "cells", "radius"]
 
 INTERVALS = dict.fromkeys(("accuracy", "certified_accuracy", "difference", "auroc"), ("ci_low", "ci_high"))
+STRENGTHS = ("strength", "against_strength")  # 0 where a method has none
 SHARES = {
     "accuracy",
     "certified_accuracy",
@@ -32,6 +33,7 @@ class Cells:
 
 def cells(caption: str, table: pd.DataFrame, drop: tuple[str, ...] = ()) -> Cells:
     """A data frame as text: shares in percent with their interval in brackets; empty columns are left out."""
+    table = table.assign(**{name: table[name].replace(0, math.nan) for name in STRENGTHS if name in table})
     shown = table.drop(columns=[c for c in table if c in drop or table[c].isna().all()])
     bounds = {bound for name, pair in INTERVALS.items() if name in shown and set(pair) <= set(shown) for bound in pair}
     header, columns, figures = [], [], []

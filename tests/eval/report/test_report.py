@@ -463,6 +463,20 @@ def test_attacks_without_a_radius_are_in_the_table_and_in_no_chart(tmp_path):
     assert "say nothing of an attacker who knows the defence" in text
 
 
+def test_a_column_that_is_empty_in_all_rows_is_left_out(runs):
+    """A strength of 0 is none: the bare baseline has none, and some methods have one."""
+    (run,) = find_runs(runs / "defences")
+    paired = run.beside["paired.csv"]
+    assert set(paired["against_strength"]) == {0}
+    assert set(paired["strength"]) > {0}
+    table = cells("", paired)
+    assert "against strength" not in table.header
+    assert "against strength" not in Page(report(runs)).text
+    column = table.header.index("strength")
+    assert [row[column] for row in table.rows] == [f"{s:g}" if s else "" for s in paired["strength"]]
+    assert "strength" not in cells("", paired[paired["strength"] == 0]).header
+
+
 def test_cells_and_radii():
     frame = pd.DataFrame({"attack": ["x"], "eps": [8 / 255], "psnr_defended": [20.123456], "n": [3], "empty": [np.nan]})
     table = cells("caption", frame)
