@@ -32,12 +32,12 @@ from eval.report.findings import NOT_ADAPTIVE
 from eval.report.line_chart import COLOURS, Chart, Point, Series, draw
 from eval.report.page import openings
 from eval.report.runs import NOT_FINISHED, find_runs, records_of
-from eval.report.text_tables import cells, radius
 from eval.robustness.comparison import ComparisonConfig, benchmark_defence
 from eval.robustness.config import RunConfig
 from eval.robustness.defences_by_name import build_methods
 from eval.robustness.evaluate import evaluate_robustness
 from eval.robustness.gallery import gallery_of_run, save_gallery
+from eval.text_tables import cells, figures_text, percent, radius
 
 QUICK = FitConfig(
     architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=24, memory_gb=0.5
@@ -484,3 +484,19 @@ def test_cells_and_radii():
     assert table.figures == [False, True, True, True]
     assert [radius(eps) for eps in (0.0, 2 / 255, 0.2, 0.05)] == ["0", "2/255", "0.2", "0.05"]
     assert radius(math.nan) == ""
+
+
+def test_shares_are_in_percent_and_other_figures_are_not():
+    """A difference is one of accuracies where a table says against what, else one of decibels."""
+    bounds = {"ci_low": [0.1, np.nan], "ci_high": [0.2, np.nan]}
+    shares = pd.DataFrame({"against": ["none", "none"], "difference": [0.15, 0.2], **bounds, "flagged": [0.054, 1]})
+    table = cells("caption", shares)
+    assert table.header == ["against", "difference, % (95 % interval)", "flagged, %"]
+    assert table.rows == [["none", "15.0 (10.0 to 20.0)", "5.4"], ["none", "20.0", "100.0"]]
+    decibels = pd.DataFrame({"psnr": [20.0, 21.0], **bounds, "difference": [0.5, -0.25], "rate": [1234.5, 0.5]})
+    table = cells("caption", decibels)
+    assert table.header == ["PSNR, dB (95 % interval)", "difference", "rate"]
+    assert table.rows == [["20 (0.1 to 0.2)", "0.5", "1234"], ["21", "-0.25", "0.5"]]
+    assert percent(math.nan) == ""
+    figures = {"accuracy PGD": 0.125, "margin": 0.12345, "flags": "none", "sums to 1": True, "n": 8}
+    assert figures_text(figures) == "accuracy PGD 12.5 %, margin 0.1235, flags none, sums to 1 True, n 8"
