@@ -17,10 +17,23 @@ from torch import Tensor
 from dipdefense.digest import source_hash
 from eval.classifier_probe import Answers, difference_in_answers
 
-__all__ = ["Record", "Records", "Run", "append_records", "digest", "made_with", "read_records", "write_whole"]
+__all__ = [
+    "GOES_ON",
+    "UNFINISHED",
+    "Record",
+    "Records",
+    "Run",
+    "append_records",
+    "digest",
+    "made_with",
+    "read_records",
+    "write_whole",
+]
 
 Record = dict[str, Any]
 CONFIG, PROBE, RECORDS = "config.json", "probe.json", "records.jsonl"
+UNFINISHED = "unfinished"  # a file that is in the folder from `begin` to `end`
+GOES_ON = "the same command again, with the same --out, goes on from its records"
 CODE = "code"  # entry of the description: a hash of this project's code
 NAMED = 3  # number of differences that an error message names
 LONGEST = 60  # characters of a value that the message shows
@@ -64,7 +77,8 @@ class Records:
 class Run(Records):
     """A run that can be continued after it was killed: a folder of one configuration, and the records in it.
 
-    `config.json` in the folder holds the description, `probe.json` the probes, `records.jsonl` the records.
+    `config.json` in the folder holds the description, `probe.json` the probes, `records.jsonl` the records. The file
+    `unfinished` is there from `begin` to `end`, so a run that was killed has it, also one that had ended before.
 
     Args:
         folder: `begin` makes it.
@@ -137,6 +151,7 @@ class Run(Records):
     def begin(self) -> None:
         """Make the folder and write the description of the run, before the first record."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / UNFINISHED, f"This run is not finished: {GOES_ON}.\n")
         if self._probes:
             write_whole(self.folder / PROBE, json.dumps(self._probes) + "\n")
         write_whole(self.folder / CONFIG, json.dumps(self._description, indent=2) + "\n")
@@ -145,6 +160,10 @@ class Run(Records):
         """Append records to the file."""
         append_records(self.folder / RECORDS, records)
         super().add(records)
+
+    def end(self) -> None:
+        """Say that the run is finished, after its tables are written."""
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
 
 
 def made_with(*packages: str) -> Record:

@@ -54,6 +54,7 @@ def adapt(
     """
     from eval.certification.run import PURIFIERS
     from eval.classifiers import write_weights
+    from eval.text_tables import percent
 
     if target.suffix != ".safetensors":
         raise ValueError(f"OUTPUT must end in .safetensors, got {target}")
@@ -95,7 +96,7 @@ def adapt(
     noisy = NoisyCopies(levels, copies, seed, PURIFIERS[purifier])
     with progress_bar("held-out reconstructions") as progress:
         agreement = measure_agreement(classifier, student, images[-held_out:], noisy, progress)
-    bare, adapted, clean = (f"{100 * share:.1f} %" for share in agreement)
+    bare, adapted, clean = (f"{percent(share)} %" for share in agreement)
     print_plain({"weights": str(target), "held_out": held_out, **agreement._asdict()})
     note(
         f"same class as the bare classifier's of the image, {held_out} held-out images: reconstructions {bare} before, "

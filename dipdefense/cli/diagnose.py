@@ -103,15 +103,13 @@ def _forecast(model: nn.Module, images: Tensor, fits: int) -> None:
 
 
 def _print(finding: Any) -> None:
+    from eval.text_tables import figures_text
+
     note(f"{VERDICTS[finding.passed]:4}  {finding.check}: {finding.means}")
     if finding.figures:
-        note("      " + ", ".join(f"{name} {_shown(value)}" for name, value in finding.figures.items()))
+        note(f"      {figures_text(finding.figures)}")
     if finding.remedy:
         note(f"      remedy: {finding.remedy}")
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _write(table: Any, out: Path) -> None:

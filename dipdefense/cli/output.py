@@ -37,10 +37,10 @@ __all__ = [
 console = Console()
 errors = Console(stderr=True)
 manner: ContextVar[str] = ContextVar("manner", default="text")  # text, json or quiet; set at every call of the command
-ACCURACIES = ("attack", "crafted on", "defence", "n", "accuracy", "95 % interval", "PSNR dB", "SSIM", "s / image")
+ACCURACIES = ("attack", "crafted on", "defence", "n", "accuracy %", "95 % interval", "PSNR dB", "SSIM", "s / image")
 LINES_APART = 60.0  # seconds between two lines of progress, where there is no bar
 SPEED_OVER = 3600  # seconds over which the speed is estimated, since a batch may take minutes
-WIDTHS = (12, 10, 13, 3, 8, 13, 7, 5)  # in a terminal of 80 columns, which leaves no room for the seconds
+WIDTHS = (12, 10, 13, 3, 10, 13, 7, 5)  # in a terminal of 80 columns, which leaves no room for the seconds
 
 
 class Bar:
@@ -132,6 +132,8 @@ def accuracies_as_made() -> Callable[[Any], None]:
 
 def _cells(row: Any) -> tuple[str, ...]:
     """The text of a row, in the order of ACCURACIES."""
+    from eval.text_tables import percent
+
     defended = row.defence != "none"
     quality = (row.psnr_defended, row.ssim_defended) if defended else (row.psnr_attacked, row.ssim_attacked)
     return (
@@ -139,8 +141,8 @@ def _cells(row: Any) -> tuple[str, ...]:
         row.crafted_on,
         row.defence,
         str(row.n),
-        f"{100 * row.accuracy:.1f}",
-        f"{100 * row.ci_low:.1f} - {100 * row.ci_high:.1f}",
+        percent(row.accuracy),
+        f"{percent(row.ci_low)} - {percent(row.ci_high)}",
         *("" if value != value else f"{value:.{digits}f}" for value, digits in zip(quality, (2, 3), strict=True)),
         f"{row.seconds_per_image:.4f}",
     )
@@ -150,17 +152,25 @@ def _aligned(cells: Sequence[str]) -> str:
     return " ".join(cell.ljust(width) for cell, width in zip(cells, WIDTHS, strict=False)).rstrip()
 
 
-def print_frame(table: Any, columns: Sequence[str] = (), **formats: Callable[[Any], str]) -> None:
-    """Print a data frame, or these columns of it, with three decimals unless a column has its own format.
+def print_frame(table: Any, columns: Sequence[str] = ()) -> None:
+    """Print a data frame, or these columns of it, as in the report: shares in percent, without empty columns.
 
-    With `--json` all columns are printed in one line.
+    With `--json` all columns are printed in one line, and shares are in [0, 1].
     """
     if manner.get() == "json":
         typer.echo(table.to_json(orient="records"))
     elif manner.get() == "text":
-        shown = table.assign(**{name: table[name].map(format) for name, format in formats.items()})
-        shown = shown[list(columns) or list(shown)]
-        typer.echo(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+        from eval.text_tables import cells
+
+        shown = cells("", table[list(columns) or list(table)])
+        lines = [shown.header, *shown.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            padded = [
+                text.rjust(width) if figures else text.ljust(width)
+                for text, width, figures in zip(line, widths, shown.figures, strict=True)
+            ]
+            typer.echo("  ".join(padded).rstrip())
 
 
 def print_plain(value: Any) -> None:

@@ -21,8 +21,8 @@ def report(
     are not finished.
     """
     from eval.report import write_report
-    from eval.report.runs import UNFINISHED
+    from eval.report.runs import NOT_FINISHED
 
     for folder in write_report(run, out):
-        note(f"{folder} is not finished: {UNFINISHED}")
+        note(f"{folder} is not finished: {NOT_FINISHED}")
     note(f"report: {out}, {out.stat().st_size / 1e3:.0f} kB")

@@ -113,7 +113,9 @@ def certify_dataset(
                 if progress is not None:
                     progress(done + (tally.draws if tally.next_draws(config.block) else whole), total)
             certificates.append(named | _certificate(tally, label, seconds))
-    return _write(run.folder, pd.DataFrame(certificates), config)
+    table = _write(run.folder, pd.DataFrame(certificates), config)
+    run.end()
+    return table
 
 
 def _description(

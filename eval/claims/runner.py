@@ -72,6 +72,7 @@ def benchmark_claims(
         table = _write(run, claims, settings)
         if progress is not None:
             progress(number, len(wanted))
+    run.end()
     return table
 
 

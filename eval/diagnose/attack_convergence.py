@@ -56,7 +56,7 @@ def converged(
         passed=passed,
         figures={
             f"accuracy after {steps} steps": float(early.float().mean()),
-            f"after {2 * steps}": float(late.float().mean()),
+            f"accuracy after {2 * steps} steps": float(late.float().mean()),
             "n": len(images),
         },
         means="more steps change nothing" if passed else "the attack has not converged: accuracy still falls",

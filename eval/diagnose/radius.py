@@ -59,7 +59,7 @@ def unbounded(
     return Finding(
         check="unbounded",
         passed=passed,
-        figures={"accuracy at 0.5": standing / len(images), "1/K": 1 / K, "n": len(images)},
+        figures={"accuracy at 0.5": standing / len(images), "accuracy by chance": 1 / K, "n": len(images)},
         means="accuracy falls to chance where every image can be made uniform grey"
         if passed
         else "images are still classified correctly that could have been made uniform grey",

@@ -29,8 +29,8 @@ def noise(
     passed = surely_above(closer, len(images), 0.5) and not surely_above(missed, len(images), TOLERANCE)
     figures: dict[str, Figure] = {
         "accuracy clean": _accuracy(clean),
-        "noise": _accuracy(rival),
-        "attack": _accuracy(attack),
+        "accuracy noise": _accuracy(rival),
+        "accuracy attack": _accuracy(attack),
     }
     return Finding(
         check="random_noise",
@@ -92,7 +92,7 @@ def transfer(
 def _compared(rival: Tensor, attack: Tensor, *, check: str, name: str) -> Finding:
     missed = _only(rival, attack)
     passed = not surely_above(missed, len(attack), TOLERANCE)
-    figures: dict[str, Figure] = {f"accuracy {name}": _accuracy(rival), "white-box": _accuracy(attack)}
+    figures: dict[str, Figure] = {f"accuracy {name}": _accuracy(rival), "accuracy white-box": _accuracy(attack)}
     return Finding(
         check=check,
         passed=passed,

@@ -162,6 +162,8 @@ def benchmark_speed(
                     write_whole(run.folder / "speed.csv", table.to_csv(index=False))
                 if progress is not None:
                     progress(len(done) - len(run.missing(done)), len(done))
+    if isinstance(run, Run):
+        run.end()
     return pd.DataFrame(run.records(row for row in done if not run.missing([row])))
 
 

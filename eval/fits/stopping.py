@@ -109,6 +109,7 @@ def benchmark_stopping(
         records += run.records(head for rows in heads.values() for head in rows)
     table = summarise_stopping(records)
     write_whole(run.folder / "summary.csv", table.to_csv(index=False))
+    run.end()
     return table
 
 

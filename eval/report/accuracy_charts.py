@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from eval.report.line_chart import COLOURS, Chart, Point, Series
-from eval.report.text_tables import radius
+from eval.text_tables import radius
 
 __all__ = [
     "along_fit",

@@ -8,8 +8,8 @@ from sklearn.metrics import roc_curve
 
 from eval.report.line_chart import COLOURS, Chart, Point, Series
 from eval.report.runs import Run, records_of
-from eval.report.text_tables import radius
 from eval.robustness.detection import score_pairs
+from eval.text_tables import radius
 
 __all__ = ["roc_charts"]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from attacks import CONTROLS
-from eval.report.text_tables import radius
+from eval.text_tables import percent, radius
 
 __all__ = ["NOT_ADAPTIVE", "OWN", "findings", "own_name"]
 
@@ -129,8 +129,7 @@ def _with_and_without(row: Row, bare: Row | None) -> str:
 
 
 def _share(row: Row) -> str:
-    low, high = 100 * row["ci_low"], 100 * row["ci_high"]
-    return f"{100 * row['accuracy']:.1f} % ({low:.1f} to {high:.1f})"
+    return f"{percent(row['accuracy'])} % ({percent(row['ci_low'])} to {percent(row['ci_high'])})"
 
 
 def _attacks(rows: Iterable[Row]) -> str:

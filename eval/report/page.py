@@ -18,7 +18,7 @@ from eval.report.accuracy_charts import together
 from eval.report.findings import NOT_ADAPTIVE, OWN, findings, own_name
 from eval.report.gallery import embed_gallery
 from eval.report.line_chart import draw
-from eval.report.runs import UNFINISHED, Run, find_runs, rows_of
+from eval.report.runs import NOT_FINISHED, Run, find_runs, rows_of
 from eval.report.sections import SECTIONS, plain_sections
 
 __all__ = ["render_report", "write_report"]
@@ -79,7 +79,7 @@ def render_report(folder: Path, runs: list[Run]) -> str:
             absent=[text for kind, text in PARTS.items() if kind not in there],
             openings=openings(runs),
             warning=NOT_ADAPTIVE,
-            unfinished=[f"{run.name} is not finished: {UNFINISHED}." for run in runs if not run.finished],
+            unfinished=[f"{run.name} is not finished: {NOT_FINISHED}." for run in runs if not run.finished],
             script=script,
             digest=digest,
         )

@@ -8,7 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-__all__ = ["KINDS", "PLAIN", "UNFINISHED", "Run", "find_runs", "records_of", "rows_of"]
+from eval.records import GOES_ON, UNFINISHED
+
+__all__ = ["KINDS", "NOT_FINISHED", "PLAIN", "Run", "find_runs", "records_of", "rows_of"]
 
 ACCURACY = frozenset(  # columns of every table of a robustness experiment
     {"attack", "eps", "crafted_on", "defence", "n", "accuracy", "ci_low", "ci_high", "psnr_defended", "ssim_defended"}
@@ -36,8 +38,7 @@ PLAIN = {
     "cost.csv": "What the exact gradient costs",
 }
 BESIDE = {"paired.csv", "roc.csv", "certificates.csv"}  # belong to a kind
-LAST = {"summary.csv", "speed.csv", "ablation.csv", "claims.csv"}  # of a run with config.json, the table of its end
-UNFINISHED = "it has no table yet; the same command again, with the same --out, goes on from its records"
+NOT_FINISHED = f"its tables are missing, or older than its last start; {GOES_ON}"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Run:
     beside: dict[str, pd.DataFrame]  # the files of BESIDE
     gallery: dict[str, Any] | None  # gallery.json
     missing: list[str]  # sentences about missing or unknown files
-    finished: bool = True  # False: the run was killed, or goes on, and its table is still to come
+    finished: bool = True  # False: the run was killed, or goes on, and its tables are still to come
 
 
 def find_runs(folder: Path) -> list[Run]:
@@ -91,9 +92,9 @@ def read_run(folder: Path, name: str) -> Run | None:
         elif file not in BESIDE:
             missing.append(f"{file} is not shown: no command of this version writes a table of that name and columns")
     config, gallery = _read_json(folder / "config.json") or {}, _read_json(folder / "gallery" / "gallery.json")
-    finished = "run" not in config or bool(LAST & frames.keys())
+    finished = not (folder / UNFINISHED).exists()
     if not finished:
-        missing.append(f"the run is not finished: {UNFINISHED}")
+        missing.append(f"the run is not finished: {NOT_FINISHED}")
     if not (tables or plain or gallery or not finished):
         return None
     if tables.keys() - {"iterations"} and not config:

@@ -1,5 +1,6 @@
 """The sections of the page, made from the tables of a run, and what is missing for others."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ from eval.report.accuracy_charts import (
 from eval.report.detection import roc_charts
 from eval.report.line_chart import Chart
 from eval.report.runs import PLAIN, Run, rows_of
-from eval.report.text_tables import Cells, cells
+from eval.text_tables import Cells, cells, figures_text
 
 __all__ = ["SECTIONS", "Section", "plain_sections"]
 
@@ -116,4 +117,11 @@ SECTIONS: dict[str, Callable[[Run], Section]] = {
 
 def plain_sections(run: Run) -> list[Section]:
     """Tables that are shown as they are."""
-    return [Section(PLAIN[file], tables=[cells(file, table)]) for file, table in run.plain.items()]
+    return [Section(PLAIN[file], tables=[cells(file, _readable(file, table))]) for file, table in run.plain.items()]
+
+
+def _readable(file: str, table: pd.DataFrame) -> pd.DataFrame:
+    """The table, with the figures of checks as text instead of JSON."""
+    if file != "diagnose.csv" or "figures" not in table:
+        return table
+    return table.assign(figures=[figures_text(json.loads(figures)) for figures in table["figures"]])

@@ -186,6 +186,7 @@ def benchmark_ablation(
         table.append(_row(name, network, record, base))
     frame = pd.DataFrame(table)
     write_whole(run.folder / "ablation.csv", frame.to_csv(index=False))
+    run.end()
     return frame
 
 

@@ -164,7 +164,9 @@ def benchmark_denoising(
     stated |= {"noisy": noise if noisy is None else "real", "fit": dataclasses.asdict(config)}
     order = {name: i for i, (name, _) in enumerate(references)}
     records.sort(key=lambda record: (record["seed"], order[record["image"]]))
-    return write_scores(run.folder, records, against, stated)
+    table = write_scores(run.folder, records, against, stated)
+    run.end()
+    return table
 
 
 def _scenes(

@@ -184,6 +184,7 @@ def benchmark_restoration(
     write_whole(run.folder / "summary.csv", table.to_csv(index=False))
     write_whole(run.folder / "summary.json", table.to_json(orient="records", indent=1))
     _draw(run.folder, scenes, records)
+    run.end()
     return table
 
 

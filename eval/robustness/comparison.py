@@ -129,6 +129,7 @@ def benchmark_defence(
         shown = "pgd" if "pgd" in attacks else attacks[-1]
         save_curves(run.folder / "curves.png", table, shown)
         save_rocs(run.folder / "roc.png", records, roc, shown)
+    run.end()
     return table
 
 

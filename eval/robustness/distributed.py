@@ -76,7 +76,7 @@ def evaluate_shards(
         raise RuntimeError(_told(run, lost))
     folder.sweep()
     records = [record for shard in range(len(plan)) for record in _join(run, plan, folder, shard, made)]
-    return finish(run, out, records)
+    return finish(run, made, records)
 
 
 def _told(run: Experiment, lost: dict[int, Lost]) -> str:

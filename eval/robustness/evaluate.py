@@ -17,7 +17,7 @@ from attacks import MINIMUM_NORM
 from dipdefense import Decision, DefendedClassifier, Purifier
 from dipdefense.digest import describe
 from eval.datasets import ImageDataset
-from eval.records import Record
+from eval.records import Record, Run
 from eval.robustness.config import CRAFTED_ON, RunConfig, craft, describe_attacks
 from eval.robustness.experiment import Cell, Experiment, run_experiment, write_tables
 from eval.robustness.scored_defences import Defended, Filter, Filtered, Method, name_of
@@ -82,13 +82,14 @@ def evaluate(experiment: Experiment, out: str | Path, **reports: Any) -> pd.Data
     """Run an `evaluation` in a folder, write its table and return it; `reports` as in `run_experiment`."""
     run = experiment.open(out)
     run.begin()
-    return finish(experiment, run.folder, run_experiment(experiment, run, **reports))
+    return finish(experiment, run, run_experiment(experiment, run, **reports))
 
 
-def finish(experiment: Experiment, folder: Path, records: list[Record]) -> pd.DataFrame:
-    """The table of an evaluation, written and returned."""
+def finish(experiment: Experiment, run: Run, records: list[Record]) -> pd.DataFrame:
+    """The table of an evaluation, written and returned; the run ends."""
     table = summarise(records, experiment.description)
-    write_tables(folder, table, paired=paired_differences(records))
+    write_tables(run.folder, table, paired=paired_differences(records))
+    run.end()
     return table
 
 

@@ -145,6 +145,7 @@ def evaluate_adaptive(
     records = run_experiment(experiment, run, progress=progress)
     table = tabulate(records, experiment.description, rungs)
     write_tables(run.folder, table)
+    run.end()
     return table
 
 

@@ -143,7 +143,7 @@ def test_evaluate_prints_and_writes_one_table(tmp_path, config):
     result = dipdefense(*command, "--filters", "gaussian_blur", "--out", tmp_path / "run")
     assert (result.returncode, result.stderr) == (0, "")
     header, *rows = [line.split("\t") for line in result.stdout.splitlines() if "\t" in line]
-    assert header[:5] == ["attack", "crafted on", "defence", "n", "accuracy"]
+    assert header[:5] == ["attack", "crafted on", "defence", "n", "accuracy %"]
     assert [row[:3] for row in rows] == [
         [attack, crafted, defence]
         for attack, crafted in (("clean", ""), ("pgd", "bare"))
@@ -432,7 +432,7 @@ def test_benchmark_speed(monkeypatch, tmp_path):
     for options in ((), (*chosen, "--no-compiled", "--out", str(tmp_path))):
         result = CliRunner().invoke(app, ["benchmark", "speed", *options])
         assert result.exit_code == 0, result.output
-        assert result.output.split() == ["point", "precision", "batch", "ratio", "tiny", "full", "1", "2.000"]
+        assert result.output.split() == ["point", "precision", "batch", "ratio", "tiny", "full", "1", "2"]
     usual = {"points": None, "batches": None, "precisions": None, "compiled": True, "out": None}
     named = {"points": ["small grey", "large"], "batches": [1, 8], "precisions": ["full"]}
     assert asked == [

@@ -21,7 +21,7 @@ def test_a_table_is_printed_written_and_found_again(tmp_path):
     result = run(*QUICK, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     table = pd.read_csv(tmp_path / "run" / "summary.csv")
-    assert "certified_accuracy" in result.output
+    assert "certified accuracy, % (95 % interval)" in result.output
     reach = 0.25 * NormalDist().inv_cdf(0.05 ** (1 / 24))  # all 24 draws give the class
     assert f"no radius above {reach:.3g} can be certified with 24 samples at alpha 0.05" in result.output
     assert (table.certified_accuracy[table.radius > reach] == 0).all()

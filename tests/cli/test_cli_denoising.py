@@ -42,7 +42,7 @@ def test_denoising(folder, tmp_path):
     command = ["denoising", "--config", tmp_path / "config.json", "--methods", "noisy,median,dip_ema", "--crop", 16]
     added = [*command, "--data", folder, "--sigma", 25, "--seeds", 2, "--out", tmp_path / "run"]
     output = run(*added)
-    assert output.split()[:4] == ["method", "n", "seeds", "psnr"]
+    assert output.split()[:5] == ["method", "n", "seeds", "PSNR,", "dB"]
     assert "estimates are clipped to [0, 1] before they are scored" in output
     summary = pd.read_csv(tmp_path / "run" / "summary.csv")
     assert summary[["method", "n", "seeds"]].values.tolist() == [[m, 2, 2] for m in ("noisy", "median", "dip_ema")]
@@ -77,7 +77,7 @@ def test_impedance_and_curve(folder, tmp_path):
     options = [image, "--config", tmp_path / "config.json", "--out", tmp_path / "run"]
     assert run("impedance", *options, "--sigma", 10).split()[:4] == ["target", "first", "last", "tenth"]
     output = run("curve", *options, "--every", 5, "--clip", "--crop", 16)
-    assert output.split()[:5] == ["iteration", "of", "against", "psnr", "ssim"]
+    assert output.split()[:6] == ["iteration", "of", "against", "PSNR,", "dB", "SSIM"]
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         *("impedance.csv", "impedance.png"),
         *("curve.csv", "curve.png"),
@@ -94,7 +94,7 @@ def test_ablation(folder, tmp_path, monkeypatch):
     table = pd.DataFrame([{"task": "colour", "network": "own", "psnr": 30.0}])
     monkeypatch.setattr(eval.restoration.ablation, "benchmark_ablation", lambda *a, **k: asked.append((a, k)) or table)
     output = run("ablation", "--data", folder, "--resize", 20, "--crop", 16, "--n", 1, "--out", tmp_path / "run")
-    assert output.split()[:6] == ["task", "network", "psnr", "colour", "own", "30.000"]
+    assert output.split()[:7] == ["task", "network", "PSNR,", "dB", "colour", "own", "30"]
     (photos, digits), options = asked[0]
     assert [tuple(photo.shape) for photo in photos] == [(3, 16, 16)]
     assert digits is None

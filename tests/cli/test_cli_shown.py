@@ -95,16 +95,51 @@ def test_both_exclude_each_other():
 
 
 def test_frames_in_each_manner(capsys):
-    frame = pd.DataFrame({"share": [1 / 3, float("nan")]})
+    frame = pd.DataFrame({"attack": ["pgd", ""], "accuracy": [1 / 3, float("nan")], "loss": None})
     before = manner.set("text")
-    for name, shown in (("text", " share\n 0.333\n   NaN\n"), ("quiet", "")):
+    for name, shown in (("text", "attack  accuracy, %\npgd            33.3\n\n"), ("quiet", "")):
         manner.set(name)
         print_frame(frame)
         assert capsys.readouterr().out == shown
     manner.set("json")
-    print_frame(frame, share="{:.1e}".format)  # the format is for people
-    assert json.loads(capsys.readouterr().out) == [{"share": pytest.approx(1 / 3)}, {"share": None}]
+    print_frame(frame, ["attack"])  # the choice is for people
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["accuracy"] for row in rows] == [pytest.approx(1 / 3), None]
+    assert all(row["loss"] is None for row in rows)
     manner.reset(before)
+
+
+def test_people_read_percent_and_files_and_json_hold_shares(tmp_path):
+    """The same figures of one run in the terminal, in the report, in JSON and in the file."""
+    run = ["certify", "--n", "3", "--n0", "4", "--samples", "40", "--purifiers", "none", "--out", str(tmp_path / "run")]
+    printed, lines = (CliRunner().invoke(app, [*words, *run]).stdout for words in ([], ["--json"]))
+    saved = pd.read_csv(tmp_path / "run" / "summary.csv")
+    assert saved["certified_accuracy"].between(0, 1).all()
+    assert saved["certified_accuracy"].max() > 0
+    assert [row["certified_accuracy"] for row in json.loads(lines)] == pytest.approx(saved["certified_accuracy"])
+    texts = [
+        f"{100 * row.certified_accuracy:.1f} ({100 * row.ci_low:.1f} to {100 * row.ci_high:.1f})"
+        for row in saved.itertuples()
+    ]
+    header, *rows = printed.splitlines()[: 1 + len(saved)]
+    assert header.endswith("certified accuracy, % (95 % interval)")
+    assert [row.endswith(text) for row, text in zip(rows, texts, strict=True)] == [True] * len(saved)
+    CliRunner().invoke(app, ["report", str(tmp_path / "run"), "-o", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text()
+    assert all(text in page for text in texts)
+    assert "certified accuracy, % (95 % interval)" in page
+
+
+def test_the_figures_of_checks_are_in_percent_for_people(tmp_path):
+    run = ["diagnose", "--bare", "--n", "8", "--steps", "2", "--checks", "one_step", "--out", str(tmp_path)]
+    printed = CliRunner().invoke(app, [*run, "--eps", "0.2"]).stdout
+    (row,) = json.loads((tmp_path / "diagnose.json").read_text())
+    accuracy = row["figures"]["accuracy FGSM"]
+    assert 0 < accuracy <= 1
+    said = f"accuracy FGSM {100 * accuracy:.1f} %, accuracy PGD {100 * row['figures']['accuracy PGD']:.1f} %, n 8"
+    assert said in printed
+    CliRunner().invoke(app, ["report", str(tmp_path), "-o", str(tmp_path / "report.html")])
+    assert said in (tmp_path / "report.html").read_text()
 
 
 ROW = pd.DataFrame(

@@ -55,6 +55,15 @@ def test_a_run_names_what_is_missing_and_passes_over_other_numbers(tmp_path):
     assert len(read_records(again.folder / "records.jsonl")) == 4
 
 
+def test_a_run_is_unfinished_from_begin_to_end(tmp_path):
+    run, mark = Run(tmp_path / "run", ("config",), {"eps": 0.1}), tmp_path / "run" / "unfinished"
+    for _ in range(2):
+        run.begin()
+        assert mark.read_text().startswith("This run is not finished: the same command again")
+        run.end()
+        assert not mark.exists()
+
+
 FIRST = {
     "run": "a",
     "eps": 8 / 255,

@@ -284,7 +284,7 @@ def gradients(
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / "slopes.csv", index=False)
     cost.to_csv(out / "cost.csv", index=False)
-    print_frame(table, step="{:.1e}".format)
+    print_frame(table)
     print_frame(cost)
 
 

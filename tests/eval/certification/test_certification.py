@@ -62,6 +62,7 @@ def test_a_run_agrees_with_certify(tmp_path, digits, net):
     assert set(paired["against"]) == {"none"}
     assert set(paired["purifier"]) == {"gaussian_blur"}
     assert pd.read_csv(tmp_path / "summary.csv").equals(table)
+    assert not (tmp_path / "unfinished").exists()
     assert (tmp_path / "certified_accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert made["correct"].any()
 

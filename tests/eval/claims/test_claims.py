@@ -172,6 +172,7 @@ def test_one_row_for_each_claim(tmp_path):
     assert rows.loc["S0-1", "verdict"] == at_least(Estimate(rows.loc["S0-1", "figure"]), 1.0)
     assert (rows.loc[["S0-1", "S2-1"], ["seconds", "processor"]] > 0).all(axis=None)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "claims.csv")[["id", "verdict"]], table[["id", "verdict"]])
+    assert not (tmp_path / "unfinished").exists()
     assert pd.read_csv(tmp_path / "S0-1.csv")["psnr_last"].item() == pytest.approx(last)
     page = (tmp_path / "claims.md").read_text()
     assert "| S0-1 | says S0-1 | 1.0 |" in page

@@ -143,7 +143,7 @@ def test_the_adversarially_trained_lenet_passes(data):
     images, labels = sample(load_dataset("mnist", data / "mnist"), 64)
     table = diagnose(robust, images, labels, eps=0.3, surrogate=plain)
     assert table["passed"].all()
-    robust_accuracy = table.set_index("check").loc["converged", "figures"]["after 40"]
+    robust_accuracy = table.set_index("check").loc["converged", "figures"]["accuracy after 40 steps"]
     assert wilson(round(64 * robust_accuracy), 64)[0] > 0.8  # it is robust, or its passing would say little
 
 

@@ -71,8 +71,10 @@ def test_rows_that_a_folder_holds_are_not_measured_again(tmp_path, monkeypatch):
     assert seen == [(1, 3), (2, 3)]
     before = pd.read_csv(tmp_path / "run" / "speed.csv")
     assert before["batch"].tolist() == [1, 2]
+    assert (tmp_path / "run" / "unfinished").exists()
     table = benchmark_speed([POINT], batches=[1, 2, 3], **settings)
     assert measured == [1, 2, 3, 3]
+    assert not (tmp_path / "run" / "unfinished").exists()
     assert table["batch"].tolist() == [1, 2, 3]
     assert table["engine"].tolist()[:2] == pytest.approx(before["engine"].tolist())
     another = dataclasses.replace(POINT, name="other")

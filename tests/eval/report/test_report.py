@@ -1,6 +1,7 @@
 """The report of real runs: every figure is there, what comes from outside is escaped, what lacks is named."""
 
 import base64
+import dataclasses
 import hashlib
 import html
 import json
@@ -30,13 +31,13 @@ from eval.report.detection import roc_charts
 from eval.report.findings import NOT_ADAPTIVE
 from eval.report.line_chart import COLOURS, Chart, Point, Series, draw
 from eval.report.page import openings
-from eval.report.runs import UNFINISHED, find_runs, records_of
-from eval.report.text_tables import cells, radius
+from eval.report.runs import NOT_FINISHED, find_runs, records_of
 from eval.robustness.comparison import ComparisonConfig, benchmark_defence
 from eval.robustness.config import RunConfig
 from eval.robustness.defences_by_name import build_methods
 from eval.robustness.evaluate import evaluate_robustness
 from eval.robustness.gallery import gallery_of_run, save_gallery
+from eval.text_tables import cells, figures_text, percent, radius
 
 QUICK = FitConfig(
     architecture_options={"channels": [8, 8], "skip_channels": 0}, input_channels=8, iterations=24, memory_gb=0.5
@@ -177,28 +178,59 @@ def test_what_lacks_is_named(copy):
         assert sentence in page
 
 
+def evaluate_until(out: Path, kill_at: int, **changes: object) -> None:
+    """The run `evaluated`, with these settings changed, until so many records are made."""
+
+    def kill(done: int, total: int) -> None:
+        if done >= kill_at:
+            raise KeyboardInterrupt
+
+    config = dataclasses.replace(RUN, **changes)
+    digits, classifier, purifier = load_dataset("digits"), load_classifier("digits_cnn"), Purifier(QUICK)
+    evaluate_robustness(classifier, digits, config, out=out, purifier=purifier, progress=kill)
+
+
 def test_an_unfinished_run_says_so_and_stays_as_it_is(copy):
-    for file in ("summary.csv", "summary.json", "paired.csv"):
-        (copy / "evaluated" / file).unlink()
-    with (copy / "evaluated" / "records.jsonl").open("a") as records:
+    killed = copy / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_until(killed, 16)
+    with (killed / "records.jsonl").open("a") as records:
         records.write('{"torn')
-    before = (copy / "evaluated" / "records.jsonl").read_bytes()
-    said = f"evaluated is not finished: {UNFINISHED}."
+    before = {path.name: path.read_bytes() for path in killed.iterdir()}
+    said = f"killed is not finished: {NOT_FINISHED}."
     page = report(copy)
     assert page.count(said) == 1
     assert page.index(said) < page.index("Report of dipdefense")
     assert "the run is not finished" in page
+    assert "evaluated is not finished" not in page
     assert "defences is not finished" not in page
-    assert (copy / "evaluated" / "records.jsonl").read_bytes() == before
-    assert write_report(copy, copy / "report.html") == [copy / "evaluated"]
+    assert {path.name: path.read_bytes() for path in killed.iterdir()} == before
+    assert write_report(copy, copy / "report.html") == [killed]
+    evaluate_until(killed, 1000)
+    assert write_report(copy, copy / "report.html") == []
 
 
-def test_a_run_that_was_killed_before_its_first_record_is_not_finished_either(copy, tmp_path):
-    (tmp_path / "killed").mkdir()
-    shutil.copy(copy / "evaluated" / "config.json", tmp_path / "killed")
+def test_a_run_that_was_killed_before_its_first_record_is_not_finished_either(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_until(tmp_path / "killed", 0)
+    (tmp_path / "killed" / "records.jsonl").unlink()
     assert write_report(tmp_path / "killed", tmp_path / "report.html") == [tmp_path / "killed"]
     result = CliRunner().invoke(app, ["report", str(tmp_path / "killed"), "-o", str(tmp_path / "report.html")])
-    assert result.stdout.splitlines()[0] == f"{tmp_path / 'killed'} is not finished: {UNFINISHED}"
+    assert result.stdout.splitlines()[0] == f"{tmp_path / 'killed'} is not finished: {NOT_FINISHED}"
+
+
+def test_a_finished_run_that_is_extended_and_killed_is_not_finished(copy):
+    """Its tables are still there, and are those of before."""
+    run = copy / "evaluated"
+    evaluate_until(run, 1000)  # begun again with nothing more to do
+    assert write_report(run, copy / "report.html") == []
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_until(run, 0, attacks=("pgd", "fgsm"))
+    assert set(pd.read_csv(run / "summary.csv")["attack"]) == {"clean", "pgd"}
+    assert write_report(run, copy / "report.html") == [run]
+    evaluate_until(run, 1000, attacks=("pgd", "fgsm"))
+    assert set(pd.read_csv(run / "summary.csv")["attack"]) == {"clean", "pgd", "fgsm"}
+    assert write_report(run, copy / "report.html") == []
 
 
 def test_a_figure_of_an_adaptive_attack_silences_the_warning(copy):
@@ -431,6 +463,20 @@ def test_attacks_without_a_radius_are_in_the_table_and_in_no_chart(tmp_path):
     assert "say nothing of an attacker who knows the defence" in text
 
 
+def test_a_column_that_is_empty_in_all_rows_is_left_out(runs):
+    """A strength of 0 is none: the bare baseline has none, and some methods have one."""
+    (run,) = find_runs(runs / "defences")
+    paired = run.beside["paired.csv"]
+    assert set(paired["against_strength"]) == {0}
+    assert set(paired["strength"]) > {0}
+    table = cells("", paired)
+    assert "against strength" not in table.header
+    assert "against strength" not in Page(report(runs)).text
+    column = table.header.index("strength")
+    assert [row[column] for row in table.rows] == [f"{s:g}" if s else "" for s in paired["strength"]]
+    assert "strength" not in cells("", paired[paired["strength"] == 0]).header
+
+
 def test_cells_and_radii():
     frame = pd.DataFrame({"attack": ["x"], "eps": [8 / 255], "psnr_defended": [20.123456], "n": [3], "empty": [np.nan]})
     table = cells("caption", frame)
@@ -438,3 +484,19 @@ def test_cells_and_radii():
     assert table.figures == [False, True, True, True]
     assert [radius(eps) for eps in (0.0, 2 / 255, 0.2, 0.05)] == ["0", "2/255", "0.2", "0.05"]
     assert radius(math.nan) == ""
+
+
+def test_shares_are_in_percent_and_other_figures_are_not():
+    """A difference is one of accuracies where a table says against what, else one of decibels."""
+    bounds = {"ci_low": [0.1, np.nan], "ci_high": [0.2, np.nan]}
+    shares = pd.DataFrame({"against": ["none", "none"], "difference": [0.15, 0.2], **bounds, "flagged": [0.054, 1]})
+    table = cells("caption", shares)
+    assert table.header == ["against", "difference, % (95 % interval)", "flagged, %"]
+    assert table.rows == [["none", "15.0 (10.0 to 20.0)", "5.4"], ["none", "20.0", "100.0"]]
+    decibels = pd.DataFrame({"psnr": [20.0, 21.0], **bounds, "difference": [0.5, -0.25], "rate": [1234.5, 0.5]})
+    table = cells("caption", decibels)
+    assert table.header == ["PSNR, dB (95 % interval)", "difference", "rate"]
+    assert table.rows == [["20 (0.1 to 0.2)", "0.5", "1234"], ["21", "-0.25", "0.5"]]
+    assert percent(math.nan) == ""
+    figures = {"accuracy PGD": 0.125, "margin": 0.12345, "flags": "none", "sums to 1": True, "n": 8}
+    assert figures_text(figures) == "accuracy PGD 12.5 %, margin 0.1235, flags none, sums to 1 True, n 8"

@@ -103,6 +103,7 @@ def test_rows_are_fits_of_their_configurations(tmp_path):
     clipped = psnr(tasks["colour"].observed.clamp(0, 1), tasks["colour"].references).mean().item()
     assert rows.loc[("colour", "input"), "psnr"] == pytest.approx(clipped, abs=1e-4)
     assert pd.read_csv(tmp_path / "ablation.csv")["psnr"].tolist() == pytest.approx(table["psnr"].tolist())
+    assert not (tmp_path / "unfinished").exists()
     lines = (tmp_path / "records.jsonl").read_text().splitlines(keepends=True)
     assert len(lines) == 30
     (tmp_path / "records.jsonl").write_text("".join(lines[:28]) + lines[28][:20])  # killed while it wrote

@@ -99,6 +99,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_table(tmp_path, scenes, monkeyp
     assert table.drop(columns="seconds").equals(fresh.drop(columns="seconds"))
     assert len(json.loads((tmp_path / "a" / "summary.json").read_text())) == 20
     assert (tmp_path / "a" / "summary.csv").read_text().startswith("task,method,n,psnr,psnr_min")
+    assert not (tmp_path / "a" / "unfinished").exists()
     with Image.open(tmp_path / "a" / "sheet.png") as sheet:
         assert sheet.height > 600
 

@@ -58,5 +58,6 @@ def test_a_run_that_is_killed_ten_times_ends_with_the_table_of_one_that_is_not(t
         process.kill()
         process.communicate()
     assert not (folder / "summary.csv").exists()
+    assert (folder / "unfinished").exists()
     pd.testing.assert_frame_equal(finish(folder), whole)
     assert lines(folder) == total  # no record twice

@@ -92,6 +92,7 @@ def test_a_batch_that_is_lost_is_named_after_the_others_are_done(tmp_path, monke
     with pytest.raises(RuntimeError, match=message):
         run()
     assert not (tmp_path / "summary.csv").exists()
+    assert (tmp_path / "unfinished").exists()
     made = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("shards/*/part-*")}
     assert sorted(made) == ["part-00000-of-00003.jsonl", "part-00002-of-00003.jsonl"]
     assert len(done) == 2
