@@ -92,7 +92,7 @@ def diagnose(
 @torch.no_grad()
 def _forecast(model: nn.Module, images: Tensor, fits: int) -> None:
     """Estimate the time of so many fits from one of them."""
-    from eval.clock import clock
+    from eval.cost import clock
 
     with progress_bar("one fit, to estimate the time"):
         start = clock(images.device)

@@ -21,7 +21,7 @@ from dipdefense.digest import configuration_hash, describe
 from eval.baselines import BASELINES
 from eval.certification.certified_accuracy import NONE, paired_with_none, save_curve, summarise_certificates
 from eval.classifier_probe import probe, probe_images
-from eval.clock import clock
+from eval.cost import clock
 from eval.datasets import ImageDataset
 from eval.records import Record, Run, made_with
 from eval.robustness.config import check_names, check_run, describe_subject, identify

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attacks.gradient import validate
 from dipdefense.arguments import did_you_mean
 from dipdefense.defence.check_logits import check_logits
-from eval.clock import clock
+from eval.cost import clock
 from eval.diagnose.attack_convergence import converged, gradients, one_step, settled
 from eval.diagnose.attack_trace import NoGradientError, query, trace
 from eval.diagnose.finding import Finding

@@ -19,9 +19,8 @@ from attacks.adaptive import SURROGATES, Objective, objective
 from dipdefense import DefendedClassifier, FitConfig
 from dipdefense.defence.gradients import Gradient
 from dipdefense.fitting.unroll import pull_back
-from eval.clock import clock
+from eval.cost import clock, peak_resident
 from eval.intervals import wilson
-from eval.peak_memory import peak_resident
 
 __all__ = ["SCALES", "compare_gradients", "cost_of_unrolling"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dipdefense import STOPPING_RULES, Progress
 from dipdefense.stopping import Iterate, StoppingRule
-from eval.clock import clock
+from eval.cost import clock
 from eval.metrics import psnr
 
 __all__ = ["Watch", "build", "plain_name"]

@@ -29,8 +29,8 @@ from dipdefense.arguments import check_integer
 from dipdefense.fitting.config import PRECISIONS, build_network
 from dipdefense.fitting.fit import fit_context
 from dipdefense.fitting.inputs import INPUTS
+from eval.cost import peak_resident
 from eval.metrics import psnr
-from eval.peak_memory import peak_resident
 from eval.records import Record, Records, Run, made_with, read_records, write_whole
 
 __all__ = ["POINTS", "Point", "benchmark_speed", "plain_loop", "seconds_per_step"]

@@ -25,7 +25,7 @@ from dipdefense.image_tensors import check_images
 from dipdefense.restoration.denoising import NOISE_TASKS
 from dipdefense.restoration.presets import SMALL as DEFAULTS
 from dipdefense.restoration.presets import TILE
-from eval.clock import clock
+from eval.cost import clock
 from eval.metrics import psnr, ssim
 from eval.noise import NOISES, generator_of
 from eval.records import Record, Run, digest, made_with

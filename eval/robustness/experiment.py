@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from dipdefense.defence.check_logits import check_logits
 from dipdefense.digest import configuration_hash
 from eval.classifier_probe import probe, probe_images
-from eval.clock import clock
+from eval.cost import clock, peak_bytes
 from eval.datasets import ImageDataset
 from eval.metrics import psnr, ssim
-from eval.peak_memory import peak_bytes
 from eval.records import Record, Records, Run, made_with, write_whole
 from eval.robustness.config import AttackConfig, check_run, describe_subject, identify
 from eval.robustness.scored_defences import Method, Setting, Verdict

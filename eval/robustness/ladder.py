@@ -22,7 +22,7 @@ from dipdefense.digest import describe, fingerprint
 from dipdefense.fitting.problem import build_problem
 from dipdefense.fitting.unroll import unroll_bytes
 from dipdefense.fitting.workers import memory_budget
-from eval.clock import clock
+from eval.cost import clock
 from eval.datasets import ImageDataset
 from eval.records import Run
 from eval.robustness.config import AttackConfig, check_names

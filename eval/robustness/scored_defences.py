@@ -15,7 +15,7 @@ from dipdefense.defence.evidence import classify_view, disagreement, log_mean_so
 from dipdefense.defence.pipeline import Reconstructions, decide, gather_evidence, reconstruct
 from dipdefense.defence.smoothing import NoisyPurifier
 from dipdefense.digest import describe
-from eval.clock import clock
+from eval.cost import clock
 from eval.robustness.config import describe_purifier
 from eval.robustness.cross_boundary import CrossBoundary
 

@@ -11,9 +11,8 @@ from eval.claims.bench import CLOCKS, Bench
 from eval.claims.claim import SPREAD, Outcome, estimate, holds
 from eval.claims.curve_scores import scores
 from eval.claims.experiments.two_models import MODELS, SNAIL, denoised, settings_of
-from eval.clock import clock
+from eval.cost import clock, peak_bytes
 from eval.noise import generator_of, impulse
-from eval.peak_memory import peak_bytes
 from eval.photographs import read_photo
 from eval.records import Record
 

@@ -1,10 +1,18 @@
-"""Peak memory so far."""
+"""What a computation has cost so far: time, and peak memory."""
 
+import time
 from pathlib import Path
 
 import torch
 
-__all__ = ["peak_bytes", "peak_resident"]
+__all__ = ["clock", "peak_bytes", "peak_resident"]
+
+
+def clock(device: torch.device) -> float:
+    """The time in seconds, after the device has finished all work that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def peak_bytes(device: torch.device) -> float:
