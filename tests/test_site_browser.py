@@ -16,6 +16,9 @@ return Promise.all([...document.images].map(load)).then((broken) => ({
     parted: all('.md-typeset table:not([class]) code, .option')  // one word on several lines
         .filter((word) => /^-*\w+$/.test(word.textContent) && word.getClientRects().length > 1)
         .map((word) => word.textContent),
+    merged: all('.md-typeset ol :is(p, li)')  // the next item of a list, read as text
+        .filter((item) => !item.querySelector('p, li') && /[.:,] \d\. [A-Z]/.test(item.innerText.replace(/\s+/g, ' ')))
+        .map((item) => item.textContent),
 }))"""
 
 
@@ -34,6 +37,6 @@ def test_pages_fit_a_phone_and_are_legible_there(phone, site):
     for page in pages:
         phone.get(page.as_uri())
         seen = phone.execute_script(SEEN)
-        if seen != {"wide": 0, "broken": [], "small": [], "parted": []}:
+        if seen != {"wide": 0, "broken": [], "small": [], "parted": [], "merged": []}:
             faults[str(page.relative_to(site))] = seen
     assert faults == {}
