@@ -1,4 +1,4 @@
-"""Files of the repository's root as pages of the site, so that one link works here and on a code host."""
+"""Files of the root as pages of the site, so that one link works here and on a code host; how pages look."""
 
 import re
 from pathlib import Path
@@ -28,6 +28,18 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return re.sub(r"!\[[^\]]*\]\((diagrams/[\w-]+\.svg)\)", _drawn, markdown)
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep each option in one line, and let a picture lead to its file, where a small screen can enlarge it."""
+    html = re.sub(r"(?<!<pre>)<code>([^<]*)</code>", _with_whole_options, html)
+    return re.sub(r'<img [^>]*src="([^"]+)"[^>]*>', r'<a href="\1">\g<0></a>', html)
+
+
+def _with_whole_options(code: re.Match[str]) -> str:
+    whole = re.sub(r"(?<!\S)--?\w[\w-]*", r'<span class="option">\g<0></span>', code[1])
+    return f"<code>{whole}</code>"
+
+
 def _drawn(image: re.Match[str]) -> str:
     svg = (ROOT / "docs" / image[1]).read_text(encoding="utf-8")
-    return f"<div>\n{re.sub(r'<style>.*?</style>', '', svg, flags=re.DOTALL).strip()}\n</div>"
+    svg = re.sub(r"<style>.*?</style>", "", svg, flags=re.DOTALL).strip()
+    return f'<div class="diagram">\n{svg}\n</div>'

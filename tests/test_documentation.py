@@ -81,6 +81,10 @@ def test_a_block_is_python_that_runs_or_says_what_it_is(block):
         compile(block.text, str(block), "exec")
 
 
+def test_no_link_stands_in_a_block():
+    assert [str(block) for block in BLOCKS if re.search(r"\]\([\w./-]+\.md", block.text)] == []
+
+
 @pytest.mark.parametrize("page", RUN)
 def test_python_runs(page, tmp_path, monkeypatch):
     if page in ELSEWHERE:
