@@ -29,9 +29,16 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Keep each option in one line, and let a picture lead to its file, where a small screen can enlarge it."""
-    html = re.sub(r"(?<!<pre>)<code>([^<]*)</code>", _with_whole_options, html)
-    return re.sub(r'<img [^>]*src="([^"]+)"[^>]*>', r'<a href="\1">\g<0></a>', html)
+    """Keep each option in the text on one line, and link a picture to its file, which a small screen can enlarge."""
+    blocks = re.split(r"(<pre>.*?</pre>)", html, flags=re.DOTALL)  # every second one is a block of code
+    for i, text in enumerate(blocks[::2]):
+        text = re.sub(r"<code>([^<]*)</code>", _with_whole_options, text)
+        blocks[2 * i] = re.sub(r'(<a [^>]*>)?<img [^>]*src="([^"]+)"[^>]*>', _linked, text)
+    return "".join(blocks)
+
+
+def _linked(image: re.Match[str]) -> str:
+    return image[0] if image[1] else f'<a href="{image[2]}">{image[0]}</a>'
 
 
 def _with_whole_options(code: re.Match[str]) -> str:

@@ -19,6 +19,7 @@ SHARES = {
 # columns that ci_low and ci_high of their table are the 95 % interval of, the first one that the table has
 BOUNDED = ("accuracy", "certified_accuracy", "auroc", "rises", "gap", "psnr", "difference")
 BOUNDS = ("ci_low", "ci_high")
+DECIBELS = ("psnr", "difference", "gap")  # how names of such columns begin; a difference can also be one of shares
 STRENGTHS = ("strength", "against_strength")  # 0 where a method has none
 
 
@@ -48,7 +49,7 @@ def cells(caption: str, table: pd.DataFrame, drop: tuple[str, ...] = ()) -> Cell
             low, high = ([_text(bound, value, is_share) for value in table[bound]] for bound in BOUNDS)
             column = [f"{y} ({a} to {b})" if a else y for y, a, b in zip(column, low, high, strict=True)]
             heading += " (95 % interval)" if any(low) else ""
-        if any(column):
+        if any(column) or table.empty:
             header.append(heading)
             columns.append(column)
             figures.append(pd.api.types.is_numeric_dtype(table[name]) and name != "passed")
@@ -79,7 +80,7 @@ def radius(eps: float) -> str:
 def _heading(name: str, is_share: bool) -> str:
     """A column's name, and its unit."""
     words = name.replace("_", " ").replace("psnr", "PSNR").replace("ssim", "SSIM").replace("auroc", "AUROC")
-    return words + (", %" if is_share else ", dB" if name.startswith("psnr") else "")
+    return words + (", %" if is_share else ", dB" if name.startswith(DECIBELS) else "")
 
 
 def _text(name: str, value: Any, is_share: bool = False) -> str:

@@ -38,7 +38,7 @@ PLAIN = {
     "cost.csv": "What the exact gradient costs",
 }
 BESIDE = {"paired.csv", "roc.csv", "certificates.csv"}  # belong to a kind
-NOT_FINISHED = f"its tables are missing, or older than its last start; {GOES_ON}"
+NOT_FINISHED = f"its tables are missing, incomplete, or older than its last start; {GOES_ON}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def read_run(folder: Path, name: str) -> Run | None:
         elif file not in BESIDE:
             missing.append(f"{file} is not shown: no command of this version writes a table of that name and columns")
     config, gallery = _read_json(folder / "config.json") or {}, _read_json(folder / "gallery" / "gallery.json")
-    finished = not (folder / UNFINISHED).exists()
+    without_table = "run" in config and not (tables or plain)  # as an earlier version left it, which set no mark
+    finished = not ((folder / UNFINISHED).exists() or without_table)
     if not finished:
         missing.append(f"the run is not finished: {NOT_FINISHED}")
     if not (tables or plain or gallery or not finished):

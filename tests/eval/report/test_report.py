@@ -25,6 +25,7 @@ from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.fits.accuracy_along_fit import accuracy_along_fit
 from eval.metrics import psnr
+from eval.records import UNFINISHED
 from eval.report import write_report
 from eval.report.accuracy_charts import methods_against_eps, together
 from eval.report.detection import roc_charts
@@ -217,6 +218,14 @@ def test_a_run_that_was_killed_before_its_first_record_is_not_finished_either(tm
     assert write_report(tmp_path / "killed", tmp_path / "report.html") == [tmp_path / "killed"]
     result = CliRunner().invoke(app, ["report", str(tmp_path / "killed"), "-o", str(tmp_path / "report.html")])
     assert result.stdout.splitlines()[0] == f"{tmp_path / 'killed'} is not finished: {NOT_FINISHED}"
+
+
+def test_a_run_without_table_of_an_earlier_version_is_not_finished(tmp_path):
+    """It set no mark."""
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_until(tmp_path / "killed", 16)
+    (tmp_path / "killed" / UNFINISHED).unlink()
+    assert write_report(tmp_path / "killed", tmp_path / "report.html") == [tmp_path / "killed"]
 
 
 def test_a_finished_run_that_is_extended_and_killed_is_not_finished(copy):
@@ -495,8 +504,9 @@ def test_shares_are_in_percent_and_other_figures_are_not():
     assert table.rows == [["none", "15.0 (10.0 to 20.0)", "5.4"], ["none", "20.0", "100.0"]]
     decibels = pd.DataFrame({"psnr": [20.0, 21.0], **bounds, "difference": [0.5, -0.25], "rate": [1234.5, 0.5]})
     table = cells("caption", decibels)
-    assert table.header == ["PSNR, dB (95 % interval)", "difference", "rate"]
+    assert table.header == ["PSNR, dB (95 % interval)", "difference, dB", "rate"]
     assert table.rows == [["20 (0.1 to 0.2)", "0.5", "1234"], ["21", "-0.25", "0.5"]]
+    assert cells("caption", shares[:0]).header == ["against", "difference, %", "flagged, %"]
     assert percent(math.nan) == ""
     figures = {"accuracy PGD": 0.125, "margin": 0.12345, "flags": "none", "sums to 1": True, "n": 8}
     assert figures_text(figures) == "accuracy PGD 12.5 %, margin 0.1235, flags none, sums to 1 True, n 8"
