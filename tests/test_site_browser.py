@@ -14,9 +14,9 @@ return Promise.all([...document.images].map(load)).then((broken) => ({
     small: all('.diagram text')  // less than 9 pixels high
         .filter((text) => text.getBoundingClientRect().height < 9).map((text) => text.textContent),
     parted: all('.md-typeset table:not([class]) code, .option')  // one word on several lines
-        .filter((word) => /^-*[\w-]+$/.test(word.textContent) && word.getClientRects().length > 1)
+        .filter((word) => /^\w+$|^-[\w-]+$/.test(word.textContent) && word.getClientRects().length > 1)
         .map((word) => word.textContent),
-    marked: all('pre .option').length,  # a block of code stays as it is
+    marked: all('pre .option').length,  // a block of code stays as it is
     merged: all('.md-typeset ol :is(p, li)')  // the next item of a list, read as text
         .filter((item) => !item.querySelector('p, li') && /[.:,] \d\. [A-Z]/.test(item.innerText.replace(/\s+/g, ' ')))
         .map((item) => item.textContent),
