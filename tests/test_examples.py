@@ -92,6 +92,15 @@ def test_along_the_fit(tmp_path, data):
     assert {path.name for path in tmp_path.iterdir()} >= {"along_the_fit.jpg", "accuracy_along_fit.png"}
 
 
+@pytest.mark.data
+def test_seconds_of_the_default(tmp_path, data):
+    printed = run("seconds_of_the_default", tmp_path, data, 32, 1)
+    fastest = [float(seconds) for seconds in re.findall(r": (\S+) to \S+ s an image, 1 threads", printed)]
+    in_a_batch, one_by_one, photograph = fastest
+    assert one_by_one > 2 * in_a_batch
+    assert photograph > 10 * in_a_batch  # it has 81 tiles
+
+
 def test_evaluate_honestly(tmp_path):
     run("evaluate_honestly", tmp_path)
     table = pd.read_csv(tmp_path / "runs/evaluate_honestly/summary.csv").set_index("attack")

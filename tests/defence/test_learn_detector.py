@@ -19,12 +19,13 @@ DECISION = MeanSoftmax(iterations=(6, 12))
 @pytest.fixture(scope="module")
 def defended():
     torch.manual_seed(0)
-    return defend(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).eval(), TINY, decision=DECISION)
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).double().eval()  # float32 differs between processors
+    return defend(classifier, TINY, decision=DECISION)
 
 
 def smooth_images(n: int, seed: int) -> torch.Tensor:
     """(n, 3, 8, 8): planes."""
-    corners = torch.rand(n, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
+    corners = torch.rand(n, 3, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return nn.functional.interpolate(corners, (8, 8), mode="bilinear", align_corners=True)
 
 
@@ -66,15 +67,15 @@ def test_what_the_detector_of_the_defence_looks_at_is_kept(defended):
     clean = smooth_images(8, 0)
     learnt = learn_detector(with_detector, clean, [with_signs(clean, 0.05)])
     assert (learnt.iteration, learnt.quiet) == (6, 0.5)
-    assert learnt == learn_detector(defended, clean, [with_signs(clean, 0.05)], iteration=6, quiet=0.5)
+    other = learn_detector(defended, clean, [with_signs(clean, 0.05)], iteration=6, quiet=0.5)
+    assert (learnt.bias, learnt.left) == pytest.approx((other.bias, other.left), rel=1e-6)
     assert (learnt.bias, learnt.left) != (5, 5)
 
 
-def test_the_batches_do_not_matter_in_float64(defended):
-    double = defend(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)).double().eval(), TINY, decision=DECISION)
-    clean = smooth_images(12, 0).double()
+def test_the_batches_do_not_matter(defended):
+    clean = smooth_images(12, 0)
     one, other = (
-        learn_detector(double, clean, (with_signs(clean, eps) for eps in (0.01, 0.02)), batch_size=size)
+        learn_detector(defended, clean, (with_signs(clean, eps) for eps in (0.01, 0.02)), batch_size=size)
         for size in (5, 64)
     )
     for name in ("bias", "doubt", "left", "drawn"):
