@@ -6,6 +6,7 @@ images of Set5 and Set14 at sigma 10, 25 and 50 of 255.
 """
 
 import itertools
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ __all__ = [
     "cosine",
     "estimated_sigma",
     "gaussian",
+    "joint_bilateral",
     "jpeg",
     "median",
     "noisy",
@@ -64,18 +66,26 @@ def bilateral(image: Any, sigma: float) -> Any:
 
     Source: Tomasi and Manduchi (1998), eq. (5).
     """
-    if sigma == 0:
-        return image
-    space, reach = 1.5, 3
+    return image if sigma == 0 else joint_bilateral(image, image, space=1.5, colour=2 * sigma)
+
+
+def joint_bilateral(image: Any, guide: Any, *, space: float, colour: float) -> Any:
+    """Bilateral filter whose weights come from the colours of another image of the same size, such as one with a flash.
+
+    `space` is in pixels, within a window of twice that on each side; `colour` is in the unit of the guide.
+
+    Source: Petschnigg et al. (2004), "Digital photography with flash and no-flash image pairs", eq. (5).
+    """
+    reach = math.ceil(2 * space)
     H, W = image.shape[:2]
-    padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), "symmetric")
+    padded, around = (np.pad(x, ((reach, reach), (reach, reach), (0, 0)), "symmetric") for x in (image, guide))
     total, weights = np.zeros_like(image), np.zeros((H, W, 1))
     for dy, dx in itertools.product(range(2 * reach + 1), repeat=2):
-        there = padded[dy : dy + H, dx : dx + W]
+        rows, columns = slice(dy, dy + H), slice(dx, dx + W)
         near = ((dy - reach) ** 2 + (dx - reach) ** 2) / space**2
-        alike = ((there - image) ** 2).mean(-1, keepdims=True) / (2 * sigma) ** 2
+        alike = ((around[rows, columns] - guide) ** 2).mean(-1, keepdims=True) / colour**2
         weight = np.exp(-(near + alike) / 2)
-        total += weight * there
+        total += weight * padded[rows, columns]
         weights += weight
     return total / weights
 
