@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dipdefense.restoration.cosine_filters import OPPONENT
+from dipdefense.restoration.filters.cosine_filters import OPPONENT
 
 try:
     from scipy import ndimage

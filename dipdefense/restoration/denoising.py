@@ -10,7 +10,8 @@ from dipdefense.arguments import check_integer
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.image_tensors import check_images
-from dipdefense.restoration.cosine_filters import threshold, wiener
+from dipdefense.restoration.filters.collaborative_filter import collaborative_wiener
+from dipdefense.restoration.filters.cosine_filters import threshold
 from dipdefense.restoration.impulses import find_impulses
 from dipdefense.restoration.inpainting import inpaint
 from dipdefense.restoration.noise_estimate import estimate_sigma, noise_spectrum
@@ -39,10 +40,11 @@ def denoise(
 
     By default, with y the image and f its fit, in tiles,
 
-        p = f + threshold(y - f, sigma),   result = wiener(y, pilot p, sigma)        (`cosine_filters`)
+        p = f + threshold(y - f, sigma),   result = collaborative_wiener(y, pilot p, sigma)
 
     The fit finds the structure, the threshold adds detail that the fit is still missing, and the filter takes from y
-    whatever p shows to be stronger than the noise. The kind of noise decides when the fit ends and what sigma is:
+    whatever p shows to be stronger than the noise in patches that are alike. The kind of noise decides when the fit
+    ends and what sigma is:
 
     - `independent` from pixel to pixel and from channel to channel, and about as strong everywhere. The rule
       `blind_discrepancy` ends the fit, and sigma is what `estimate_sigma` finds. An image in which it finds no noise
@@ -96,7 +98,8 @@ def denoise(
             fitted += own.part(number * runs + run, len(groups) * runs).in_tiles(noisy, side) / runs
         if refine:
             level = noise_spectrum(noisy, fitted) if sigma is None else sigma[group]
-            fitted = wiener(noisy, fitted + threshold(noisy - fitted, level), level).clamp(0, 1)
+            pilot = fitted + threshold(noisy - fitted, level)
+            fitted = collaborative_wiener(noisy, pilot, level).clamp(0, 1)
         result[group] = fitted
     return result
 

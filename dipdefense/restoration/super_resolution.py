@@ -9,7 +9,7 @@ from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.problem import Degrade
 from dipdefense.image_tensors import check_images
-from dipdefense.restoration.cosine_filters import back_project
+from dipdefense.restoration.filters.cosine_filters import back_project
 from dipdefense.restoration.operators import downsampling
 from dipdefense.restoration.prior_fit import Callback, PriorFit, tile_and_refine
 

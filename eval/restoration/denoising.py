@@ -9,6 +9,7 @@ The reference is used for scores, and otherwise only by `dip_oracle`, which choo
 """
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -46,10 +47,16 @@ SMALL = FitConfig(
 
 AVERAGE = "dip_average"
 # The function `dipdefense.denoise` with its own settings, by the kind of noise that it is told.
-DENOISE = {"denoise": "independent", "denoise_camera": "camera", "denoise_impulse": "impulse"}
+DENOISE = {
+    "denoise": "independent",
+    "denoise_average": "independent",
+    "denoise_camera": "camera",
+    "denoise_impulse": "impulse",
+}
 PRIORS = (*CANDIDATES, AVERAGE, *DENOISE)
 METHODS = (*DENOISERS, "dip", "dip_ema", AVERAGE, "dip_blind_stop", "dip_oracle", *DENOISE)
 ESTIMATED = ":estimated"
+CHECKPOINTS = "checkpoints"  # the folder of those of the images under way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +97,8 @@ def benchmark_denoising(
     of several runs), `dip_blind_stop` (moving average where the rule `blind_discrepancy` stops) and `dip_oracle`
     (moving average of largest PSNR, by the reference). All but `dip_average` come from one fit. `denoise`,
     `denoise_camera` and `denoise_impulse` are `dipdefense.denoise`, told the kind of noise, with its own settings in
-    place of `config`.
+    place of `config`; `denoise_average` is `denoise` with the mean of several runs, of which the first is that of
+    `denoise`. Their fits have checkpoints in `out`, so that a killed run goes on within an image.
 
     Args:
         references: (name, (1 or 3, H, W) in [0, 1]), sides of at least 16; no name twice.
@@ -103,8 +111,8 @@ def benchmark_denoising(
         noisy: real noisy images, one for each reference; none is added to them.
         clip: clip the noisy images to [0, 1] before any method gets them; noise that is not Gaussian is always clipped.
         seeds: noise and fits are repeated with the seeds 0, 1, ...
-        runs: fits that `dip_average` averages; seed s has the fits of seeds s * runs to s * runs + runs - 1, and the
-            first of them gives the other candidates.
+        runs: fits that `dip_average` and `denoise_average` average; seed s has the fits of seeds s * runs to
+            s * runs + runs - 1, and the first of them gives the others.
         batch_size: images fitted together; records are written after each such batch.
         baseline: the method that `paired.csv` subtracts the others from; the first one if it is not among `methods`.
         device: where the fits are computed; the filters run on the CPU.
@@ -151,11 +159,12 @@ def benchmark_denoising(
             ]
             missing = {(head["image"], head["method"]): head for head in run.missing(here)}
             new = []
-            for scene, label, estimate in _estimates(batch, missing, sigma, config, seed, runs, device):
+            for scene, label, estimate in _estimates(batch, missing, sigma, config, seed, runs, device, run.folder):
                 new.append(missing[scene.name, label] | _scored(scene, estimate))
                 if seed == 0 and scene.name in shown:
                     keep_picture(pictures, new[-1], scene.reference, estimate[0])
             run.add(new)
+            shutil.rmtree(run.folder / CHECKPOINTS, ignore_errors=True)
             records += run.records(here)
             if progress is not None and new:
                 progress(len(records), total)
@@ -198,12 +207,14 @@ def _estimates(
     seed: int,
     runs: int,
     device: str | torch.device,
+    folder: Path,
 ) -> Iterator[tuple[_Scene, str, Estimate]]:
     """The missing estimates of a batch, by name of the scene and label."""
     scenes = {scene.name: scene for scene in batch}
     for name, label in missing:
         if label in DENOISE:
-            yield scenes[name], label, _denoised(scenes[name], DENOISE[label], seed, device)
+            checkpoint = folder / CHECKPOINTS / f"{name}-{DENOISE[label]}-{seed}"
+            yield scenes[name], label, _denoised(scenes[name], label, seed * runs, runs, device, checkpoint)
         elif label not in PRIORS:
             yield scenes[name], label, _filtered(scenes[name], label, sigma)
     fitted = [(name, label) for name, label in missing if label in PRIORS and label not in DENOISE]
@@ -226,11 +237,19 @@ def _filtered(scene: _Scene, label: str, sigma: float | None) -> Estimate:
     return estimate, seconds, None, None if label == "noisy" else level
 
 
-def _denoised(scene: _Scene, noise: str, seed: int, device: str | torch.device) -> Estimate:
-    """What `dipdefense.denoise` makes of the image, clipped to [0, 1] as that of any file is."""
+def _denoised(
+    scene: _Scene, label: str, seed: int, runs: int, device: str | torch.device, checkpoint: Path
+) -> Estimate:
+    """What `dipdefense.denoise` makes of the image, clipped to [0, 1] as that of any file is.
+
+    A fit that is finished for another label is not repeated, and its seconds count for that label alone.
+    """
     noisy = scene.noisy.to(device)[None].clamp(0, 1)
     start = clock(noisy.device)
-    clean = denoise(noisy, noise=noise, seed=seed)[0]
+    checkpoint.parent.mkdir(exist_ok=True)
+    several = label == "denoise_average" and runs > 1
+    file = checkpoint if several else checkpoint.with_name(f"{checkpoint.name}.1")  # as `denoise` names the first run
+    clean = denoise(noisy, noise=DENOISE[label], runs=runs if several else 1, seed=seed, checkpoint=file)[0]
     return clean.cpu(), clock(noisy.device) - start, None, None
 
 
@@ -278,6 +297,7 @@ def _settings(label: str, sigma: float | None, config: FitConfig, runs: int, dev
             "method": label,
             "fit": dataclasses.asdict(DEFAULTS[NOISE_TASKS[DENOISE[label]]]),
             "tile": TILE,
+            "runs": runs,
             "device": str(device),
         }
     if label in PRIORS:

@@ -20,7 +20,8 @@ from dipdefense import (
 from dipdefense.files.reading import read_image
 from dipdefense.fitting.config import build_network
 from dipdefense.fitting.problem import canvas
-from dipdefense.restoration.cosine_filters import fill, threshold, wiener
+from dipdefense.restoration.filters.collaborative_filter import collaborative_wiener
+from dipdefense.restoration.filters.cosine_filters import fill, threshold
 from dipdefense.restoration.inpainting import tile_side
 from dipdefense.restoration.noise_estimate import estimate_sigma
 from dipdefense.restoration.operators import downsample
@@ -112,7 +113,7 @@ def test_the_filters_need_the_fit_and_the_fit_needs_them(small_fits):
     clean = 0.5 + 0.3 * torch.sign(smooth(1, 3, 40, 40, seed=3) - 0.5)  # edges, which 8x8 cosines do not have
     noisy = (clean + 0.05 * noise(clean)).clamp(0, 1)
     sigma = estimate_sigma(noisy)
-    without_fit = wiener(noisy, threshold(noisy, sigma), sigma)
+    without_fit = collaborative_wiener(noisy, threshold(noisy, sigma), sigma)
     without_filters = denoise(noisy, refine=False)
     assert error(denoise(noisy), clean) < min(error(without_fit, clean), error(without_filters, clean))
 

@@ -63,12 +63,12 @@ def denoising(
         typer.Option(
             help="Comma-separated: noisy, gaussian, median, bilateral, non_local_means, wavelet, total_variation, "
             "jpeg, bm3d, cbm3d (with :estimated they estimate sigma), dip, dip_ema, dip_average, "
-            "dip_blind_stop, dip_oracle, cosine, denoise, denoise_camera, denoise_impulse. bm3d and cbm3d need an "
-            "extra, free for non-commercial use."
+            "dip_blind_stop, dip_oracle, cosine, denoise, denoise_average, denoise_camera, denoise_impulse. bm3d and "
+            "cbm3d need an extra, free for non-commercial use."
         ),
     ] = (
         "noisy,gaussian,median,bilateral,non_local_means,wavelet,total_variation,jpeg,dip,dip_ema,dip_average,"
-        "dip_blind_stop,dip_oracle"
+        "dip_blind_stop,dip_oracle,cosine,denoise"
     ),
     resize: Resize = None,
     crop: Crop = None,

@@ -16,7 +16,7 @@ from eval.metrics import psnr
 from eval.noise import NOISES, gaussian, generator_of
 from eval.restoration.candidates import CANDIDATES, fit_candidates
 from eval.restoration.denoisers import DENOISERS, estimated_sigma
-from eval.restoration.denoising import METHODS
+from eval.restoration.denoising import DENOISE, METHODS
 from eval.restoration.denoising_tables import paired_scores, score_table, summarise_scores
 
 QUICK = FitConfig(
@@ -310,7 +310,7 @@ def test_bad_numbers_are_refused_before_anything_is_computed(change, message, tm
 
 
 def test_every_method_has_a_name():
-    assert set(METHODS) == {*DENOISERS, *CANDIDATES, "dip_average", "denoise", "denoise_camera", "denoise_impulse"}
+    assert set(METHODS) == {*DENOISERS, *CANDIDATES, "dip_average", *DENOISE}
 
 
 @pytest.mark.data

@@ -1,25 +1,18 @@
-"""Filters on the cosine transform of all patches: threshold an image, or filter it with a pilot that shows its detail.
+"""A threshold on the cosine transform of all patches, and what is restored by using it again and again.
 
-An image is moved to opponent colours, every patch of 8x8 pixels is transformed, its coefficients are weighted, and the
-patches are put back and averaged. A fit is a good pilot: it shows where the detail is, so that the noisy image itself,
-which has all of it, needs to be smoothed little there.
+An image is moved to opponent colours, every patch of 8x8 pixels is transformed, coefficients below 3 sigma are set to
+0, and the patches are put back and averaged. For noise that is not white sigma differs from coefficient to coefficient
+(`noise_estimate.noise_spectrum`).
 
-    threshold:  weight = 1 where |Y| > 3 sigma, else 0
-    Wiener:     weight = P^2 / (P^2 + sigma^2),   Y of the noisy image, P of the pilot
-
-For noise that is not white sigma differs from coefficient to coefficient (`noise_estimate.noise_spectrum`).
-
-The threshold alone, again and again with a smaller one each time, also restores what was not observed: `fill` puts the
+The threshold, again and again with a smaller one each time, also restores what was not observed: `fill` puts the
 known pixels back each time, and `back_project` what the reduction of the image lacks.
 
-Source: Yu and Sapiro (2011), "DCT image denoising: a simple and effective image denoising algorithm"; the Wiener filter
-with a pilot is the second step of Dabov et al. (2007), "Image denoising by sparse 3-D transform-domain collaborative
-filtering", eq. (7), without its grouping of patches. Iterated thresholding: Guleryuz (2006), "Nonlinear approximation
-based image recovery using adaptive sparse reconstructions and iterated denoising", parts I and II.
+Source: Yu and Sapiro (2011), "DCT image denoising: a simple and effective image denoising algorithm". Iterated
+thresholding: Guleryuz (2006), "Nonlinear approximation based image recovery using adaptive sparse reconstructions and
+iterated denoising", parts I and II.
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -28,7 +21,7 @@ from torch import Tensor
 
 from dipdefense.fitting.problem import Degrade
 
-__all__ = ["OPPONENT", "SIDE", "back_project", "cosine_atoms", "fill", "opponent_colours", "threshold", "wiener"]
+__all__ = ["OPPONENT", "SIDE", "back_project", "cosine_atoms", "cosines", "fill", "opponent_colours", "threshold"]
 
 # Grey, red - blue, green - magenta. Orthonormal, so that white noise stays white with the same std.
 OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
@@ -44,26 +37,8 @@ def threshold(images: Tensor, sigma: Tensor) -> Tensor:
 
     `sigma`: (B,) for white noise, or that of every coefficient, as `noise_estimate.noise_spectrum` returns it.
     """
-    return _filtered(lambda s, y: torch.where(y.abs() >= THRESHOLD * s, y, 0), sigma, images)
-
-
-def wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
-    """Filter images by the detail of a pilot; where sigma is 0 nothing changes.
-
-    Args:
-        images: with white noise, (B, C, H, W).
-        pilot: an estimate of the clean images, of the same shape.
-        sigma: std of the noise, in the unit of the images: (B,), or as `noise_estimate.noise_spectrum` returns it.
-
-    Returns:
-        The filtered images, of the same shape.
-    """
-
-    def weighted(s: Tensor, y: Tensor, p: Tensor) -> Tensor:
-        power, variance = p.square(), s.square()
-        return torch.where(variance > 0, y * power / (power + variance).clamp_min(torch.finfo(y.dtype).tiny), y)
-
-    return _filtered(weighted, sigma, images, pilot)
+    levels = sigma.view(len(sigma), *(sigma.shape[1:] or (1, 1)), 1, 1)  # (B, C or 1, 64 or 1, 1, 1)
+    return torch.stack([_thresholded(*each) for each in zip(images, levels, strict=True)])
 
 
 def fill(images: Tensor, mask: Tensor, initial: Tensor) -> Tensor:
@@ -111,32 +86,32 @@ def opponent_colours(channels: int, like: Tensor) -> Tensor:
     return torch.from_numpy(OPPONENT if channels == 3 else np.eye(channels)).to(like)
 
 
-def _filtered(weigh: Callable[..., Tensor], sigma: Tensor, *images: Tensor) -> Tensor:
-    """Transform, apply `weigh` to sigma and the coefficients (C, 64, h, w) of each image, transform back."""
-    levels = sigma.view(len(sigma), *(sigma.shape[1:] or (1, 1)), 1, 1)  # (B, C or 1, 64 or 1, 1, 1)
-    return torch.stack([_filtered_image(weigh, *each) for each in zip(levels, *images, strict=True)])
-
-
-def _filtered_image(weigh: Callable[..., Tensor], sigma: Tensor, *images: Tensor) -> Tensor:
+def _thresholded(image: Tensor, sigma: Tensor) -> Tensor:
     """The same for one image, (C, H, W), in strips of rows that bound the memory."""
-    C, H, W = images[0].shape
+    C, H, W = image.shape
     side = min(SIDE, H, W)
-    colours, atoms = opponent_colours(C, images[0]), cosine_atoms(side, images[0])
+    colours, atoms = opponent_colours(C, image), cosine_atoms(side, image)
     margin, mode = slice(side - 1, 1 - side or None), "reflect" if side > 1 else "constant"
-    padded = [F.pad(torch.einsum("oc,chw->ohw", colours, x), [side - 1] * 4, mode=mode) for x in images]
+    padded = F.pad(torch.einsum("oc,chw->ohw", colours, image), [side - 1] * 4, mode=mode)
     height, strips = max(1, VALUES // (C * side**2 * W)), []
     for top in range(0, H, height):
-        rows = slice(top, min(top + height, H) + 2 * (side - 1))
-        kept = weigh(sigma, *(F.conv2d(x[:, None, rows], atoms) for x in padded))
+        Y = F.conv2d(padded[:, None, top : min(top + height, H) + 2 * (side - 1)], atoms)  # (C, 64, h, w)
+        kept = torch.where(Y.abs() >= THRESHOLD * sigma, Y, 0)
         strips.append(F.conv_transpose2d(kept, atoms)[:, 0, margin, margin] / side**2)
     filtered: Tensor = torch.einsum("oc,ohw->chw", colours, torch.cat(strips, 1))
     return filtered
 
 
+def cosines(count: int, like: Tensor) -> Tensor:
+    """The orthonormal cosine transform of `count` values, (count, count): one row for each coefficient."""
+    n = torch.arange(count, dtype=torch.float64)
+    rows = torch.cos(math.pi / count * (n + 0.5) * n[:, None]) * math.sqrt(2 / count)
+    rows[0] /= math.sqrt(2)
+    return rows.to(like)
+
+
 def cosine_atoms(side: int, like: Tensor) -> Tensor:
     """The orthonormal cosine transform of patches, as filters (side^2, 1, side, side)."""
-    n = torch.arange(side, dtype=torch.float64)
-    rows = torch.cos(math.pi / side * (n + 0.5) * n[:, None]) * math.sqrt(2 / side)
-    rows[0] /= math.sqrt(2)
+    rows = cosines(side, like.double())
     atoms = torch.einsum("ai,bj->abij", rows, rows).reshape(side * side, 1, side, side)
     return atoms.to(like)

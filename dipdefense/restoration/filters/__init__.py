@@ -1,0 +1,3 @@
+"""Filters that refine a fit, and are no fit themselves."""
+
+__all__: list[str] = []
