@@ -21,7 +21,7 @@ from eval.records import digest
 __all__ = ["SCENES", "Scene", "by_pillow"]
 
 FACTOR = 4  # of the super-resolution, unless the task has another
-QUALITY = 10  # of the JPEG compression
+QUALITY, QUALITIES = 10, (10, 20, 40, 60, 75, 90)  # of the JPEG compression, of one image and of set9
 LAYER, CLASSES = "1.features.7", "1.classifier.1"  # of SqueezeNet: the fourth of its eight fire modules; the logits
 SEEN = (112, 227)  # pixels; largest side of SqueezeNet's input, with `size` given and without
 EVEN = 32  # pixels; the authors of the deep image prior cut zebra to multiples of it
@@ -102,11 +102,11 @@ def _jpeg(data: Path, size: int | None, seed: int) -> list[Scene]:
 
 def _jpeg10(data: Path, size: int | None, seed: int) -> list[Scene]:
     """Compressed here, so that there is a reference."""
-    image = _sized(read_image(data / "sets" / "set14" / "lenna.png"), size)
-    file = io.BytesIO()
-    Image.fromarray(_levels(image)).save(file, "JPEG", quality=QUALITY)
-    compressed = torch.from_numpy(np.array(Image.open(file), dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
-    return [Scene("jpeg10", "lenna", "remove_jpeg_artifacts", (compressed,), image)]
+    return [_compressed("jpeg10", data / "sets" / "set14" / "lenna.png", size, QUALITY)]
+
+
+def _set9_jpeg(data: Path, size: int | None, seed: int, quality: int) -> list[Scene]:
+    return [_compressed(f"set9_jpeg{quality}", file, size, quality) for file in list_images(data / "sets" / "set9")]
 
 
 def _flash(data: Path, size: int | None, seed: int) -> list[Scene]:
@@ -155,6 +155,7 @@ SCENES: dict[str, Callable[[Path, int | None, int], list[Scene]]] = {
     "set14": _set14,
     "jpeg": _jpeg,
     "jpeg10": _jpeg10,
+    **{f"set9_jpeg{quality}": partial(_set9_jpeg, quality=quality) for quality in QUALITIES},
     "flash": _flash,
     "inversion": _inversion,
     "activation": _activation,
@@ -204,6 +205,14 @@ def _missing(task: str, file: Path, size: int | None, share: float, seed: int) -
     drawn = torch.rand(1, *image.shape[1:], generator=torch.Generator().manual_seed(seed))
     published = "half" if share == 0.5 else "sparse"
     return Scene(task, file.stem, "inpaint", (image, (drawn >= share).float()), image, published=published)
+
+
+def _compressed(task: str, file: Path, size: int | None, quality: int) -> Scene:
+    """An image that Pillow compresses as JPEG."""
+    image, jpeg = _sized(read_image(file), size), io.BytesIO()
+    Image.fromarray(_levels(image)).save(jpeg, "JPEG", quality=quality)
+    decoded = torch.from_numpy(np.array(Image.open(jpeg), dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
+    return Scene(task, file.stem, "remove_jpeg_artifacts", (decoded,), image)
 
 
 def _reduced(task: str, file: Path, size: int | None, multiple: int, factor: int = FACTOR) -> Scene:

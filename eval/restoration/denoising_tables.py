@@ -12,8 +12,9 @@ from eval.intervals import paired_bootstrap
 from eval.records import Record, write_whole
 from eval.restoration.denoising_pictures import save_denoised
 
-__all__ = ["mean_interval", "paired_scores", "score_table", "summarise_scores", "write_scores"]
+__all__ = ["PAIRED", "mean_interval", "paired_scores", "score_table", "summarise_scores", "write_scores"]
 
+PAIRED = ["baseline", "method", "n", "difference", "ci_low", "ci_high", "least", "above"]  # columns
 SCORES = ["psnr", "ssim", "psnr_unclipped", "seconds"]
 
 
@@ -60,22 +61,21 @@ def summarise_scores(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def paired_scores(records: Sequence[Record], baseline: str) -> pd.DataFrame:
-    """PSNR of `baseline` minus that of every other method, in dB, on the same images.
+def paired_scores(records: Sequence[Record], baseline: str, score: str = "psnr") -> pd.DataFrame:
+    """The score of `baseline` minus that of every other method, in dB if it is the PSNR, on the same images.
 
     Columns: `method, n, difference` with `ci_low, ci_high`, a 95 % paired bootstrap interval over images, where an
     image counts with its mean over the seeds; `least`, the smallest difference of any image, and `above`, the number of
     images whose difference is positive.
     """
-    scores = pd.DataFrame(list(records)).pivot_table(index="image", columns="method", values="psnr", sort=False)
+    scores = pd.DataFrame(list(records)).pivot_table(index="image", columns="method", values=score, sort=False)
     rows = []
     for method in [name for name in scores.columns if name != baseline]:
         each = (scores[baseline] - scores[method]).to_numpy()
         mean, low, high = mean_interval(each)
         row = {"baseline": baseline, "method": method, "n": len(each), "difference": mean}
         rows.append(row | {"ci_low": low, "ci_high": high, "least": each.min(), "above": int((each > 0).sum())})
-    columns = ["baseline", "method", "n", "difference", "ci_low", "ci_high", "least", "above"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=PAIRED)
 
 
 def mean_interval(values: Any) -> tuple[float, float, float]:

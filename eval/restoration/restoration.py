@@ -1,8 +1,8 @@
 """The restoration benchmark: deep image prior, total variation and library methods on degraded real images.
 
 A run writes its description to `config.json`, one record per image and method to `records.jsonl` and the restored image
-to `images/` as they are made, and `summary.csv`, `summary.json` and the contact sheet `sheet.png` at its end. A killed
-run is continued by the same call. Tasks and methods may be added.
+to `images/` as they are made, and `summary.csv`, `summary.json`, `paired.csv` and the contact sheet `sheet.png` at its
+end. A killed run is continued by the same call. Tasks and methods may be added.
 """
 
 import dataclasses
@@ -39,9 +39,17 @@ from dipdefense.restoration.presets import (
 from eval.records import Record, Run, made_with, write_whole
 from eval.restoration.contact_sheet import save_sheet
 from eval.restoration.degraded_inputs import SCENES, Scene, by_pillow
+from eval.restoration.denoising_tables import PAIRED, paired_scores
 from eval.restoration.restoration_scores import FIGURES, score_restored
 
-__all__ = ["DEFAULT_TASKS", "LIBRARY", "METHODS", "benchmark_restoration", "summarise_restoration"]
+__all__ = [
+    "DEFAULT_TASKS",
+    "LIBRARY",
+    "METHODS",
+    "benchmark_restoration",
+    "paired_restoration",
+    "summarise_restoration",
+]
 
 DEFAULT_TASKS = (
     *("text", "holes", "half", "sparse", "inpaint11", "zebra", "zebra2", "zebra8"),
@@ -183,6 +191,7 @@ def benchmark_restoration(
     table = summarise_restoration(records)
     write_whole(run.folder / "summary.csv", table.to_csv(index=False))
     write_whole(run.folder / "summary.json", table.to_json(orient="records", indent=1))
+    write_whole(run.folder / "paired.csv", paired_restoration(records).to_csv(index=False))
     _draw(run.folder, scenes, records)
     run.end()
     return table
@@ -202,6 +211,21 @@ def summarise_restoration(records: Sequence[Record]) -> pd.DataFrame:
     table.insert(0, "n", groups.size())
     table.insert(2, "psnr_min", groups["psnr"].min())
     return table.reset_index()
+
+
+def paired_restoration(records: Sequence[Record]) -> pd.DataFrame:
+    """The PSNR of `dip` minus that of every other method, image by image; of the luma for super-resolution.
+
+    Columns: `task, score` (psnr or psnr_y), and those of `paired_scores`. Tasks without a reference or without `dip`
+    have no rows.
+    """
+    tables = [pd.DataFrame(columns=["task", "score", *PAIRED])]
+    for task in dict.fromkeys(record["task"] for record in records):
+        own = [record for record in records if record["task"] == task and record["psnr"] is not None]
+        if any(record["method"] == "dip" for record in own):
+            score = "psnr" if own[0]["psnr_y"] is None else "psnr_y"
+            tables.append(paired_scores(own, "dip", score).assign(task=task, score=score))
+    return pd.concat(tables[1:] or tables)[tables[0].columns]
 
 
 def _methods(scene: Scene, methods: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ def restoration(
         str,
         typer.Option(
             help="Comma-separated: text, holes, half, sparse, inpaint11, zebra, zebra2, zebra8, set5, set14, "
-            "jpeg, jpeg10, flash, inversion, activation."
+            "jpeg, jpeg10, set9_jpeg10 (also 20, 40, 60, 75, 90), flash, inversion, activation."
         ),
     ] = "text,holes,half,sparse,inpaint11,zebra,zebra2,zebra8,jpeg,jpeg10,flash,inversion,activation",
     methods: Annotated[

@@ -10,7 +10,8 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import eval.restoration.denoising
-from dipdefense import FitConfig, fit
+from dipdefense import FitConfig, denoise, fit
+from dipdefense.restoration.presets import SMALL as PRESETS
 from eval import benchmark_denoising
 from eval.metrics import psnr
 from eval.noise import NOISES, gaussian, generator_of
@@ -307,6 +308,23 @@ def test_bad_numbers_are_refused_before_anything_is_computed(change, message, tm
     with pytest.raises(ValueError, match=message):
         benchmark_denoising(**arguments, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_denoise_is_the_function_and_its_average_goes_on_from_the_same_fit(tmp_path, monkeypatch):
+    network = {"architecture_options": QUICK.architecture_options, "input_channels": 8, "iterations": 60, "ema": 0.9}
+    monkeypatch.setitem(PRESETS, "denoise", dataclasses.replace(PRESETS["denoise"], **network))
+    begun: list[int] = []
+    monkeypatch.setattr("dipdefense.restoration.prior_fit.fit", lambda *a, **k: begun.append(k["seed"]) or fit(*a, **k))
+    ((name, reference),) = images(1, (20, 24))
+    benchmark_denoising([(name, reference)], ["denoise_average", "denoise"], QUICK, sigma=SIGMA, out=tmp_path)
+    noisy = gaussian(reference[None], SIGMA, generator=generator_of(0, name, "denoising")).clamp(0, 1)
+    table = records(tmp_path).set_index("method")
+    for method, runs in (("denoise", 1), ("denoise_average", 2)):
+        expected = psnr(denoise(noisy, runs=runs), reference[None]).item()
+        assert table.loc[method, "psnr"] == pytest.approx(expected, abs=1e-4), method
+    assert begun[:3] == [0, 1, 0]
+    assert table.loc["denoise", "seconds"] < table.loc["denoise_average", "seconds"] / 2  # its fit was there
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_every_method_has_a_name():

@@ -5,6 +5,7 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -128,6 +129,22 @@ def test_scores_are_those_of_the_raw_output(tmp_path, scenes):
     reference, given = image.numpy(), scenes["jpeg10"].inputs[0].numpy()
     assert compressed["psnr"] == pytest.approx(peak_signal_noise_ratio(reference, given, data_range=1), abs=1e-4)
     assert compressed["iterations"] is None
+
+
+def test_paired_differences_are_those_of_the_records(tmp_path, scenes):
+    """One image for each task, so there is a difference and no interval; the luma counts for super-resolution."""
+    run(tmp_path, tasks=["text", "zebra", "flash"], methods=["dip", "library"])
+    records = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    scores = {(record["task"], record["method"]): record for record in records}
+    table = pd.read_csv(tmp_path / "paired.csv")
+    assert table["task"].tolist() == ["text"] * 2 + ["zebra"] * 3  # flash has no reference
+    for row in table.itertuples():
+        ours, other = scores[row.task, "dip"], scores[row.task, row.method]
+        assert row.score == {"text": "psnr", "zebra": "psnr_y"}[row.task]
+        assert row.difference == pytest.approx(ours[row.score] - other[row.score], abs=1e-9)
+    assert table["ci_low"].isna().all()
+    run(tmp_path / "other", tasks=["text"], methods=["library"])
+    assert pd.read_csv(tmp_path / "other" / "paired.csv").empty
 
 
 def test_features_and_activations_by_hand(scenes):
@@ -261,6 +278,10 @@ def test_scenes_are_what_they_say(data):
     assert SCENES["inversion"](data, 128, 0)[0].reference.shape == (3, 112, 112)
     (compressed,) = SCENES["jpeg10"](data, 64, 0)
     assert 20 < score_restored(compressed.inputs[0], compressed)["psnr"] < 32
+    by_quality = [SCENES[f"set9_jpeg{quality}"](data, 64, 0) for quality in (10, 40, 90)]
+    means = [np.mean([score_restored(s.inputs[0], s)["psnr"] for s in scenes]) for scenes in by_quality]
+    assert len(by_quality[0]) == 9
+    assert means[0] < means[1] - 2 < means[2] - 4
     for task, side in (("zebra2", 32), ("zebra", 16), ("zebra8", 8)):
         assert SCENES[task](data, 64, 0)[0].inputs[0].shape == (3, side, side)
     (sparse,) = SCENES["sparse"](data, None, 0)
