@@ -10,8 +10,7 @@ from dipdefense.arguments import check_integer
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.image_tensors import check_images
-from dipdefense.restoration.filters.collaborative_filter import collaborative_wiener
-from dipdefense.restoration.filters.cosine_filters import threshold
+from dipdefense.restoration.filters import collaborative_filter, cosine_filters
 from dipdefense.restoration.impulses import find_impulses
 from dipdefense.restoration.inpainting import inpaint
 from dipdefense.restoration.noise_estimate import estimate_sigma, noise_spectrum
@@ -97,9 +96,13 @@ def denoise(
             own = replace(prior_fit, seed=None if seed is None else seed + run)
             fitted += own.part(number * runs + run, len(groups) * runs).in_tiles(noisy, side) / runs
         if refine:
-            level = noise_spectrum(noisy, fitted) if sigma is None else sigma[group]
-            pilot = fitted + threshold(noisy - fitted, level)
-            fitted = collaborative_wiener(noisy, pilot, level).clamp(0, 1)
+            white = None if sigma is None else sigma[group]
+            coarse, fine = (
+                noise_spectrum(noisy, fitted, side) if white is None else white
+                for side in (cosine_filters.SIDE, collaborative_filter.SIDE)
+            )
+            pilot = fitted + cosine_filters.threshold(noisy - fitted, coarse)
+            fitted = collaborative_filter.collaborative_wiener(noisy, pilot, fine).clamp(0, 1)
         result[group] = fitted
     return result
 

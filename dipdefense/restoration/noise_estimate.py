@@ -57,7 +57,7 @@ def _noise_variance(image: Tensor) -> Tensor:
     return mean
 
 
-def noise_spectrum(images: Tensor, pilot: Tensor) -> Tensor:
+def noise_spectrum(images: Tensor, pilot: Tensor, side: int = SIDE) -> Tensor:
     """The noise of images in every cosine coefficient: its root mean square in images - pilot, in flat patches.
 
     A patch counts as flat if its pilot has little energy beside its mean; black and white patches are left out. Detail
@@ -67,17 +67,18 @@ def noise_spectrum(images: Tensor, pilot: Tensor) -> Tensor:
     Args:
         images: (B, C, H, W).
         pilot: an estimate of the clean images, of the same shape.
+        side: of the patches, in pixels.
 
     Returns:
-        (B, C, 64), the colours opponent; (B, C, s^2) for images of less than 8 pixels, where patches have s a side.
+        (B, C, side^2), the colours opponent; (B, C, s^2) for images of fewer pixels, where patches have s a side.
     """
-    return torch.stack([_spectrum(*each) for each in zip(images, pilot, strict=True)])
+    return torch.stack([_spectrum(*each, side) for each in zip(images, pilot, strict=True)])
 
 
-def _spectrum(image: Tensor, pilot: Tensor) -> Tensor:
+def _spectrum(image: Tensor, pilot: Tensor, side: int) -> Tensor:
     """The same for one image, (C, H, W)."""
     C, H, W = image.shape
-    side = min(SIDE, H, W)
+    side = min(side, H, W)
     atoms = cosine_atoms(side, image)
     # odd, so that the patches have all phases of a Bayer mosaic and of the blocks of JPEG
     stride = max(1, math.ceil(math.sqrt(H * W / MOST))) | 1

@@ -20,47 +20,51 @@ def test_no_noise_changes_nothing(shape):
 
 
 def test_a_constant_image_by_hand():
-    """All 16 patches of a group are one, so of its coefficients only the mean is not 0: 8 * 4 c."""
+    """All 16 patches of a group are one, so of its coefficients only the mean is not 0: 5 * 4 c."""
     images, pilot = torch.full((1, 1, 20, 20), 0.5).double(), torch.full((1, 1, 20, 20), 0.25).double()
     filtered = collaborative_wiener(images, pilot, torch.tensor([2.0]).double())
-    torch.testing.assert_close(filtered, torch.full_like(images, 0.5 * 8**2 / (8**2 + 2**2)))
+    torch.testing.assert_close(filtered, torch.full_like(images, 0.5 * 5**2 / (5**2 + 2**2)))
 
 
-def filtered_by_scipy(image: np.ndarray, pilot: np.ndarray, sigma: float) -> np.ndarray:
-    """The same for a grey image (H, W), group by group."""
-    y, p = (np.pad(x, 7, mode="reflect") for x in (image, pilot))
-    h, w = (side - 7 for side in y.shape)
-    places = [(i, j) for i in range(h) for j in range(w)]
-    total, weights = np.zeros_like(y), np.zeros_like(y)
-    for i, j in places:
-        if i % 3 or j % 3:
-            continue
-        near = [at for at in places if max(abs(at[0] - i), abs(at[1] - j)) <= 16]
-        apart = [((p[a : a + 8, b : b + 8] - p[i : i + 8, j : j + 8]) ** 2).sum() for a, b in near]
-        group = [near[k] for k in np.argsort(apart)[:16]]
-        Y, P = (dctn(np.stack([x[a : a + 8, b : b + 8] for a, b in group]), norm="ortho") for x in (y, p))
-        weight = P**2 / (P**2 + sigma**2)
-        back = dctn(weight * Y, type=3, norm="ortho")
-        trust = 1 / np.mean(weight**2)
-        for (a, b), patch in zip(group, back, strict=True):
-            total[a : a + 8, b : b + 8] += trust * patch
-            weights[a : a + 8, b : b + 8] += trust
-    return total[7:-7, 7:-7] / weights[7:-7, 7:-7]
+def padded(image: torch.Tensor) -> np.ndarray:
+    return np.pad(image[0, 0].numpy(), 4, mode="reflect")
+
+
+def test_a_group_has_the_patches_that_are_most_alike_and_its_own_first():
+    pilot = padded(draw(1, 1, 14, 11))
+    patches = np.lib.stride_tricks.sliding_window_view(pilot, (5, 5)).reshape(-1, 25)
+    groups = collaborative_filter._groups(torch.from_numpy(pilot)[None], 5).numpy()
+    h, w = (side - 4 for side in pilot.shape)
+    own = [i * w + j for i in range(0, h, 2) for j in range(0, w, 2)]
+    assert groups[:, 0].tolist() == own
+    for place, group in zip(own, groups, strict=True):
+        apart = np.square(patches - patches[place]).sum(1)
+        near = [abs(at // w - place // w) <= 16 and abs(at % w - place % w) <= 16 for at in range(h * w)]
+        np.testing.assert_allclose(apart[group], np.sort(apart[near])[:16], atol=1e-9)
+        assert len(set(group)) == 16
 
 
 def test_the_transforms_of_scipy_give_the_same():
-    image, pilot = draw(1, 1, 14, 11), draw(1, 1, 14, 11, seed=1)
-    found = collaborative_wiener(image, pilot, torch.tensor([0.8], dtype=torch.float64))
-    expected = filtered_by_scipy(image[0, 0].numpy(), pilot[0, 0].numpy(), 0.8)
-    np.testing.assert_allclose(found[0, 0].numpy(), expected, atol=1e-10)
+    image, pilot, sigma = draw(1, 1, 14, 11), draw(1, 1, 14, 11, seed=1), torch.tensor([0.8], dtype=torch.float64)
+    y, p = padded(image), padded(pilot)
+    total, weights, w = np.zeros_like(y), np.zeros_like(y), y.shape[1] - 4
+    for group in collaborative_filter._groups(torch.from_numpy(p)[None], 5).tolist():
+        places = [(slice(at // w, at // w + 5), slice(at % w, at % w + 5)) for at in group]
+        Y, P = (dctn(np.stack([x[place] for place in places]), norm="ortho") for x in (y, p))
+        weight = P**2 / (P**2 + 0.8**2)
+        for place, patch in zip(places, dctn(weight * Y, type=3, norm="ortho"), strict=True):
+            total[place] += patch / np.mean(weight**2)
+            weights[place] += 1 / np.mean(weight**2)
+    found = collaborative_wiener(image, pilot, sigma)[0, 0].numpy()
+    np.testing.assert_allclose(found, (total[4:-4, 4:-4] / weights[4:-4, 4:-4]), atol=1e-10)
 
 
 def test_one_sigma_for_every_coefficient_is_white_noise():
     images, pilot, sigma = draw(2, 3, 20, 20), draw(2, 3, 20, 20, seed=1), torch.tensor([0.3, 0.7]).double()
-    spectrum = sigma.view(2, 1, 1).expand(2, 3, 64)
+    spectrum = sigma.view(2, 1, 1).expand(2, 3, 25)
     of_spectrum = collaborative_wiener(images, pilot, spectrum)
     torch.testing.assert_close(of_spectrum, collaborative_wiener(images, pilot, sigma))
-    louder = collaborative_wiener(images, pilot, spectrum * torch.linspace(1, 3, 64))
+    louder = collaborative_wiener(images, pilot, spectrum * torch.linspace(1, 3, 25))
     assert louder.square().mean() < of_spectrum.square().mean()
 
 

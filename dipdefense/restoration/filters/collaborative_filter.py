@@ -1,6 +1,6 @@
 """The collaborative Wiener filter: patches of an image that are alike are filtered together, by the detail of a pilot.
 
-Of the patches of 8x8 pixels every third across and down is taken, with the 15 nearby that are most like it in the
+Of the patches of 5x5 pixels every second across and down is taken, with the 15 nearby that are most like it in the
 pilot. The cosine transform of such a group, in both directions of the patches and from patch to patch, holds what they
 share in few coefficients, which are weighted:
 
@@ -20,12 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.restoration.filters.cosine_filters import SIDE, cosine_atoms, cosines, opponent_colours
+from dipdefense.restoration.filters.cosine_filters import cosine_atoms, cosines, opponent_colours
 from dipdefense.tiles import cut, join
 
-__all__ = ["collaborative_wiener"]
+__all__ = ["SIDE", "collaborative_wiener"]
 
-STRIDE = 3  # between the patches that are taken, in pixels
+SIDE = 5  # of a patch, in pixels
+STRIDE = 2  # between the patches that are taken, in pixels
 GROUP = 16  # patches
 REACH = 16  # pixels up, down, left and right in which patches are compared
 BLOCK, OVERLAP = 256, 32  # pixels; larger images are filtered in blocks of about this side, which bounds the memory
@@ -38,8 +39,8 @@ def collaborative_wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor
     Args:
         images: with noise, (B, C, H, W).
         pilot: an estimate of the clean images, of the same shape.
-        sigma: std of the noise, in the unit of the images: (B,) for white noise, or that of every coefficient, as
-            `noise_estimate.noise_spectrum` returns it.
+        sigma: std of the noise, in the unit of the images: (B,) for white noise, or that of every coefficient of the
+            patches, as `noise_estimate.noise_spectrum` returns it for patches of `SIDE`.
 
     Returns:
         The filtered images, of the same shape.
@@ -47,7 +48,7 @@ def collaborative_wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor
     longest = max(images.shape[2:])
     blocks = math.ceil(longest / BLOCK)
     side = math.ceil((longest + (blocks - 1) * OVERLAP) / blocks)
-    levels = sigma.view(len(sigma), *(sigma.shape[1:] or (1, 1)))  # (B, C or 1, 64 or 1)
+    levels = sigma.view(len(sigma), *(sigma.shape[1:] or (1, 1)))  # (B, C or 1, 25 or 1)
     pieces = [cut(x, side, OVERLAP) for x in (images, pilot)] if blocks > 1 else [images, pilot]
     count = len(pieces[0]) // len(images)
     filtered = torch.stack([_filtered(*each) for each in zip(*pieces, levels.repeat(count, 1, 1), strict=True)])
@@ -55,12 +56,12 @@ def collaborative_wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor
 
 
 def _filtered(image: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
-    """The same for one block: image and pilot (C, H, W), sigma (C or 1, 64 or 1)."""
+    """The same for one block: image and pilot (C, H, W), sigma (C or 1, 25 or 1)."""
     C, H, W = image.shape
     side = min(SIDE, H, W)
     colours, atoms = opponent_colours(C, image), cosine_atoms(side, image)
     y, p = (_padded(torch.einsum("oc,chw->ohw", colours, x), side) for x in (image, pilot))
-    Y, P = (F.conv2d(x[:, None], atoms).permute(2, 3, 0, 1) for x in (y, p))  # (h, w, C, 64)
+    Y, P = (F.conv2d(x[:, None], atoms).permute(2, 3, 0, 1) for x in (y, p))  # (h, w, C, 25)
     h, w = Y.shape[:2]
     groups = _groups(_padded(pilot.mean(0, keepdim=True), side), side)  # (G, K)
     Y, P = (X.reshape(h * w, C, -1) for X in (Y, P))
