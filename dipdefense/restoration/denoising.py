@@ -10,7 +10,9 @@ from dipdefense.arguments import check_integer
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.image_tensors import check_images
-from dipdefense.restoration.filters import collaborative_filter, cosine_filters
+from dipdefense.restoration.filters.collaborative_filter import SIDE as GROUPED_SIDE
+from dipdefense.restoration.filters.collaborative_filter import collaborative_wiener
+from dipdefense.restoration.filters.cosine_filters import SIDE, threshold
 from dipdefense.restoration.impulses import find_impulses
 from dipdefense.restoration.inpainting import inpaint
 from dipdefense.restoration.noise_estimate import estimate_sigma, noise_spectrum
@@ -39,11 +41,12 @@ def denoise(
 
     By default, with y the image and f its fit, in tiles,
 
-        p = f + threshold(y - f, sigma),   result = collaborative_wiener(y, pilot p, sigma)
+        p = f + threshold(y - f, sigma),   q = collaborative_wiener(y, pilot threshold(y, sigma), sigma),
+        result = collaborative_wiener(y, pilot (p + q) / 2, sigma)
 
-    The fit finds the structure, the threshold adds detail that the fit is still missing, and the filter takes from y
-    whatever p shows to be stronger than the noise in patches that are alike. The kind of noise decides when the fit
-    ends and what sigma is:
+    The fit finds the structure, and the threshold adds detail that the fit is still missing; q is what the filters make
+    without a fit. Their mean shows the last filter what in y is stronger than the noise. The kind of noise decides when
+    the fit ends and what sigma is:
 
     - `independent` from pixel to pixel and from channel to channel, and about as strong everywhere. The rule
       `blind_discrepancy` ends the fit, and sigma is what `estimate_sigma` finds. An image in which it finds no noise
@@ -98,11 +101,11 @@ def denoise(
         if refine:
             white = None if sigma is None else sigma[group]
             coarse, fine = (
-                noise_spectrum(noisy, fitted, side) if white is None else white
-                for side in (cosine_filters.SIDE, collaborative_filter.SIDE)
+                noise_spectrum(noisy, fitted, side) if white is None else white for side in (SIDE, GROUPED_SIDE)
             )
-            pilot = fitted + cosine_filters.threshold(noisy - fitted, coarse)
-            fitted = collaborative_filter.collaborative_wiener(noisy, pilot, fine).clamp(0, 1)
+            detailed = fitted + threshold(noisy - fitted, coarse)
+            filtered = collaborative_wiener(noisy, threshold(noisy, coarse), fine)
+            fitted = collaborative_wiener(noisy, (detailed + filtered) / 2, fine).clamp(0, 1)
         result[group] = fitted
     return result
 

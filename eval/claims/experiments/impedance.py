@@ -42,22 +42,26 @@ def _arrival(curves: pd.DataFrame, target: str) -> dict[str, Any]:
     return found
 
 
-def _when(row: Record, share: str = "tenth") -> float:
+def _when(row: Record, share: str) -> float:
     return NEVER if row[share] is None else float(row[share])
 
 
 def two_groups(bench: Bench) -> Outcome:
     """S2-1."""
     rows, iterations = _arrivals(bench)
-    image, noisy, shuffled, noise = (_when(row) for row in rows)
+    image, noisy, shuffled, noise = (_when(row, "half") for row in rows)
     return Outcome(
         verdict=holds(max(image, noisy) < min(shuffled, noise)),
         protocol=_protocol(bench, iterations),
-        ours="a tenth of the first loss after "
-        + ", ".join(f"{row['tenth'] or 'never'} ({row['target']})" for row in rows)
-        + " iterations",
+        ours="; ".join(
+            f"{share} of the first loss after "
+            + ", ".join(f"{row[name] or 'never'} ({row['target']})" for row in rows)
+            + " iterations"
+            for name, share in (("half", "half"), ("tenth", "a tenth"))
+        ),
         n=1,
-        why="Reproduced if image and image + noise are there before shuffled pixels and noise.",
+        why="Reproduced if image and image + noise are at half of the first loss before shuffled pixels and noise. A "
+        "tenth of it is about the noise itself, so image + noise would have to be fitted with its noise.",
         table=rows,
     )
 
