@@ -68,7 +68,9 @@ def test_one_sigma_for_every_coefficient_is_white_noise():
     assert louder.square().mean() < of_spectrum.square().mean()
 
 
-def test_images_of_a_batch_do_not_affect_each_other():
+@pytest.mark.parametrize("block", [256, 20])
+def test_images_of_a_batch_do_not_affect_each_other(monkeypatch, block):
+    monkeypatch.setattr(collaborative_filter, "BLOCK", block)
     images, pilot, sigma = draw(2, 1, 20, 24), draw(2, 1, 20, 24, seed=1), torch.tensor([0.3, 0.7]).double()
     alone = [collaborative_wiener(images[i : i + 1], pilot[i : i + 1], sigma[i : i + 1]) for i in range(2)]
     torch.testing.assert_close(collaborative_wiener(images, pilot, sigma), torch.cat(alone))

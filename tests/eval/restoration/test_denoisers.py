@@ -17,6 +17,7 @@ from eval.restoration.denoisers import (
     cbm3d,
     estimated_sigma,
     gaussian,
+    joint_bilateral,
     jpeg,
     median,
     wavelet,
@@ -132,3 +133,15 @@ def test_cbm3d_refuses_grey_and_names_the_extra(monkeypatch):
 def test_the_estimate_of_sigma(sigma):
     flat = 0.5 + sigma * np.random.default_rng(0).standard_normal((96, 96, 3))
     assert estimated_sigma(flat) == pytest.approx(sigma, rel=0.05)
+
+
+def test_a_joint_bilateral_filter_looks_at_the_guide_alone():
+    """A guide of one colour makes it a Gaussian blur, and what differs in the guide is never mixed."""
+    noisy = np.random.default_rng(0).random((20, 24, 3))
+    blurred = ndimage.gaussian_filter(noisy, (1.5, 1.5, 0), mode="reflect", truncate=2)
+    flat = np.full_like(noisy, 0.3)
+    np.testing.assert_allclose(joint_bilateral(noisy, flat, space=1.5, colour=0.1), blurred, atol=1e-12)
+    halves = np.where(np.arange(24)[:, None] < 12, 0.0, 1.0) * np.ones((20, 24, 3))
+    np.testing.assert_allclose(joint_bilateral(halves, halves, space=3, colour=0.05), halves, atol=1e-12)
+    edge = joint_bilateral(halves, flat, space=3, colour=0.05)[:, 11:13]
+    assert 0.2 < edge.min() < edge.max() < 0.8
