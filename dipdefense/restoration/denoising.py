@@ -99,15 +99,18 @@ def denoise(
             own = replace(prior_fit, seed=None if seed is None else seed + run)
             fitted += own.part(number * runs + run, len(groups) * runs).in_tiles(noisy, side) / runs
         if refine:
-            white = None if sigma is None else sigma[group]
-            coarse, fine = (
-                noise_spectrum(noisy, fitted, side) if white is None else white for side in (SIDE, GROUPED_SIDE)
-            )
-            detailed = fitted + threshold(noisy - fitted, coarse)
-            filtered = collaborative_wiener(noisy, threshold(noisy, coarse), fine)
-            fitted = collaborative_wiener(noisy, (detailed + filtered) / 2, fine).clamp(0, 1)
+            fitted = _refined(noisy, fitted, None if sigma is None else sigma[group])
         result[group] = fitted
     return result
+
+
+def _refined(y: Tensor, f: Tensor, sigma: Tensor | None) -> Tensor:
+    """The result of the filters, of images y with their fit f; the noise is correlated where sigma is None."""
+    sides = SIDE, GROUPED_SIDE
+    coarse, fine = (noise_spectrum(y, f, side) if sigma is None else sigma for side in sides)
+    p = f + threshold(y - f, coarse)
+    q = collaborative_wiener(y, threshold(y, coarse), fine)
+    return collaborative_wiener(y, (p + q) / 2, fine).clamp(0, 1)
 
 
 def _by_kind(images: Tensor, sigma: Tensor | None) -> list[tuple[Tensor | slice, Tensor]]:

@@ -21,7 +21,8 @@ from eval.records import digest
 __all__ = ["SCENES", "Scene", "by_pillow"]
 
 FACTOR = 4  # of the super-resolution, unless the task has another
-QUALITY, QUALITIES = 10, (10, 20, 40, 60, 75, 90)  # of the JPEG compression, of one image and of set9
+QUALITY = 10  # of the JPEG compression
+QUALITIES = (10, 20, 40, 60, 75, 90)  # the same of set9
 LAYER, CLASSES = "1.features.7", "1.classifier.1"  # of SqueezeNet: the fourth of its eight fire modules; the logits
 SEEN = (112, 227)  # pixels; largest side of SqueezeNet's input, with `size` given and without
 EVEN = 32  # pixels; the authors of the deep image prior cut zebra to multiples of it

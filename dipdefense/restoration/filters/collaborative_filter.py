@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.restoration.filters.cosine_filters import cosine_atoms, cosines, opponent_colours
+from dipdefense.restoration.filters.cosine_filters import cosine_atoms, cosines, opponent_colours, padded
 from dipdefense.tiles import cut, join
 
 __all__ = ["SIDE", "collaborative_wiener"]
@@ -48,11 +48,12 @@ def collaborative_wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor
     longest = max(images.shape[2:])
     blocks = math.ceil(longest / BLOCK)
     side = math.ceil((longest + (blocks - 1) * OVERLAP) / blocks)
+    overlap = min(OVERLAP, side - 1)
     levels = sigma.view(len(sigma), *(sigma.shape[1:] or (1, 1)))  # (B, C or 1, 25 or 1)
-    pieces = [cut(x, side, OVERLAP) for x in (images, pilot)] if blocks > 1 else [images, pilot]
-    count = len(pieces[0]) // len(images)
-    filtered = torch.stack([_filtered(*each) for each in zip(*pieces, levels.repeat(count, 1, 1), strict=True)])
-    return join(filtered, (images.shape[2], images.shape[3]), side, OVERLAP) if blocks > 1 else filtered
+    noisy, shown = cut(images, side, overlap), cut(pilot, side, overlap)
+    levels = levels.repeat(len(noisy) // len(images), 1, 1)
+    filtered = torch.stack([_filtered(*each) for each in zip(noisy, shown, levels, strict=True)])
+    return join(filtered, (images.shape[2], images.shape[3]), side, overlap)
 
 
 def _filtered(image: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
@@ -60,10 +61,10 @@ def _filtered(image: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
     C, H, W = image.shape
     side = min(SIDE, H, W)
     colours, atoms = opponent_colours(C, image), cosine_atoms(side, image)
-    y, p = (_padded(torch.einsum("oc,chw->ohw", colours, x), side) for x in (image, pilot))
+    y, p = (padded(torch.einsum("oc,chw->ohw", colours, x), side) for x in (image, pilot))
     Y, P = (F.conv2d(x[:, None], atoms).permute(2, 3, 0, 1) for x in (y, p))  # (h, w, C, 25)
     h, w = Y.shape[:2]
-    groups = _groups(_padded(pilot.mean(0, keepdim=True), side), side)  # (G, K)
+    groups = _groups(padded(pilot.mean(0, keepdim=True), side), side)  # (G, K)
     Y, P = (X.reshape(h * w, C, -1) for X in (Y, P))
     along, variance = cosines(groups.shape[1], image), sigma.square()
     noise = variance / variance.max() if variance.any() else torch.ones_like(variance)
@@ -81,11 +82,6 @@ def _filtered(image: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
     inside = slice(side - 1, 1 - side or None)
     filtered: Tensor = torch.einsum("oc,ohw->chw", colours, (summed / counted)[:, 0, inside, inside])
     return filtered
-
-
-def _padded(image: Tensor, side: int) -> Tensor:
-    """(C, H, W), continued by side - 1 pixels all around."""
-    return F.pad(image, [side - 1] * 4, mode="reflect" if side > 1 else "constant")
 
 
 def _groups(grey: Tensor, side: int) -> Tensor:

@@ -21,7 +21,17 @@ from torch import Tensor
 
 from dipdefense.fitting.problem import Degrade
 
-__all__ = ["OPPONENT", "SIDE", "back_project", "cosine_atoms", "cosines", "fill", "opponent_colours", "threshold"]
+__all__ = [
+    "OPPONENT",
+    "SIDE",
+    "back_project",
+    "cosine_atoms",
+    "cosines",
+    "fill",
+    "opponent_colours",
+    "padded",
+    "threshold",
+]
 
 # Grey, red - blue, green - magenta. Orthonormal, so that white noise stays white with the same std.
 OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
@@ -91,15 +101,19 @@ def _thresholded(image: Tensor, sigma: Tensor) -> Tensor:
     C, H, W = image.shape
     side = min(SIDE, H, W)
     colours, atoms = opponent_colours(C, image), cosine_atoms(side, image)
-    margin, mode = slice(side - 1, 1 - side or None), "reflect" if side > 1 else "constant"
-    padded = F.pad(torch.einsum("oc,chw->ohw", colours, image), [side - 1] * 4, mode=mode)
+    margin, around = slice(side - 1, 1 - side or None), padded(torch.einsum("oc,chw->ohw", colours, image), side)
     height, strips = max(1, VALUES // (C * side**2 * W)), []
     for top in range(0, H, height):
-        Y = F.conv2d(padded[:, None, top : min(top + height, H) + 2 * (side - 1)], atoms)  # (C, 64, h, w)
+        Y = F.conv2d(around[:, None, top : min(top + height, H) + 2 * (side - 1)], atoms)  # (C, 64, h, w)
         kept = torch.where(Y.abs() >= THRESHOLD * sigma, Y, 0)
         strips.append(F.conv_transpose2d(kept, atoms)[:, 0, margin, margin] / side**2)
     filtered: Tensor = torch.einsum("oc,ohw->chw", colours, torch.cat(strips, 1))
     return filtered
+
+
+def padded(image: Tensor, side: int) -> Tensor:
+    """(C, H, W), continued by side - 1 pixels all around, so that as many patches hold each of its pixels."""
+    return F.pad(image, [side - 1] * 4, mode="reflect" if side > 1 else "constant")
 
 
 def cosines(count: int, like: Tensor) -> Tensor:

@@ -98,10 +98,7 @@ def _made_pair(bench: Bench, file: str) -> list[Record]:
             "dark": (pair["dark"], ""),
             "dip": (flash_no_flash(flash, dark, config=config, seed=seed)[0].cpu(), ""),
             "joint_bilateral": (guided, settings),
-            "denoise, without the flash": (
-                denoise(dark, config=short)[0].cpu(),
-                "",
-            ),
+            "denoise, without the flash": (denoise(dark, config=short)[0].cpu(), ""),
         }
         return [
             {

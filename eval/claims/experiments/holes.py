@@ -74,16 +74,16 @@ def inputs_skips_and_upsampling(bench: Bench) -> Outcome:
     ]
     frame = pd.DataFrame(table)
     gains = {
-        f"{theirs} less {other}": estimate(
+        name: estimate(
             [
                 each.loc[each[choice] == theirs, "psnr"].mean() - each.loc[each[choice] == other, "psnr"].mean()
                 for _, each in frame.groupby("image", sort=False)
             ]
         )
-        for choice, theirs, other in (
-            ("input", "meshgrid", "noise"),
-            ("skips", 0, 4),
-            ("upsampling", "nearest", "bilinear"),
+        for name, choice, theirs, other in (
+            ("meshgrid less noise", "input", "meshgrid", "noise"),
+            ("0 less 4 skip channels", "skips", 0, 4),
+            ("nearest less bilinear", "upsampling", "nearest", "bilinear"),
         )
     }
     frame["network"] = [f"{row['input']}, {row['skips']}, {row['upsampling']}" for row in table]
@@ -95,9 +95,7 @@ def inputs_skips_and_upsampling(bench: Bench) -> Outcome:
         f"widths 16, 32, 64, 64, {_config(bench).iterations} iterations, all eight combinations of meshgrid or noise "
         "as z, 0 or 4 skip channels, nearest or bilinear upsampling. Images and holes are not stated.",
         ours="; ".join(
-            f"{name.replace('0 less 4', '0 less 4 skip channels')} {gain.mean:+.2f} dB ({gain.least:+.2f} to "
-            f"{gain.most:+.2f})"
-            for name, gain in gains.items()
+            f"{name} {gain.mean:+.2f} dB ({gain.least:+.2f} to {gain.most:+.2f})" for name, gain in gains.items()
         )
         + f"; theirs ({THEIRS}) {means[THEIRS]:.2f} dB, the best ({best}) {means[best]:.2f}",
         n=len(files),
