@@ -443,3 +443,12 @@ def test_memory_grows_with_the_chunk_not_with_the_data():
 def test_an_iterate_of_pixels_is_not_changed_by_the_step_that_follows():
     config = FitConfig(architecture="pixels", input_channels=1, iterations=1, jitter=0.0)
     assert (fit(images(2), config).reconstruction == 0.5).all()
+
+
+def test_a_shape_that_z_cannot_hold_is_refused():
+    z = torch.zeros(1, 8, 16, 16)
+    with pytest.raises(ValueError, match=r"z must be at least as large as shape, \(20, 24\), got \(16, 16\)"):
+        fit(images(2, 3, 20, 24), TINY, z=z, shape=(3, 20, 24))
+    for shape in ((3, 20), (3, 0, 4), (3, 2.0, 4)):
+        with pytest.raises(ValueError, match=r"shape must be three positive integers \(C, H, W\), got"):
+            fit(images(2, 3, 20, 24), TINY, shape=shape)

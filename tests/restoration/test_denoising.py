@@ -1,93 +1,80 @@
-"""`denoise` for noise that is not independent from pixel to pixel: that of a camera, and impulses."""
-
-import dataclasses
+"""`denoise` of independent noise: what it removes, what it leaves, how tiles, runs and filters act together."""
 
 import pytest
 import torch
-from torch import Tensor
+from restoration_images import BRIEF, QUICK, error, noise, smooth
 
-from dipdefense import denoise, inpaint
-from dipdefense.restoration.denoising import NOISE_TASKS
-from dipdefense.restoration.impulses import find_impulses
-from dipdefense.restoration.presets import SMALL
-
-TINY = {"architecture_options": {"channels": [8, 16], "skip_channels": 4, "upsampling": "nearest"}, "input_channels": 8}
+from dipdefense import denoise, fit
+from dipdefense.restoration.filters.collaborative_filter import collaborative_wiener
+from dipdefense.restoration.filters.cosine_filters import threshold
+from dipdefense.restoration.noise_estimate import estimate_sigma
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def test_denoising_takes_noise_out():
+    clean = smooth(height=32, width=32)
+    noisy = (clean + 0.2 * noise(clean)).clamp(0, 1)
+    assert error(denoise(noisy, config=QUICK), clean) < 0.3 * error(noisy, clean)
 
 
-def smooth(n: int, channels: int = 3) -> Tensor:
-    coarse = draw(n, channels, 4, 4).sigmoid()
-    return torch.nn.functional.interpolate(coarse, (40, 40), mode="bilinear", align_corners=True)
+def test_runs_are_averaged_over_seeds_and_progress_counts_them_all():
+    images, shares = smooth(1), []
+    mean = denoise(images, runs=2, seed=4, config=BRIEF, callback=lambda state: shares.append(state.share))
+    alone = [fit(images, BRIEF, seed=seed).reconstruction for seed in (4, 5)]
+    torch.testing.assert_close(mean, (alone[0] + alone[1]) / 2)
+    assert shares == pytest.approx([i / 24 for i in range(1, 25)])
 
 
-def with_impulses(clean: Tensor, share: float) -> Tensor:
-    hit, white = draw(*clean.shape, seed=1).sigmoid() < share, draw(*clean.shape, seed=2) > 0
-    return torch.where(hit, white.float(), clean)
+def test_by_default_noise_goes_at_every_strength(small_fits):
+    """Each image has its own noise, and tiles of its own."""
+    clean = smooth(4, 3, 40, 40, seed=3)
+    sigma = torch.tensor([0.0, 0.02, 0.06, 0.2]).view(4, 1, 1, 1)
+    noisy = (clean + sigma * noise(clean)).clamp(0, 1)
+    result = denoise(noisy)
+    left = [error(a, b) / max(1e-9, error(c, b)) for a, b, c in zip(result, clean, noisy, strict=True)]
+    assert torch.equal(result[0], noisy[0])  # nothing to be removed
+    assert max(left[1:]) < 0.25
 
 
-def error(a: Tensor, b: Tensor) -> float:
-    return (a - b).square().mean().item()
+def test_the_filters_need_the_fit_and_the_fit_needs_them(small_fits):
+    clean = 0.5 + 0.3 * torch.sign(smooth(1, 3, 40, 40, seed=3) - 0.5)  # edges, which 8x8 cosines do not have
+    noisy = (clean + 0.05 * noise(clean)).clamp(0, 1)
+    sigma = estimate_sigma(noisy)
+    without_fit = collaborative_wiener(noisy, threshold(noisy, sigma), sigma)
+    without_filters = denoise(noisy, refine=False)
+    assert error(denoise(noisy), clean) < min(error(without_fit, clean), error(without_filters, clean))
 
 
-@pytest.fixture(autouse=True)
-def small_fits(monkeypatch):
-    for task, iterations in (("denoise", 150), ("denoise_camera", 100), ("inpaint", 60)):
-        monkeypatch.setitem(SMALL, task, dataclasses.replace(SMALL[task], **TINY, ema=0.9, iterations=iterations))
-    monkeypatch.setattr("dipdefense.restoration.prior_fit.TILE", 24)
+def test_grey_stored_as_colour_is_denoised_as_grey(small_fits):
+    grey = (smooth(2, 1, 30, 30) + 0.1 * noise(smooth(2, 1, 30, 30))).clamp(0, 1)
+    colour = (smooth(1, 3, 30, 30) + 0.1 * noise(smooth(1, 3, 30, 30))).clamp(0, 1)
+    mixed = torch.cat([grey[:1].expand(-1, 3, -1, -1), colour, grey[1:].expand(-1, 3, -1, -1)])
+    shares: list[float] = []
+    together = denoise(mixed, callback=lambda state: shares.append(state.share))
+    torch.testing.assert_close(together[[0, 2]], denoise(grey).expand(-1, 3, -1, -1), atol=2e-3, rtol=0)
+    assert shares == sorted(shares)
+    assert 0.5 < max(shares) <= 1
 
 
-def test_correlated_noise_goes_where_the_other_setting_leaves_it():
-    clean = smooth(2)
-    correlated = torch.nn.functional.avg_pool2d(draw(2, 3, 42, 42, seed=3), 3, 1)  # of std 1 / 3
-    noisy = (clean + 0.15 * correlated).clamp(0, 1)
-    camera = error(denoise(noisy, noise="camera"), clean)
-    assert camera < 0.7 * error(noisy, clean)
-    assert camera < error(denoise(noisy), clean)
+def test_tiles_of_an_image_are_joined_without_seams(small_fits):
+    """The error at the borders of the tiles is not larger than elsewhere."""
+    clean = smooth(1, 3, 60, 60, seed=3)
+    noisy = (clean + 0.1 * noise(clean)).clamp(0, 1)
+    wrong = (denoise(noisy) - clean).square().mean((0, 1))
+    starts = [0, 18, 36]
+    seams = torch.zeros(60, dtype=torch.bool)
+    seams[[position + edge for position in starts[1:] for edge in (-1, 0, 5, 6)]] = True
+    assert wrong[seams].mean() < 1.5 * wrong[~seams].mean()
+    assert wrong[:, seams].mean() < 1.5 * wrong[:, ~seams].mean()
 
 
-def test_impulses_are_filled_in_and_nothing_else_changes():
-    clean = 0.1 + 0.8 * smooth(2)
-    noisy = with_impulses(clean, 0.3)
-    result, found = denoise(noisy, noise="impulse"), find_impulses(noisy)
-    assert torch.equal(result[~found], noisy[~found])
-    windows = torch.nn.functional.unfold(torch.nn.functional.pad(noisy, [2] * 4, mode="reflect"), 5)
-    median = windows.view(2, 3, 25, -1).median(2).values.view_as(noisy)
-    assert error(result, clean) < 0.1 * error(median, clean)
-    torch.testing.assert_close(result, inpaint(noisy, ~found))
+def test_every_fit_has_its_own_checkpoint(small_fits, tmp_path):
+    noisy = (smooth(1) + 0.1 * noise(smooth(1))).clamp(0, 1)
+    whole = denoise(noisy, runs=2, checkpoint=tmp_path / "fit")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fit.1", "fit.2"]
+    assert torch.equal(denoise(noisy, runs=2, checkpoint=tmp_path / "fit"), whole)
 
 
-def test_an_image_without_impulses_is_not_fitted():
-    clean = 0.1 + 0.8 * smooth(2)
-    images, seen = torch.stack([clean[0], with_impulses(clean, 0.2)[1]]), []
-    result = denoise(images, noise="impulse", callback=seen.append)
-    assert torch.equal(result[0], images[0])
-    assert seen
-    seen.clear()
-    assert torch.equal(denoise(clean, noise="impulse", callback=seen.append), clean)
-    assert not seen
-
-
-@pytest.mark.parametrize("noise", NOISE_TASKS)
-def test_an_image_does_not_depend_on_its_neighbours(noise):
-    images = with_impulses((0.1 + 0.8 * smooth(3) + 0.05 * draw(3, 3, 40, 40)).clamp(0, 1), 0.1).double()
-    together, alone = denoise(images, noise=noise), denoise(images[1:2], noise=noise)
-    torch.testing.assert_close(together[1:2], alone, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("noise", NOISE_TASKS)
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 3, 5, 17)])
-def test_any_size(noise, shape):
-    images = draw(*shape).sigmoid().round()
-    assert denoise(images, noise=noise).shape == shape
-
-
-def test_bad_noise_is_refused():
-    with pytest.raises(ValueError, match="noise must be one of independent, camera, impulse, got 'speckle'"):
-        denoise(smooth(1), noise="speckle")
-    with pytest.raises(ValueError, match="images must have values besides impulses"):
-        denoise(torch.tensor([[[[0.0, 1.0]]]]), noise="impulse")
-    with pytest.raises(ValueError, match="runs must be 1 for impulses, got 2"):
-        denoise(smooth(1), noise="impulse", runs=2)
+@pytest.mark.parametrize("runs", [0, 1.5, True])
+def test_bad_runs_are_refused(runs):
+    with pytest.raises(ValueError, match="runs must be an integer of at least 1, got"):
+        denoise(smooth(), runs=runs, config=BRIEF)
