@@ -31,14 +31,14 @@ def check_finite(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
-def check_positive(name: str, value: float, most: float = math.inf) -> None:
+def check_positive(name: str, value: float | None, most: float = math.inf) -> None:
     """Raise unless a value is a finite number in (0, most].
 
     Raises:
         ValueError: it is not; the message begins with `name`.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not 0 < value <= most:
+    if value is None or not number or not 0 < value <= most:
         wanted = "be positive and finite" if math.isinf(most) else f"lie in (0, {most}]"
         raise ValueError(f"{name} must {wanted}, got {value!r}")
 

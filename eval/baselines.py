@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dipdefense.restoration.filters.cosine_filters import OPPONENT
+from dipdefense.filters.cosine_filters import OPPONENT
 
 try:
     from scipy import ndimage

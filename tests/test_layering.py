@@ -19,7 +19,7 @@ CLI_LIBRARIES = {"typer", "rich"}
 LAYERS = (
     {"arguments", "digest", "image_tensors", "whole_file"},
     {"tiles"},
-    {"stopping"},
+    {"stopping", "filters"},
     {"fitting"},
     {"defence", "restoration"},
     {"check", "files", "adapters"},

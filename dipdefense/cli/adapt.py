@@ -52,7 +52,7 @@ def adapt(
     With --eps it learns on inputs that are perturbed within this Linf radius. The last tenth of the n images is not
     trained on: on it the command counts how often reconstructions get the class of the bare classifier.
     """
-    from eval.certification.run import PURIFIERS
+    from eval.certification.run import FILTERS, PURIFIERS, purifier_named
     from eval.classifiers import write_weights
     from eval.text_tables import percent
 
@@ -64,6 +64,9 @@ def adapt(
     if n < 3:
         raise ValueError(f"n must be at least 3, of which one is held out, got {n}")
     levels = noise_levels([options.number("sigma", level) for level in options.names(sigma)])
+    if purifier == FILTERS and len(levels) > 1:
+        raise ValueError(f"sigma must be one level for the purifier {FILTERS}, which is told it, got {sigma}")
+    purify = purifier_named(purifier, levels[0])
     dataset, classifier = subject.load(options.device_named(device))
     positions = dataset.first(n, seed).tolist()
     if len(positions) < n:
@@ -80,7 +83,7 @@ def adapt(
             classifier,
             images[:-held_out],
             **learning,
-            purify=PURIFIERS[purifier],
+            purify=purify,
             callback=_bar_by_stage(bars),
             checkpoint=checkpoint,
         )
@@ -93,7 +96,7 @@ def adapt(
         "held_out": held_out,
     }
     write_weights(student, target, subject.classifier, {**learning, "purifier": purifier, **data})
-    noisy = NoisyCopies(levels, copies, seed, PURIFIERS[purifier])
+    noisy = NoisyCopies(levels, copies, seed, purify)
     with progress_bar("held-out reconstructions") as progress:
         agreement = measure_agreement(classifier, student, images[-held_out:], noisy, progress)
     bare, adapted, clean = (f"{percent(share)} %" for share in agreement)

@@ -14,7 +14,7 @@ from dipdefense.defence.purifier import Purifier
 from dipdefense.distributed import Cluster, purify_shards
 from dipdefense.files.purify_files import purify_files
 from dipdefense.files.reading import list_images
-from dipdefense.restoration.noise_estimate import estimate_sigma
+from dipdefense.filters.noise_estimate import estimate_sigma
 
 __all__ = ["purify"]
 

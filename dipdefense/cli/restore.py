@@ -12,6 +12,7 @@ from torch import Tensor
 from dipdefense.arguments import check_known
 from dipdefense.cli import options
 from dipdefense.cli.restore_file import restore_file
+from dipdefense.filters.noise_estimate import estimate_sigma
 from dipdefense.fitting.config import FitConfig
 from dipdefense.restoration.denoising import LEAST_NOISE, NOISE_TASKS, denoise
 from dipdefense.restoration.flash import flash_no_flash
@@ -19,7 +20,6 @@ from dipdefense.restoration.impulses import find_impulses
 from dipdefense.restoration.inpainting import inpaint
 from dipdefense.restoration.jpeg import BEST_QUALITY, iterations_for, remove_jpeg_artifacts
 from dipdefense.restoration.jpeg_quality import estimate_quality
-from dipdefense.restoration.noise_estimate import estimate_sigma
 from dipdefense.restoration.preimage import invert_features, maximise_activation
 from dipdefense.restoration.presets import (
     PIXELS,

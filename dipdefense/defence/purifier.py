@@ -7,10 +7,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from dipdefense.arguments import check_integer
+from dipdefense.arguments import check_integer, check_positive
 from dipdefense.defence.gradients import Fitted, Gradient, known_gradient, purification
 from dipdefense.defence.presets import defence_for
 from dipdefense.defence.wrapper import shallow_copy
+from dipdefense.filters.refinement import refine
 from dipdefense.fitting.checkpoint import Checkpoint, CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.fit import FitResult, Progress, fit
@@ -18,6 +19,8 @@ from dipdefense.image_tensors import check_images
 from dipdefense.tiles import cut, join
 
 __all__ = ["Purifier"]
+
+ARGUMENTS = ("config", "seed", "gradient", "tile", "sigma")
 
 
 class Purifier(nn.Module):
@@ -40,10 +43,14 @@ class Purifier(nn.Module):
             the callable can be.
         tile: side in pixels of the tiles that larger images are cut into; each tile is fitted as a separate image, and
             tiles overlap by a quarter. None: that of `defence_for` with the default fit, no tiles with your own config.
+        sigma: std of Gaussian noise in the images, in their unit, where it is known, as in randomised smoothing. The
+            filters of `dipdefense.filters.refinement` then bring back the detail that the fit lacks; in a backward pass
+            they have their own gradient. None: the fit alone.
 
     Raises:
         TypeError: config is not a FitConfig.
-        ValueError: unknown gradient, a seed that is not a non-negative integer, a tile that is not a positive integer.
+        ValueError: unknown gradient, a seed that is not a non-negative integer, a tile that is not a positive integer,
+            a sigma that is not positive.
     """
 
     def __init__(
@@ -53,12 +60,14 @@ class Purifier(nn.Module):
         seed: int | None = 0,
         gradient: str | Gradient = "straight_through",
         tile: int | None = None,
+        sigma: float | None = None,
     ):
         super().__init__()
         self.config = config
         self.seed = seed
         self.gradient = gradient
         self.tile = tile
+        self.sigma = sigma
         self._check()
 
     def _check(self) -> None:
@@ -66,6 +75,8 @@ class Purifier(nn.Module):
             raise TypeError(f"config must be a FitConfig or None, got {type(self.config).__name__}")
         for name, value, least in (("seed", self.seed, 0), ("tile", self.tile, 1)):
             check_integer(name, value, least, none=True)
+        if self.sigma is not None:
+            check_positive("sigma", self.sigma)
         known_gradient(self.gradient)
 
     def fit(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> FitResult:
@@ -179,10 +190,13 @@ class Purifier(nn.Module):
             frames, chosen, seed = _watch(pieces, config, seed, iterations, callback, checkpoint)
         fitted = Fitted(pieces.detach().clone(), config, seed, chosen)  # the caller may write to the images
         passed = purification(pieces, frames.clamp(max=1), fitted, gradient)
-        if tile is None:
+        if tile is not None:
+            H, W = images.shape[2:]
+            passed = torch.stack([join(frame, (H, W), tile, tile // 4) for frame in passed])
+        if self.sigma is None:
             return passed
-        H, W = images.shape[2:]
-        return torch.stack([join(frame, (H, W), tile, tile // 4) for frame in passed])
+        level = images.new_full((len(images),), self.sigma)
+        return torch.stack([refine(images, frame, level) for frame in passed])
 
     def variant(self, **arguments: Any) -> Self:
         """The same purifier, of the same class, with other values of some of the arguments of `Purifier`.
@@ -190,9 +204,9 @@ class Purifier(nn.Module):
         Raises:
             TypeError, ValueError: an argument that `Purifier` does not have, or a value that it refuses.
         """
-        unknown = arguments.keys() - {"config", "seed", "gradient", "tile"}
+        unknown = arguments.keys() - set(ARGUMENTS)
         if unknown:
-            raise TypeError(f"arguments must be among config, seed, gradient, tile, got {sorted(unknown)[0]!r}")
+            raise TypeError(f"arguments must be among {', '.join(ARGUMENTS)}, got {sorted(unknown)[0]!r}")
         twin = shallow_copy(self)
         for name, value in arguments.items():
             setattr(twin, name, value)
@@ -201,7 +215,7 @@ class Purifier(nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return f"config={self.config}, seed={self.seed}, gradient={self.gradient!r}, tile={self.tile}"
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in ARGUMENTS)
 
 
 def _watch(

@@ -102,7 +102,7 @@ class SmoothedClassifier(Wrapper):
 
     def _defended(self, shape: tuple[int, ...]) -> DefendedClassifier:
         defence = smoothing_defence_for(shape, self.sigma, mirror=self.mirror)
-        purifier = Purifier(defence.fit, seed=0, tile=defence.tile)
+        purifier = Purifier(defence.fit, seed=0, tile=defence.tile, sigma=self.sigma)
         return DefendedClassifier(self.classifier, purifier, decision=defence.decision)
 
     @torch.no_grad()
@@ -144,7 +144,7 @@ def smooth(
 
 
 class NoisyPurifier(Purifier):
-    """Adds Gaussian noise to an image, clips to [0, 1], and purifies the result; the seed draws noise and fit.
+    """Adds Gaussian noise of std `sigma` to an image, clips to [0, 1], and purifies the result, told sigma.
 
     A `DefendedClassifier` with it and with the decision of `smoothing_defence_for` is one vote of
     `dipdefense.smooth`, or the mean of as many as the decision has restarts. Attacks and evaluations that know a
@@ -162,22 +162,21 @@ class NoisyPurifier(Purifier):
     """
 
     def __init__(self, sigma: float, config: FitConfig | None = None, *, seed: int | None = None, **arguments: Any):
-        super().__init__(config, seed=seed, **arguments)
-        check_positive("sigma", sigma)
-        self.sigma = sigma
+        super().__init__(config, seed=seed, sigma=sigma, **arguments)
+
+    def _check(self) -> None:
+        super()._check()
+        check_positive("sigma", self.sigma)
 
     def frames(self, images: Tensor, iterations: Sequence[int] | None, *, restart: int = 0, **options: Any) -> Tensor:
         """See `Purifier.frames`."""
         seed = secrets.randbits(32) if self.seed is None else self.seed
+        assert self.sigma is not None
         copies = images.detach().clone()
         for copy in copies:
             copy += self.sigma * gaussian_draws(copy, seed, range(restart, restart + 1))[0]
         noisy = copies.clamp(0, 1) + (images - images.detach())  # the values of the first, the gradient of the second
         return super(NoisyPurifier, self.variant(seed=seed)).frames(noisy, iterations, restart=restart, **options)
-
-    def extra_repr(self) -> str:
-        """The arguments."""
-        return f"sigma={self.sigma}, {super().extra_repr()}"
 
 
 def gaussian_draws(image: Tensor, seed: int, draws: range, index: int | None = None) -> Tensor:

@@ -67,6 +67,7 @@ def purify_shards(
         "fit": None if purifier.config is None else asdict(purifier.config),
         "seed": purifier.seed,
         "tile": purifier.tile,
+        "sigma": purifier.sigma,
         "device": cluster.device,
         "versions": _versions(),
     }

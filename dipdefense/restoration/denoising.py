@@ -7,15 +7,13 @@ import torch
 from torch import Tensor
 
 from dipdefense.arguments import check_integer
+from dipdefense.filters.noise_estimate import estimate_sigma
+from dipdefense.filters.refinement import refine as with_filters
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.image_tensors import check_images
-from dipdefense.restoration.filters.collaborative_filter import SIDE as GROUPED_SIDE
-from dipdefense.restoration.filters.collaborative_filter import collaborative_wiener
-from dipdefense.restoration.filters.cosine_filters import SIDE, threshold
 from dipdefense.restoration.impulses import find_impulses
 from dipdefense.restoration.inpainting import inpaint
-from dipdefense.restoration.noise_estimate import estimate_sigma, noise_spectrum
 from dipdefense.restoration.prior_fit import Callback, PriorFit, tile_and_refine
 
 __all__ = ["LEAST_NOISE", "NOISE_TASKS", "denoise"]
@@ -39,14 +37,9 @@ def denoise(
 ) -> Tensor:
     """Remove noise of unknown level.
 
-    By default, with y the image and f its fit, in tiles,
-
-        p = f + threshold(y - f, sigma),   q = collaborative_wiener(y, pilot threshold(y, sigma), sigma),
-        result = collaborative_wiener(y, pilot (p + q) / 2, sigma)
-
-    The fit finds the structure, and the threshold adds detail that the fit is still missing; q is what the filters make
-    without a fit. Their mean shows the last filter what in y is stronger than the noise. The kind of noise decides when
-    the fit ends and what sigma is:
+    By default the image is fitted in tiles, and filters bring back the detail that the fit lacks
+    (`dipdefense.filters.refinement`). The kind of noise decides when the fit ends and what sigma, its std,
+    is:
 
     - `independent` from pixel to pixel and from channel to channel, and about as strong everywhere. The rule
       `blind_discrepancy` ends the fit, and sigma is what `estimate_sigma` finds. An image in which it finds no noise
@@ -99,18 +92,9 @@ def denoise(
             own = replace(prior_fit, seed=None if seed is None else seed + run)
             fitted += own.part(number * runs + run, len(groups) * runs).in_tiles(noisy, side) / runs
         if refine:
-            fitted = _refined(noisy, fitted, None if sigma is None else sigma[group])
+            fitted = with_filters(noisy, fitted, None if sigma is None else sigma[group])
         result[group] = fitted
     return result
-
-
-def _refined(y: Tensor, f: Tensor, sigma: Tensor | None) -> Tensor:
-    """The result of the filters, of images y with their fit f; the noise is correlated where sigma is None."""
-    sides = SIDE, GROUPED_SIDE
-    coarse, fine = (noise_spectrum(y, f, side) if sigma is None else sigma for side in sides)
-    p = f + threshold(y - f, coarse)
-    q = collaborative_wiener(y, threshold(y, coarse), fine)
-    return collaborative_wiener(y, (p + q) / 2, fine).clamp(0, 1)
 
 
 def _by_kind(images: Tensor, sigma: Tensor | None) -> list[tuple[Tensor | slice, Tensor]]:

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipdefense.filters.cosine_filters import fill
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.losses import masked_mse
 from dipdefense.image_tensors import check_images
-from dipdefense.restoration.filters.cosine_filters import fill
 from dipdefense.restoration.operators import masking
 from dipdefense.restoration.presets import SMALL, SMALL_HOLES
 from dipdefense.restoration.prior_fit import Callback, PriorFit, tile_and_refine

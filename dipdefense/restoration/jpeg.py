@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from dipdefense.filters.cosine_filters import threshold
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.image_tensors import check_images
-from dipdefense.restoration.filters.cosine_filters import threshold
 from dipdefense.restoration.jpeg_quality import artefact_sigma, estimate_quality
 from dipdefense.restoration.presets import SMALL
 from dipdefense.restoration.prior_fit import Callback, PriorFit, tile_and_refine

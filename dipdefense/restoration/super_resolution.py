@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor
 
 from dipdefense.arguments import check_integer
+from dipdefense.filters.cosine_filters import back_project
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.problem import Degrade
 from dipdefense.image_tensors import check_images
-from dipdefense.restoration.filters.cosine_filters import back_project
 from dipdefense.restoration.operators import downsampling
 from dipdefense.restoration.prior_fit import Callback, PriorFit, tile_and_refine
 

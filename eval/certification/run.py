@@ -7,6 +7,7 @@ draws in `records.jsonl` as it is made, and at its end `summary.csv`, `paired.cs
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +19,7 @@ from dipdefense.defence.certify import SamplingPlan, Tally, check_subject
 from dipdefense.defence.presets import smoothing_defence_for
 from dipdefense.defence.smoothing import DIP, Purify, SmoothedClassifier
 from dipdefense.digest import configuration_hash, describe
+from dipdefense.filters.refinement import filter_alone, refine
 from eval.baselines import BASELINES
 from eval.certification.certified_accuracy import NONE, paired_with_none, save_curve, summarise_certificates
 from eval.classifier_probe import probe, probe_images
@@ -27,10 +29,10 @@ from eval.records import Record, Run, made_with
 from eval.robustness.config import check_names, check_run, describe_subject, identify
 from eval.robustness.experiment import write_tables
 
-__all__ = ["PURIFIERS", "CertificationConfig", "certify_dataset"]
+__all__ = ["FILTERS", "PURIFIERS", "CertificationConfig", "certify_dataset", "purifier_named"]
 
-# `none` is the bare classifier
-PURIFIERS: dict[str, str | Purify | None] = {DIP: DIP, NONE: None, **BASELINES}
+FILTERS = "filters"  # those of `dip`, without its fit
+PURIFIERS = (DIP, FILTERS, NONE, *BASELINES)
 KEY = ("config", "purifier", "index", "image", "first")  # the fields that name a record
 
 
@@ -44,7 +46,7 @@ class CertificationConfig:
     """
 
     plan: SamplingPlan
-    purifiers: Sequence[str] = (DIP,)  # keys of PURIFIERS; the filters have the strengths of `eval.baselines`
+    purifiers: Sequence[str] = (DIP,)  # of PURIFIERS; the baselines have the strengths of `eval.baselines`
     mirror: bool = True  # False: `dip` classifies no mirrored view, for classes that change in the mirror
     n: int = 100  # images: the first n of a seeded permutation
     seed: int = 0  # of the permutation and the noise
@@ -102,8 +104,9 @@ def certify_dataset(
     total = config.n * len(config.purifiers) * whole
     for image, label, head in _images(dataset, config):
         for name in config.purifiers:
+            purify = purifier_named(name, config.plan.sigma)
             smoothed = SmoothedClassifier(
-                classifier, sigma=config.plan.sigma, seed=config.seed, purify=PURIFIERS[name], mirror=config.mirror
+                classifier, sigma=config.plan.sigma, seed=config.seed, purify=purify, mirror=config.mirror
             )
             done = len(certificates) * whole
             named = {"config": hashes[name], "purifier": name, **head}
@@ -138,8 +141,20 @@ def _describe_purifier(name: str, dataset: ImageDataset, config: CertificationCo
     if name == DIP:
         shape = tuple(dataset.batch([0]).shape[1:])
         defence = smoothing_defence_for(shape, config.plan.sigma, mirror=config.mirror)
-        return {"fit": asdict(defence.fit), "decision": describe(defence.decision), "tile": defence.tile}
-    return {"filter": "none" if PURIFIERS[name] is None else describe(PURIFIERS[name])}
+        plain = {"fit": asdict(defence.fit), "decision": describe(defence.decision), "tile": defence.tile}
+        return plain | {"filters": describe(refine)}
+    purify = purifier_named(name, config.plan.sigma)
+    return {"filter": "none" if purify is None else describe(purify)}
+
+
+def purifier_named(name: str, sigma: float) -> str | Purify | None:
+    """One of `PURIFIERS`: `dip` and `filters` are told sigma, the std of the noise; `none` is the bare classifier."""
+    named: dict[str, str | Purify | None] = {DIP: DIP, FILTERS: partial(_filtered, sigma=sigma), NONE: None}
+    return named[name] if name in named else BASELINES[name]
+
+
+def _filtered(images: Tensor, sigma: float) -> Tensor:
+    return filter_alone(images, images.new_full((len(images),), sigma))
 
 
 def _images(dataset: ImageDataset, config: CertificationConfig) -> Iterator[tuple[Tensor, int, Record]]:

@@ -20,8 +20,8 @@ try:
 except ImportError as error:
     raise ImportError("eval.denoisers needs scipy, scikit-image: pip install 'dipdefense[eval]'") from error
 
-from dipdefense.restoration.filters.collaborative_filter import collaborative_wiener
-from dipdefense.restoration.filters.cosine_filters import OPPONENT, threshold
+from dipdefense.filters.collaborative_filter import collaborative_wiener
+from dipdefense.filters.cosine_filters import OPPONENT, threshold
 from eval.baselines import jpeg as compressed
 
 __all__ = [

@@ -24,7 +24,7 @@ from dipdefense.arguments import did_you_mean
 from dipdefense.digest import configuration_hash
 from dipdefense.files.reading import read_image
 from dipdefense.files.writing import write_image
-from dipdefense.restoration.filters.cosine_filters import back_project, fill
+from dipdefense.filters.cosine_filters import back_project, fill
 from dipdefense.restoration.jpeg import iterations_for
 from dipdefense.restoration.jpeg_quality import estimate_quality
 from dipdefense.restoration.operators import downsampling

@@ -223,4 +223,5 @@ def describe_purifier(purifier: Purifier, images: Tensor) -> dict[str, Any]:
         "fit": asdict(drawn.config_for(images)),
         "fit_seed": purifier.seed,
         "tile": drawn.tile_for(images),
+        "sigma": purifier.sigma,
     }

@@ -8,6 +8,7 @@ from torch import nn
 from dipdefense import DefendedClassifier, MeanSoftmax, Purifier, smooth
 from dipdefense.defence.presets import NOISY_ITERATIONS, smoothing_defence_for
 from dipdefense.defence.smoothing import NoisyPurifier, gaussian_draws
+from dipdefense.filters.refinement import refine
 from eval.baselines import BASELINES
 
 PURIFIERS = {"bare": None, "fit": Purifier(FIT), "filter": BASELINES["gaussian_blur"]}
@@ -35,7 +36,8 @@ def test_the_default_is_the_fit_for_the_noise(net):
     images, _ = batch(net, 1)
     defence = smoothing_defence_for((3, 8, 8), 0.12)
     noisy = images + 0.12 * gaussian_draws(images[0], 0, range(1))
-    defended = DefendedClassifier(net, Purifier(defence.fit, seed=0, tile=defence.tile), decision=defence.decision)
+    purifier = Purifier(defence.fit, seed=0, tile=defence.tile, sigma=0.12)
+    defended = DefendedClassifier(net, purifier, decision=defence.decision)
     with torch.no_grad():
         torch.testing.assert_close(smooth(net).base(noisy), defended(noisy.clamp(0, 1)))
 
@@ -45,7 +47,7 @@ def test_settings_are_those_of_the_nearest_noise():
         for near in (0.9 * sigma, sigma, 1.1 * sigma):
             defence = smoothing_defence_for((3, 32, 32), near)
             assert isinstance(defence.decision, MeanSoftmax)
-            assert (defence.decision.iterations, defence.fit.iterations) == (iterations, iterations[-1])
+            assert (defence.decision.iterations, defence.fit.iterations) == ((iterations,), iterations)
     assert "mirror" in smoothing_defence_for((3, 32, 32), 0.12).decision.views
     assert smoothing_defence_for((3, 32, 32), 0.12, mirror=False).decision.views == ("identity",)
     assert smoothing_defence_for((1, 28, 28), 0.12).decision.views == ("identity",)
@@ -105,6 +107,38 @@ def test_gradients_pass_noise_and_fit(net):
     assert images.grad.flatten(1).abs().sum(1).min() > 0
 
 
+def test_a_purifier_that_is_told_the_noise_refines_its_fit():
+    noisy = (batch(conv_net().eval(), 2)[0] + 0.1 * gaussian_draws(torch.zeros(3, 8, 8), 0, range(2))).clamp(0, 1)
+    told, plain = Purifier(FIT, sigma=0.1), Purifier(FIT)
+    fitted, level = plain.trajectory(noisy, (4, 8)), torch.full((2,), 0.1)
+    frames = told.trajectory(noisy, (4, 8))
+    torch.testing.assert_close(frames, torch.stack([refine(noisy, frame, level) for frame in fitted]))
+    tiled = Purifier(FIT, sigma=0.1, tile=6)(noisy)
+    torch.testing.assert_close(tiled, refine(noisy, Purifier(FIT, tile=6)(noisy), level))
+    assert torch.equal(told.variant(sigma=None)(noisy), plain(noisy))
+    with pytest.raises(ValueError, match="sigma must be positive and finite, got 0"):
+        Purifier(FIT, sigma=0)
+
+
+def test_the_filters_have_their_own_gradient_and_the_fit_counts_as_the_identity():
+    noisy, level = batch(conv_net().eval(), 1)[0].double().requires_grad_(), torch.full((1,), 0.1, dtype=torch.float64)
+    fitted = Purifier(FIT)(noisy.detach())
+    (slope,) = torch.autograd.grad(Purifier(FIT, sigma=0.1)(noisy).square().sum(), noisy)
+    through = fitted + (noisy - noisy.detach())
+    (expected,) = torch.autograd.grad(refine(noisy, through, level).square().sum(), noisy)
+    torch.testing.assert_close(slope, expected)
+
+
+def test_noise_that_a_purifier_adds_is_noise_that_it_removes():
+    images = batch(conv_net().eval(), 2)[0]
+    noisy = torch.stack([(x + 0.1 * gaussian_draws(x, 3, range(1))[0]).clamp(0, 1) for x in images])
+    expected = Purifier(FIT, seed=3, sigma=0.1)(noisy)
+    torch.testing.assert_close(NoisyPurifier(0.1, FIT, seed=3)(images), expected)
+    for sigma in (0.0, None):
+        with pytest.raises(ValueError, match="sigma must be positive and finite, got"):
+            NoisyPurifier(sigma, FIT)
+
+
 def test_it_is_saved_as_the_classifier(net):
     smoothed = smooth(net, purify=Purifier(FIT))
     assert smoothed.state_dict().keys() == net.state_dict().keys()
@@ -156,16 +190,20 @@ def test_restarts_of_a_noisy_purifier_are_votes(net):
 
 
 def noiseless(net, seed):
-    return DefendedClassifier(net, Purifier(FIT, seed=seed), decision=MeanSoftmax((FIT.iterations,)))
+    return DefendedClassifier(net, Purifier(FIT, seed=seed, sigma=0.2), decision=MeanSoftmax((FIT.iterations,)))
 
 
 def test_a_noisy_purifier_leaves_the_images_and_passes_the_gradient():
+    """Past the clipping of the noisy image: its gradient is that of the purifier at the noisy image."""
     images = torch.rand(2, 3, 8, 8).round(decimals=1).requires_grad_()  # some values are 0 or 1, and are clipped
     weights = torch.randn(2, 3, 8, 8)
     before = images.detach().clone()
     (weights * NoisyPurifier(0.3, FIT, seed=0)(images)).sum().backward()
     assert torch.equal(images.detach(), before)
-    assert torch.equal(images.grad, weights)
+    noise = torch.stack([gaussian_draws(image, 0, range(1))[0] for image in before])
+    noisy = (before + 0.3 * noise).clamp(0, 1).requires_grad_()
+    (weights * Purifier(FIT, seed=0, sigma=0.3)(noisy)).sum().backward()
+    assert torch.equal(images.grad, noisy.grad)
 
 
 def test_a_noisy_purifier_is_random_without_a_seed_and_keeps_its_noise_in_a_variant():
@@ -174,6 +212,6 @@ def test_a_noisy_purifier_is_random_without_a_seed_and_keeps_its_noise_in_a_vari
     purifier = NoisyPurifier(0.3, FIT, seed=1)
     assert torch.equal(purifier(images), NoisyPurifier(0.3, FIT).variant(seed=1)(images))
     assert not torch.equal(purifier(images), Purifier(FIT, seed=1)(images))
-    assert "sigma=0.3, config=" in repr(purifier)
+    assert "sigma=0.3" in repr(purifier)
     with pytest.raises(ValueError, match="sigma must be positive and finite, got 0"):
         NoisyPurifier(0.0)

@@ -5,9 +5,9 @@ import torch
 from restoration_images import BRIEF, QUICK, error, noise, smooth
 
 from dipdefense import denoise, fit
-from dipdefense.restoration.filters.collaborative_filter import collaborative_wiener
-from dipdefense.restoration.filters.cosine_filters import threshold
-from dipdefense.restoration.noise_estimate import estimate_sigma
+from dipdefense.filters.collaborative_filter import collaborative_wiener
+from dipdefense.filters.cosine_filters import threshold
+from dipdefense.filters.noise_estimate import estimate_sigma
 
 
 def test_denoising_takes_noise_out():

@@ -8,7 +8,7 @@ from restoration_images import BRIEF, QUICK, edges, error, holes, seams, smooth
 from sklearn.datasets import load_sample_image
 
 from dipdefense import STOPPING_RULES, inpaint
-from dipdefense.restoration.filters.cosine_filters import fill
+from dipdefense.filters.cosine_filters import fill
 from dipdefense.restoration.inpainting import tile_side
 from dipdefense.restoration.presets import SMALL
 

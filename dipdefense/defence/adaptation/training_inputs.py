@@ -52,8 +52,9 @@ class NoisyCopies:
                 shapes = f"{tuple(noisy.shape)}, got {tuple(purified.shape)}"
                 raise ValueError(f"purify must return images of the shape that it is given, {shapes}")
             return purified.detach()[None]
-        defence = smoothing_defence_for(tuple(images.shape[1:]), sigma or min(NOISY_ITERATIONS))
-        purifier = Purifier(defence.fit, seed=0, tile=defence.tile)  # the seed of `SmoothedClassifier`
+        told = sigma or min(NOISY_ITERATIONS)  # an image without noise is purified as under the least
+        defence = smoothing_defence_for(tuple(images.shape[1:]), told)
+        purifier = Purifier(defence.fit, seed=0, tile=defence.tile, sigma=told)  # as in `SmoothedClassifier`
         fitted = reconstruct(purifier, noisy, [defence.decision], gradient="none", scored=False)
         return fitted.classified(defence.decision)
 

@@ -11,7 +11,7 @@ from dipdefense import certify
 from dipdefense.defence.certify import SamplingPlan
 from eval.certification import CertificationConfig, certify_dataset
 from eval.certification.certified_accuracy import certified_radii, paired_with_none, summarise_certificates
-from eval.certification.run import PURIFIERS
+from eval.certification.run import purifier_named
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.intervals import wilson
@@ -44,7 +44,7 @@ def test_a_run_agrees_with_certify(tmp_path, digits, net):
             net,
             digits.batch(position.tolist()),
             **{"sigma": 0.25, "n0": 6, "n": 40, "alpha": 0.05, "seed": 0, "block": 16},
-            purify=PURIFIERS[name],
+            purify=purifier_named(name, 0.25),
             index=digits.index[position].tolist(),
         )
         rows = made[made["purifier"] == name]
@@ -147,7 +147,11 @@ def test_the_report_shows_the_curve(tmp_path, digits, net):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"purifiers": ("nope",)}, ValueError, "purifiers must be among dip, none, gaussian_blur, .*, got 'nope'"),
+        (
+            {"purifiers": ("nope",)},
+            ValueError,
+            "purifiers must be among dip, filters, none, .*, got 'nope'",
+        ),
         ({"purifiers": "dip"}, TypeError, "purifiers must be a sequence of names, got 'dip'"),
         ({"n": 0}, ValueError, "n must be an integer of at least 1, got 0"),
         ({"block": 0}, ValueError, "block must be an integer of at least 1, got 0"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.fft import dctn
 
-from dipdefense.restoration.noise_estimate import estimate_sigma, noise_spectrum
+from dipdefense.filters.noise_estimate import estimate_sigma, noise_spectrum
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -102,8 +102,8 @@ def test_the_spectrum_of_a_large_image_is_read_at_all_phases(monkeypatch):
     """Noise in two of eight columns, as blocks of JPEG may leave it: patches of one phase see another spectrum."""
     noisy = noise(1, 1, 320, 320) * (torch.arange(320) % 8 < 2)
     flat = torch.full_like(noisy, 0.5)
-    monkeypatch.setattr("dipdefense.restoration.noise_estimate.MOST", 320 * 320)  # all of them
+    monkeypatch.setattr("dipdefense.filters.noise_estimate.MOST", 320 * 320)  # all of them
     whole = noise_spectrum(noisy, flat)
     for patches in (11000, 4000, 1700):  # strides of 4, 6 and 8, but for the rule that they are odd
-        monkeypatch.setattr("dipdefense.restoration.noise_estimate.MOST", patches)
+        monkeypatch.setattr("dipdefense.filters.noise_estimate.MOST", patches)
         torch.testing.assert_close(noise_spectrum(noisy, flat), whole, rtol=0.3, atol=0)

@@ -13,13 +13,12 @@ iterated denoising", parts I and II.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from dipdefense.fitting.problem import Degrade
 
 __all__ = [
     "OPPONENT",
@@ -70,7 +69,7 @@ def fill(images: Tensor, mask: Tensor, initial: Tensor) -> Tensor:
     return x
 
 
-def back_project(small: Tensor, initial: Tensor, reduce: Degrade) -> Tensor:
+def back_project(small: Tensor, initial: Tensor, reduce: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """A large image by iterated thresholding and back-projection.
 
         x <- t + enlarge(small - reduce(t)),   t = threshold(x, T_k / 3);   T_k falls from 0.06 to 0.03 in 3 steps

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.fft import dctn
 
-from dipdefense.restoration.filters import collaborative_filter
-from dipdefense.restoration.filters.collaborative_filter import collaborative_wiener
+from dipdefense.filters import collaborative_filter
+from dipdefense.filters.collaborative_filter import collaborative_wiener
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -33,7 +33,7 @@ def padded(image: torch.Tensor) -> np.ndarray:
 def test_a_group_has_the_patches_that_are_most_alike_and_its_own_first():
     pilot = padded(draw(1, 1, 14, 11))
     patches = np.lib.stride_tricks.sliding_window_view(pilot, (5, 5)).reshape(-1, 25)
-    groups = collaborative_filter._groups(torch.from_numpy(pilot)[None], 5).numpy()
+    groups = collaborative_filter._groups(torch.from_numpy(pilot)[None, None], 5)[0].numpy()
     h, w = (side - 4 for side in pilot.shape)
     own = [i * w + j for i in range(0, h, 2) for j in range(0, w, 2)]
     assert groups[:, 0].tolist() == own
@@ -48,7 +48,7 @@ def test_the_transforms_of_scipy_give_the_same():
     image, pilot, sigma = draw(1, 1, 14, 11), draw(1, 1, 14, 11, seed=1), torch.tensor([0.8], dtype=torch.float64)
     y, p = padded(image), padded(pilot)
     total, weights, w = np.zeros_like(y), np.zeros_like(y), y.shape[1] - 4
-    for group in collaborative_filter._groups(torch.from_numpy(p)[None], 5).tolist():
+    for group in collaborative_filter._groups(torch.from_numpy(p)[None, None], 5)[0].tolist():
         places = [(slice(at // w, at // w + 5), slice(at % w, at % w + 5)) for at in group]
         Y, P = (dctn(np.stack([x[place] for place in places]), norm="ortho") for x in (y, p))
         weight = P**2 / (P**2 + 0.8**2)
@@ -68,11 +68,11 @@ def test_one_sigma_for_every_coefficient_is_white_noise():
     assert louder.square().mean() < of_spectrum.square().mean()
 
 
-@pytest.mark.parametrize("block", [256, 20])
+@pytest.mark.parametrize("block", [256, 32, 20])  # three images together, two, and blocks of each
 def test_images_of_a_batch_do_not_affect_each_other(monkeypatch, block):
     monkeypatch.setattr(collaborative_filter, "BLOCK", block)
-    images, pilot, sigma = draw(2, 1, 20, 24), draw(2, 1, 20, 24, seed=1), torch.tensor([0.3, 0.7]).double()
-    alone = [collaborative_wiener(images[i : i + 1], pilot[i : i + 1], sigma[i : i + 1]) for i in range(2)]
+    images, pilot, sigma = draw(3, 3, 20, 24), draw(3, 3, 20, 24, seed=1), torch.tensor([0.3, 0, 0.7]).double()
+    alone = [collaborative_wiener(images[i : i + 1], pilot[i : i + 1], sigma[i : i + 1]) for i in range(3)]
     torch.testing.assert_close(collaborative_wiener(images, pilot, sigma), torch.cat(alone))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.fft import dctn
 
-from dipdefense.restoration.filters.cosine_filters import back_project, fill, threshold
+from dipdefense.filters.cosine_filters import back_project, fill, threshold
 from dipdefense.restoration.operators import downsampling
 
 
@@ -25,7 +25,7 @@ def test_no_noise_changes_nothing(shape):
 def test_strips_make_no_difference(shape, monkeypatch):
     images, sigma = draw(*shape), torch.full(shape[:1], 0.5).double()
     whole = threshold(images, sigma)
-    monkeypatch.setattr("dipdefense.restoration.filters.cosine_filters.VALUES", 64 * 3 * 21 * 7)
+    monkeypatch.setattr("dipdefense.filters.cosine_filters.VALUES", 64 * 3 * 21 * 7)
     torch.testing.assert_close(threshold(images, sigma), whole)
 
 

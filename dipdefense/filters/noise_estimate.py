@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.restoration.filters.cosine_filters import SIDE, cosine_atoms, opponent_colours
+from dipdefense.filters.cosine_filters import SIDE, cosine_atoms, opponent_colours
 from dipdefense.tiles import cut
 
 __all__ = ["estimate_sigma", "noise_spectrum"]

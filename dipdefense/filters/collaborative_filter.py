@@ -14,13 +14,14 @@ is a cosine one, and the average has no window. Colours are opponent, and patche
 image denoising via sparse 3D collaborative filtering with grouping constraint in luminance-chrominance space" (2007).
 """
 
+import itertools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.restoration.filters.cosine_filters import cosine_atoms, cosines, opponent_colours, padded
+from dipdefense.filters.cosine_filters import cosine_atoms, cosines, opponent_colours, padded
 from dipdefense.tiles import cut, join
 
 __all__ = ["SIDE", "collaborative_wiener"]
@@ -52,55 +53,63 @@ def collaborative_wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor
     levels = sigma.view(len(sigma), *(sigma.shape[1:] or (1, 1)))  # (B, C or 1, 25 or 1)
     noisy, shown = cut(images, side, overlap), cut(pilot, side, overlap)
     levels = levels.repeat(len(noisy) // len(images), 1, 1)
-    filtered = torch.stack([_filtered(*each) for each in zip(noisy, shown, levels, strict=True)])
-    return join(filtered, (images.shape[2], images.shape[3]), side, overlap)
+    together = max(1, BLOCK**2 // noisy[0, 0].numel())
+    parts = zip(*(torch.split(each, together) for each in (noisy, shown, levels)), strict=True)
+    return join(torch.cat([_filtered(*part) for part in parts]), (images.shape[2], images.shape[3]), side, overlap)
 
 
-def _filtered(image: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
-    """The same for one block: image and pilot (C, H, W), sigma (C or 1, 25 or 1)."""
-    C, H, W = image.shape
+def _filtered(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:
+    """The same for a few blocks, (B, C, H, W); sigma is (B, C or 1, 25 or 1)."""
+    B, C, H, W = images.shape
     side = min(SIDE, H, W)
-    colours, atoms = opponent_colours(C, image), cosine_atoms(side, image)
-    y, p = (padded(torch.einsum("oc,chw->ohw", colours, x), side) for x in (image, pilot))
-    Y, P = (F.conv2d(x[:, None], atoms).permute(2, 3, 0, 1) for x in (y, p))  # (h, w, C, 25)
-    h, w = Y.shape[:2]
-    groups = _groups(padded(pilot.mean(0, keepdim=True), side), side)  # (G, K)
-    Y, P = (X.reshape(h * w, C, -1) for X in (Y, P))
-    along, variance = cosines(groups.shape[1], image), sigma.square()
-    noise = variance / variance.max() if variance.any() else torch.ones_like(variance)
-    total, weights = torch.zeros_like(Y), Y.new_zeros(h * w, C)
-    for part in groups.split(PART):  # type: ignore[no-untyped-call]
+    colours, atoms = opponent_colours(C, images), cosine_atoms(side, images)
+    y, p = (padded(torch.einsum("oc,bchw->bohw", colours, x), side) for x in (images, pilot))
+    Y, P = (F.conv2d(x.flatten(0, 1)[:, None], atoms) for x in (y, p))
+    h, w = Y.shape[2:]
+    Y, P = (X.view(B, C, -1, h * w).permute(0, 3, 1, 2).flatten(0, 1) for X in (Y, P))  # (B h w, C, 25)
+    groups = _groups(padded(pilot.mean(1, keepdim=True), side), side)  # (B, G, K)
+    image = torch.arange(B, device=images.device).repeat_interleave(groups.shape[1])  # of each group
+    groups = groups.flatten(0, 1) + h * w * image[:, None]
+    variance = sigma.square()[:, None]
+    largest = variance.amax((2, 3), keepdim=True)
+    noise = torch.where(largest > 0, variance / largest, 1)
+    along = cosines(groups.shape[1], images)
+    total, weights = torch.zeros_like(Y), Y.new_zeros(B * h * w, C)
+    for part, mine in zip(groups.split(PART), image.split(PART), strict=True):  # type: ignore[no-untyped-call]
         of_y, of_p = (torch.einsum("jk,gkca->gjca", along, X[part]) for X in (Y, P))
         power = of_p.square()
-        keep = torch.where(variance > 0, power / (power + variance).clamp_min(torch.finfo(power.dtype).tiny), 1)
-        trust = 1 / (keep.square() * noise).mean((1, 3)).clamp_min(torch.finfo(power.dtype).eps)  # (G, C)
+        keep = power / (power + variance[mine]).clamp_min(torch.finfo(power.dtype).tiny)
+        keep = torch.where(variance[mine] > 0, keep, 1)
+        trust = 1 / (keep.square() * noise[mine]).mean((1, 3)).clamp_min(torch.finfo(power.dtype).eps)  # (G, C)
         back = torch.einsum("jk,gjca->gkca", along, keep * of_y) * trust[:, None, :, None]
         total.index_add_(0, part.flatten(), back.flatten(0, 1))
         weights.index_add_(0, part.flatten(), trust.repeat_interleave(part.shape[1], 0))
-    summed = F.conv_transpose2d(total.view(h, w, C, -1).permute(2, 3, 0, 1), atoms)
-    counted = F.conv_transpose2d(weights.view(h, w, C).permute(2, 0, 1)[:, None], torch.ones_like(atoms[:1]))
+    total, weights = (x.view(B, h * w, C, -1).permute(0, 2, 3, 1).reshape(B * C, -1, h, w) for x in (total, weights))
+    summed, counted = F.conv_transpose2d(total, atoms), F.conv_transpose2d(weights, torch.ones_like(atoms[:1]))
     inside = slice(side - 1, 1 - side or None)
-    filtered: Tensor = torch.einsum("oc,ohw->chw", colours, (summed / counted)[:, 0, inside, inside])
+    filtered: Tensor = torch.einsum("oc,bohw->bchw", colours, (summed / counted)[..., inside, inside].view(B, C, H, W))
     return filtered
 
 
+@torch.no_grad()
 def _groups(grey: Tensor, side: int) -> Tensor:
-    """The places of the patches of every group, counted row by row, (G, K); the first of a group is its own.
+    """The places of the patches of every group, counted row by row, (B, G, K); the first of a group is its own.
 
-    `grey`: (1, H, W). K is 16, or as many as there are near every patch.
+    `grey`: (B, 1, H, W). K is 16, or as many as there are near every patch.
     """
-    h, w = (length - side + 1 for length in grey.shape[1:])
+    h, w = (length - side + 1 for length in grey.shape[2:])
     down, across = (torch.arange(0, length, STRIDE, device=grey.device) for length in (h, w))
-    around = F.pad(grey, [REACH] * 4, value=math.inf)
-    distances, steps = [], []
-    for dy in range(-REACH, REACH + 1):
-        for dx in range(-REACH, REACH + 1):
-            top, left = REACH + dy, REACH + dx
-            shifted = around[:, top : top + grey.shape[1], left : left + grey.shape[2]]
-            apart = F.avg_pool2d((shifted - grey).square(), side, STRIDE).flatten()
-            distances.append(apart if dy or dx else apart - 1)  # no other patch comes before its own
-            steps.append(dy * w + dx)
-    size = min(GROUP, min(h, REACH + 1) * min(w, REACH + 1))
-    nearest = torch.stack(distances, 1).topk(size, largest=False).indices  # (G, K)
     own = (down[:, None] * w + across).flatten()
-    return own[:, None] + torch.tensor(steps, device=grey.device)[nearest]
+    around = F.pad(grey, [REACH] * 4, value=math.inf)
+    reach = range(-REACH, REACH + 1)
+    steps = torch.tensor([dy * w + dx for dy in reach for dx in reach], device=grey.device)
+    apart, difference = grey.new_empty(len(steps), len(grey), len(own)), torch.empty_like(grey)
+    for number, (dy, dx) in enumerate(itertools.product(reach, reach)):
+        top, left = REACH + dy, REACH + dx
+        shifted = around[..., top : top + grey.shape[2], left : left + grey.shape[3]]
+        torch.sub(shifted, grey, out=difference)
+        apart[number] = F.avg_pool2d(difference.square_(), side, STRIDE).flatten(1)
+    apart[len(steps) // 2] -= 1  # no other patch comes before its own
+    size = min(GROUP, min(h, REACH + 1) * min(w, REACH + 1))
+    nearest = apart.permute(1, 2, 0).topk(size, largest=False).indices  # (B, G, K)
+    return own[:, None] + steps[nearest]
