@@ -1,5 +1,6 @@
 """Certified accuracy against the radius: its table, its paired differences, its curve."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pandas as pd
 from eval.intervals import tango, wilson
 from eval.plots import save_lines
 
-__all__ = ["NONE", "certified_radii", "paired_with_none", "save_curve", "summarise_certificates"]
+__all__ = ["NONE", "certified_radii", "paired_differences", "save_curve", "summarise_certificates"]
 
-NONE = "none"  # the bare classifier, with which purifiers are compared
+NONE = "none"  # the bare classifier
 QUOTED = (0.1, 0.25, 0.5)  # radii that the literature on CIFAR-10 and this project's aims name
 
 
@@ -41,18 +42,19 @@ def summarise_certificates(certificates: pd.DataFrame, sigma: float) -> pd.DataF
     return pd.DataFrame(rows, columns=columns)
 
 
-def paired_with_none(certificates: pd.DataFrame, sigma: float) -> pd.DataFrame:
-    """Differences in certified accuracy from the bare classifier on the same noise, with Tango's 95 % score interval.
+def paired_differences(certificates: pd.DataFrame, sigma: float) -> pd.DataFrame:
+    """Differences in certified accuracy of every two purifiers on the same noise, with Tango's 95 % score interval.
 
-    Columns `purifier, against, sigma, radius, n, difference, ci_low, ci_high`; arguments as in
-    `summarise_certificates`.
+    Columns `purifier, against, sigma, radius, n, difference, ci_low, ci_high`: `purifier` less `against`, in the order
+    of their first rows, the bare classifier last. Arguments as in `summarise_certificates`.
     """
     of = {str(name): group.set_index("index") for name, group in certificates.groupby("purifier", sort=False)}
-    bare, rows = of.pop(NONE), []
-    for purifier, group in of.items():
+    names, rows = sorted(of, key=lambda name: name == NONE), []
+    for purifier, against in itertools.combinations(names, 2):
+        rival = of[against]
         for radius in certified_radii(sigma):
-            held, bare_held = _holds(group, radius), _holds(bare, radius)
-            row = purifier, NONE, sigma, radius, len(bare), *tango(held.reindex(bare.index), bare_held)
+            held, rival_held = _holds(of[purifier], radius), _holds(rival, radius)
+            row = purifier, against, sigma, radius, len(rival), *tango(held.reindex(rival.index), rival_held)
             rows.append(row)
     columns = ["purifier", "against", "sigma", "radius", "n", "difference", "ci_low", "ci_high"]
     return pd.DataFrame(rows, columns=columns)

@@ -21,7 +21,7 @@ from dipdefense.defence.smoothing import DIP, Purify, SmoothedClassifier
 from dipdefense.digest import configuration_hash, describe
 from dipdefense.filters.refinement import filter_alone, refine
 from eval.baselines import BASELINES
-from eval.certification.certified_accuracy import NONE, paired_with_none, save_curve, summarise_certificates
+from eval.certification.certified_accuracy import NONE, paired_differences, save_curve, summarise_certificates
 from eval.classifier_probe import probe, probe_images
 from eval.cost import clock
 from eval.datasets import ImageDataset
@@ -191,8 +191,8 @@ def _certificate(tally: Tally, label: int, seconds: float) -> Record:
 def _write(folder: Path, certificates: pd.DataFrame, config: CertificationConfig) -> pd.DataFrame:
     summary = summarise_certificates(certificates, config.plan.sigma)
     others = {"certificates": certificates.drop(columns=["config", "image"])}
-    if NONE in config.purifiers and len(config.purifiers) > 1:
-        others["paired"] = paired_with_none(certificates, config.plan.sigma)
+    if len(config.purifiers) > 1:
+        others["paired"] = paired_differences(certificates, config.plan.sigma)
     write_tables(folder, summary, **others)
     save_curve(folder / "certified_accuracy.png", summary)
     return summary

@@ -101,7 +101,7 @@ def certificates(run: Run) -> Section:
     table = run.tables["certificates"]
     tables = [cells("Certified accuracy, with the 95 % Wilson interval", table)]
     if len(paired := run.beside.get("paired.csv", pd.DataFrame())):
-        tables.append(cells(f"Differences from the bare classifier on the same noise, {TANGO}", paired))
+        tables.append(cells(f"Differences of two purifiers on the same noise, {TANGO}", paired))
     lead = "L2 radii, images in [0, 1]; they hold for the vote of many noisy copies. Who abstains counts as wrong."
     return Section("Certificates", lead, tables, [certified_against_radius(rows_of(table))])
 

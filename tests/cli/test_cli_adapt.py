@@ -68,7 +68,12 @@ def test_a_checkpoint_gives_the_same_weights_again_and_json_the_agreement(tmp_pa
         ("No such file or directory", "missing/adapted.safetensors", []),
         ("n must be at most the 3 images of digits_train :4, got 20", "w.safetensors", ["--index", ":4"]),
         ("n must be at least 3, of which one is held out, got 2", "w.safetensors", ["--n", 2]),
-        ("purifier must be one of dip, none, ", "w.safetensors", ["--purifier", "nope"]),
+        ("purifier must be one of dip, filters, none, ", "w.safetensors", ["--purifier", "nope"]),
+        (
+            "sigma must be one level for the purifier filters",
+            "w.safetensors",
+            ["--purifier", "filters", "--sigma", ".1,.2"],
+        ),
         ("sigma must not be negative, got -1.0", "w.safetensors", ["--sigma", "0.1,-1"]),
         ("sigma must be a number or one or more numbers", "w.safetensors", ["--sigma", ","]),
         ("layers must be one of batch_norm, last, all, got 'first'", "w.safetensors", ["--layers", "first"]),

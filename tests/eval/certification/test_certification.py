@@ -6,11 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from dipdefense import certify
 from dipdefense.defence.certify import SamplingPlan
+from dipdefense.filters.refinement import filter_alone
+from eval.baselines import BASELINES
 from eval.certification import CertificationConfig, certify_dataset
-from eval.certification.certified_accuracy import certified_radii, paired_with_none, summarise_certificates
+from eval.certification.certified_accuracy import certified_radii, paired_differences, summarise_certificates
 from eval.certification.run import purifier_named
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
@@ -105,8 +108,18 @@ def test_the_default_purifier_is_the_fit(tmp_path, digits, net):
     config = CertificationConfig(plan=SamplingPlan(sigma=0.25, n0=1, n=2, alpha=0.4), n=1, block=4)
     table = certify_dataset(net, digits, config, out=tmp_path)
     assert set(table["purifier"]) == {"dip"}
-    assert json.loads((tmp_path / "config.json").read_text())["purifiers"]["dip"]["fit"]["iterations"] == 60
+    described = json.loads((tmp_path / "config.json").read_text())["purifiers"]["dip"]
+    assert described["fit"]["iterations"] == 60
+    assert described["filters"].startswith("dipdefense.filters.refinement.refine ")
     assert not (tmp_path / "paired.csv").exists()
+
+
+def test_filters_are_told_the_noise_of_the_plan(digits):
+    images, level = digits.batch([0, 1]), torch.full((2,), 0.25)
+    assert torch.equal(purifier_named("filters", 0.25)(images), filter_alone(images, level))
+    assert purifier_named("dip", 0.25) == "dip"
+    assert purifier_named("none", 0.25) is None
+    assert purifier_named("jpeg", 0.25) is BASELINES["jpeg"]
 
 
 def test_an_abstention_is_certified_at_no_radius():
@@ -122,7 +135,15 @@ def test_an_abstention_is_certified_at_no_radius():
     table = summarise_certificates(certificates, 0.1).set_index(["purifier", "radius"])["certified_accuracy"]
     assert table.xs("none")[[0.0, 0.1, 0.2, 0.25, 0.3]].tolist() == [0.5, 0.5, 0.25, 0.25, 0.0]
     assert table.xs("dip")[[0.0, 0.1, 0.25, 0.3]].tolist() == [0.75, 0.5, 0.25, 0.0]
-    paired = paired_with_none(certificates, 0.1).set_index("radius")
+    third = certificates[:4].assign(purifier="filters")
+    assert paired_differences(pd.concat([certificates, third]), 0.1)[
+        ["purifier", "against"]
+    ].drop_duplicates().values.tolist() == [
+        ["dip", "filters"],
+        ["dip", "none"],
+        ["filters", "none"],
+    ]  # the bare classifier last
+    paired = paired_differences(certificates, 0.1).set_index("radius")
     assert paired.loc[[0.0, 0.1, 0.2], "difference"].tolist() == [0.25, 0.0, 0.25]
     assert ((paired["ci_low"] <= paired["difference"]) & (paired["difference"] <= paired["ci_high"])).all()
 
@@ -141,7 +162,7 @@ def test_the_report_shows_the_curve(tmp_path, digits, net):
     page = (tmp_path / "report.html").read_text()
     assert "Certificates" in page
     assert "Certified accuracy, sigma 0.25" in page
-    assert "Differences from the bare classifier" in page
+    assert "Differences of two purifiers" in page
 
 
 @pytest.mark.parametrize(
