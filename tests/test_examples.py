@@ -128,3 +128,13 @@ def test_learned_start(tmp_path):
         assert learned_100 > random_100 + 2
     assert noise[4] < noise[0] + 1
     assert noise[5] < noise[1]
+
+
+@pytest.mark.data
+def test_noisy_copies(tmp_path, data):
+    printed = run("noisy_copies", tmp_path, data, 0.12, "1000:", 48, 7)
+    right = {name: float(share) for name, share in re.findall(r"^(.+): (\S+) % right", printed, re.MULTILINE)}
+    dip = right["fit and filters (dip)"]
+    assert dip > right["none"] + 25
+    assert dip > right["fit alone, iterations 100 and 120"] - 10  # 48 images do not tell them apart
+    assert right["none, without noise"] > dip

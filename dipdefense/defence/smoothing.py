@@ -7,7 +7,8 @@ smoothed classifier adds Gaussian noise, which is not clipped before h gets it, 
 
 Source: Cohen, Rosenfeld and Kolter (2019), "Certified adversarial robustness via randomized smoothing", eq. (1); Salman
 et al. (2020), "Denoised smoothing", who put a trained denoiser into h.
-Differs: the denoiser is the deep image prior, which is not trained on noise, or any other function.
+Differs: the denoiser is the deep image prior with filters that are told sigma, which nobody trained, or any other
+function.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ from dipdefense.image_tensors import check_images
 __all__ = ["DIP", "NoisyPurifier", "Purify", "SmoothedClassifier", "gaussian_draws", "smooth"]
 
 Purify = Callable[[Tensor], Tensor]  # images (B, C, H, W) in [0, 1] -> same
-DIP = "dip"  # the fit of `smoothing_defence_for`
+DIP = "dip"  # the fit of `smoothing_defence_for`, refined by filters
 VALUES = 2**24  # of the noisy copies that are purified together: 64 MiB of float32
 
 
@@ -46,8 +47,9 @@ class SmoothedClassifier(Wrapper):
         votes: noisy copies of each image.
         seed: of the noise, which depends on the seed, the image's pixels and the number of the copy, never on the other
             images; None for fresh noise at every call. The fits have the seed 0, so that h is one function.
-        purify: `DIP` for the fit that is tuned for the noise (`smoothing_defence_for`); None for the bare classifier;
-            or a function of images in [0, 1], such as a `Purifier` with your own settings or a filter.
+        purify: `DIP` for the fit that is tuned for the noise (`smoothing_defence_for`), refined by filters that are
+            told sigma; None for the bare classifier; or a function of images in [0, 1], such as a `Purifier` with your
+            own settings or a filter.
         mirror: whether an image keeps its class when mirrored. If False, `DIP` classifies no mirrored view.
 
     Raises:
