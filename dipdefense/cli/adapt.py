@@ -30,7 +30,7 @@ def adapt(
         str, options.defence_option(help="Standard deviation of the noise, or several: 0.12 or 0,31/255.")
     ] = "0.12",
     purifier: Annotated[
-        str, options.defence_option(help="dip, none, or a filter of the command certify: its reconstructions.")
+        str, options.defence_option(help="dip, or another purifier of the command certify: its reconstructions.")
     ] = "dip",
     copies: Annotated[int, options.defence_option(help="Noisy copies of each image; each is one fit.")] = 1,
     mirror: options.Mirror = True,
@@ -64,8 +64,8 @@ def adapt(
     if n < 3:
         raise ValueError(f"n must be at least 3, of which one is held out, got {n}")
     levels = noise_levels([options.number("sigma", level) for level in options.names(sigma)])
-    if purifier == FILTERS and len(levels) > 1:
-        raise ValueError(f"sigma must be one level for the purifier {FILTERS}, which is told it, got {sigma}")
+    if purifier == FILTERS and (len(levels) > 1 or not levels[0]):
+        raise ValueError(f"sigma must be one level above 0 for the purifier {FILTERS}, which is told it, got {sigma}")
     purify = purifier_named(purifier, levels[0])
     dataset, classifier = subject.load(options.device_named(device))
     positions = dataset.first(n, seed).tolist()

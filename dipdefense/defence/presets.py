@@ -55,8 +55,8 @@ LARGE = DetectorGated(
     threshold=0.2,
 )
 LARGE_FIT = replace(TRAJECTORY, iterations=30)
-# Under Gaussian noise of sigma, for smoothing: the iterations of the fit, which filters that are told sigma refine.
-# docs/guarantees.md holds the measurements.
+# Under Gaussian noise of sigma, for smoothing: how many iterations the fit has. Filters that are told sigma then
+# refine it. docs/guarantees.md holds the measurements.
 NOISY_FIT = replace(TRAJECTORY, start="random", lr=0.01)
 NOISY_ITERATIONS = {0.06: 40, 0.12: 80, 0.25: 80}
 TILE = 64  # side in pixels if one reconstruction is classified; these small networks are slow on larger images

@@ -45,7 +45,8 @@ class Purifier(nn.Module):
             tiles overlap by a quarter. None: that of `defence_for` with the default fit, no tiles with your own config.
         sigma: std of Gaussian noise in the images, in their unit, where it is known, as in randomised smoothing. The
             filters of `dipdefense.filters.refinement` then bring back the detail that the fit lacks; in a backward pass
-            they have their own gradient. None: the fit alone.
+            they have their own gradient. The detectors of the presets were learnt without them, so take the decision of
+            `smoothing_defence_for`. None: the fit alone.
 
     Raises:
         TypeError: config is not a FitConfig.
@@ -80,7 +81,7 @@ class Purifier(nn.Module):
         known_gradient(self.gradient)
 
     def fit(self, images: Tensor, callback: Callable[[Progress], None] | None = None) -> FitResult:
-        """The whole result of the fit to images (B, C, H, W) in [0, 1], without tiles and without gradient.
+        """The whole result of the fit to images (B, C, H, W) in [0, 1], without tiles, filters and gradient.
 
         Its `reconstruction` is the iterate that the stopping rule chooses. With the default settings that is not what
         the purifier returns, which is a mean over several iterates.
@@ -142,7 +143,7 @@ class Purifier(nn.Module):
 
     @torch.no_grad()
     def trajectory(self, images: Tensor, iterations: Sequence[int], *, restart: int = 0) -> Tensor:
-        """The results of one fit if it ended at each of these iterations; without gradient.
+        """The results of one fit if it ended at each of these iterations, refined where `sigma` is given; no gradient.
 
         Args:
             images: (B, C, H, W) in [0, 1].

@@ -20,6 +20,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from dipdefense.filters.cosine_filters import cosine_atoms, cosines, opponent_colours, padded
 from dipdefense.tiles import cut, join
@@ -55,7 +56,9 @@ def collaborative_wiener(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor
     levels = levels.repeat(len(noisy) // len(images), 1, 1)
     together = max(1, BLOCK**2 // noisy[0, 0].numel())
     parts = zip(*(torch.split(each, together) for each in (noisy, shown, levels)), strict=True)
-    return join(torch.cat([_filtered(*part) for part in parts]), (images.shape[2], images.shape[3]), side, overlap)
+    # A backward pass computes one part a time again, so it needs no more memory than that.
+    filtered = [checkpoint(_filtered, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    return join(torch.cat(filtered), (images.shape[2], images.shape[3]), side, overlap)
 
 
 def _filtered(images: Tensor, pilot: Tensor, sigma: Tensor) -> Tensor:

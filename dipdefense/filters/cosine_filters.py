@@ -111,7 +111,7 @@ def _thresholded(image: Tensor, sigma: Tensor) -> Tensor:
 
 
 def padded(image: Tensor, side: int) -> Tensor:
-    """(C, H, W), continued by side - 1 pixels all around, so that as many patches hold each of its pixels."""
+    """(C, H, W) or a batch, continued by side - 1 pixels all around, so that as many patches hold each pixel of it."""
     return F.pad(image, [side - 1] * 4, mode="reflect" if side > 1 else "constant")
 
 

@@ -4,7 +4,7 @@
     p = f + threshold(y - f, sigma),   result = collaborative_wiener(y, pilot (p + q) / 2, sigma)
 
 y is the noisy image and f its fit. The fit finds the structure, and the threshold adds detail that it is still missing;
-q is what the filters make without a fit. Their mean shows the last filter what in y is stronger than the noise.
+q is what the filters make without a fit. The mean of p and q tells the last filter what of y to keep.
 """
 
 from torch import Tensor
@@ -23,22 +23,20 @@ def refine(images: Tensor, fitted: Tensor, sigma: Tensor | None = None) -> Tenso
     Args:
         images: y, (B, C, H, W) in [0, 1].
         fitted: f, of the same shape.
-        sigma: std of the noise of each image, (B,), in the unit of the images; where it is 0 nothing is changed. None
-            for correlated noise, whose spectrum `noise_spectrum` finds.
+        sigma: std of the noise of each image, (B,), in the unit of the images; an image with 0 comes back. None for
+            correlated noise, whose spectrum `noise_spectrum` finds.
 
     Returns:
-        (B, C, H, W) in [0, 1]. A backward pass goes through the filters, and past the clipping.
+        (B, C, H, W) in [0, 1]. A backward pass goes through the filters, whose groups of patches count as fixed, and
+        past the clipping.
     """
     coarse, fine = (noise_spectrum(images, fitted, side) if sigma is None else sigma for side in (SIDE, GROUPED_SIDE))
     without_fit = collaborative_wiener(images, threshold(images, coarse), fine)
     with_detail = fitted + threshold(images - fitted, coarse)
-    return _clipped(collaborative_wiener(images, (with_detail + without_fit) / 2, fine))
+    refined = collaborative_wiener(images, (with_detail + without_fit) / 2, fine)
+    return refined + (refined.clamp(0, 1) - refined).detach()
 
 
 def filter_alone(images: Tensor, sigma: Tensor) -> Tensor:
-    """q of noisy images (B, C, H, W), clipped to [0, 1]: the rival that shows what the fit is worth. See `refine`."""
-    return _clipped(collaborative_wiener(images, threshold(images, sigma), sigma))
-
-
-def _clipped(images: Tensor) -> Tensor:
-    return images + (images.clamp(0, 1) - images).detach()
+    """q of noisy images (B, C, H, W), not clipped: the rival that shows what the fit is worth. See `refine`."""
+    return collaborative_wiener(images, threshold(images, sigma), sigma)

@@ -154,7 +154,7 @@ def purifier_named(name: str, sigma: float) -> str | Purify | None:
 
 
 def _filtered(images: Tensor, sigma: float) -> Tensor:
-    return filter_alone(images, images.new_full((len(images),), sigma))
+    return filter_alone(images, images.new_full((len(images),), sigma)).clamp(0, 1)
 
 
 def _images(dataset: ImageDataset, config: CertificationConfig) -> Iterator[tuple[Tensor, int, Record]]:

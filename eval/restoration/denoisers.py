@@ -20,8 +20,8 @@ try:
 except ImportError as error:
     raise ImportError("eval.denoisers needs scipy, scikit-image: pip install 'dipdefense[eval]'") from error
 
-from dipdefense.filters.collaborative_filter import collaborative_wiener
-from dipdefense.filters.cosine_filters import OPPONENT, threshold
+from dipdefense.filters.cosine_filters import OPPONENT
+from dipdefense.filters.refinement import filter_alone
 from eval.baselines import jpeg as compressed
 
 __all__ = [
@@ -161,7 +161,7 @@ def cbm3d(image: Any, sigma: float) -> Any:
 def cosine(image: Any, sigma: float) -> Any:
     """The filters of `dipdefense.denoise` without its fit: threshold all patches, then filter with that as pilot."""
     images, level = torch.from_numpy(image).permute(2, 0, 1)[None], torch.tensor([sigma], dtype=torch.float64)
-    return collaborative_wiener(images, threshold(images, level), level)[0].permute(1, 2, 0).numpy()
+    return filter_alone(images, level)[0].permute(1, 2, 0).numpy()
 
 
 DENOISERS: dict[str, Callable[[Any, float], Any]] = {

@@ -70,7 +70,7 @@ def test_a_checkpoint_gives_the_same_weights_again_and_json_the_agreement(tmp_pa
         ("n must be at least 3, of which one is held out, got 2", "w.safetensors", ["--n", 2]),
         ("purifier must be one of dip, filters, none, ", "w.safetensors", ["--purifier", "nope"]),
         (
-            "sigma must be one level for the purifier filters",
+            "sigma must be one level above 0 for the purifier filters",
             "w.safetensors",
             ["--purifier", "filters", "--sigma", ".1,.2"],
         ),

@@ -278,7 +278,7 @@ def test_a_variant_changes_seed_and_gradient_only():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"sede": 3}, TypeError, "arguments must be among config, seed, gradient, tile, got 'sede'"),
+        ({"sede": 3}, TypeError, "arguments must be among config, seed, gradient, tile, sigma, got 'sede'"),
         ({"config": 3}, TypeError, "config must be a FitConfig or None, got int"),
         ({"seed": -1}, ValueError, "seed must be None or an integer of at least 0, got -1"),
         ({"tile": 0}, ValueError, "tile must be None or an integer of at least 1, got 0"),

@@ -63,7 +63,7 @@ def adapt(
         classifier: images (B, C, H, W) in [0, 1] -> logits (B, K), in eval mode; it is not changed.
         images: (N, C, H, W) in [0, 1], N at least 2, on the classifier's device; report results on others.
         sigma: standard deviation of the noise, images in [0, 1], or several that the copies take in turn. 0 gives
-            reconstructions of the images without noise, by the fit for the smallest noise.
+            reconstructions of the images without noise, by fit and filters for the smallest noise.
         layers: what is trained, a key of `LAYERS`, from cheap to dear. `batch_norm`: nothing; the running statistics of
             batch normalisation are re-estimated on the inputs. `last`: these, then the linear or convolutional layer
             that runs last. `all`: these, then all parameters. Meanwhile every layer is in eval mode: batch
