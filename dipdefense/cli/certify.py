@@ -18,7 +18,7 @@ def certify(
     purifiers: Annotated[
         str,
         options.defence_option(
-            help="Comma-separated, on the same noise: dip, filters, none, jpeg, non_local_means, total_variation, "
+            help="Comma-separated, on the same noise: dip, cosine, none, jpeg, non_local_means, total_variation, "
             "gaussian_blur, median, bit_depth, bm3d."
         ),
     ] = "dip",

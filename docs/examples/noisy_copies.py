@@ -1,4 +1,4 @@
-"""How often single noisy copies of images are classified right, behind each purifier of `certify` and the fit alone.
+"""How often single noisy copies of images are classified right, behind purifiers of `certify` and the fit alone.
 
 python docs/examples/noisy_copies.py DATA SIGMA INDEX N SEED, with the folder of images and weights, the std of the
 noise, a range of CIFAR-10 such as 1000: or :1000, the number of images, and the seed of their choice and of the noise.
@@ -15,7 +15,7 @@ import torch
 from dipdefense import Purifier
 from dipdefense.defence.presets import smoothing_defence_for
 from dipdefense.defence.smoothing import gaussian_draws
-from eval.certification.run import purifier_named
+from eval.certification.purifiers_by_name import purifier_named
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.intervals import tango, wilson
@@ -41,7 +41,7 @@ def right(*reconstructions):
 rights = {
     "fit and filters (dip)": right(Purifier(fit, sigma=sigma)(noisy)),
     "fit alone, iterations 100 and 120": right(*Purifier(replace(fit, iterations=120)).trajectory(noisy, (100, 120))),
-    **{name: right(purifier_named(name, sigma)(noisy)) for name in ("filters", "total_variation", "jpeg")},
+    **{name: right(purifier_named(name, sigma)(noisy)) for name in ("cosine", "total_variation", "jpeg")},
     "none": right(noisy),
     "none, without noise": right(images),
 }

@@ -7,7 +7,6 @@ draws in `records.jsonl` as it is made, and at its end `summary.csv`, `paired.cs
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -17,11 +16,11 @@ from torch import Tensor, nn
 from dipdefense.arguments import check_integer, check_known
 from dipdefense.defence.certify import SamplingPlan, Tally, check_subject
 from dipdefense.defence.presets import smoothing_defence_for
-from dipdefense.defence.smoothing import DIP, Purify, SmoothedClassifier
+from dipdefense.defence.smoothing import DIP, SmoothedClassifier
 from dipdefense.digest import configuration_hash, describe
-from dipdefense.filters.refinement import filter_alone, refine
-from eval.baselines import BASELINES
-from eval.certification.certified_accuracy import NONE, paired_differences, save_curve, summarise_certificates
+from dipdefense.filters.refinement import refine
+from eval.certification.certified_accuracy import paired_differences, save_curve, summarise_certificates
+from eval.certification.purifiers_by_name import PURIFIERS, purifier_named
 from eval.classifier_probe import probe, probe_images
 from eval.cost import clock
 from eval.datasets import ImageDataset
@@ -29,10 +28,8 @@ from eval.records import Record, Run, made_with
 from eval.robustness.config import check_names, check_run, describe_subject, identify
 from eval.robustness.experiment import write_tables
 
-__all__ = ["FILTERS", "PURIFIERS", "CertificationConfig", "certify_dataset", "purifier_named"]
+__all__ = ["CertificationConfig", "certify_dataset"]
 
-FILTERS = "filters"  # those of `dip`, without its fit
-PURIFIERS = (DIP, FILTERS, NONE, *BASELINES)
 KEY = ("config", "purifier", "index", "image", "first")  # the fields that name a record
 
 
@@ -46,7 +43,7 @@ class CertificationConfig:
     """
 
     plan: SamplingPlan
-    purifiers: Sequence[str] = (DIP,)  # of PURIFIERS; the baselines have the strengths of `eval.baselines`
+    purifiers: Sequence[str] = (DIP,)  # of PURIFIERS
     mirror: bool = True  # False: `dip` classifies no mirrored view, for classes that change in the mirror
     n: int = 100  # images: the first n of a seeded permutation
     seed: int = 0  # of the permutation and the noise
@@ -145,16 +142,6 @@ def _describe_purifier(name: str, dataset: ImageDataset, config: CertificationCo
         return plain | {"filters": describe(refine)}
     purify = purifier_named(name, config.plan.sigma)
     return {"filter": "none" if purify is None else describe(purify)}
-
-
-def purifier_named(name: str, sigma: float) -> str | Purify | None:
-    """One of `PURIFIERS`: `dip` and `filters` are told sigma, the std of the noise; `none` is the bare classifier."""
-    named: dict[str, str | Purify | None] = {DIP: DIP, FILTERS: partial(_filtered, sigma=sigma), NONE: None}
-    return named[name] if name in named else BASELINES[name]
-
-
-def _filtered(images: Tensor, sigma: float) -> Tensor:
-    return filter_alone(images, images.new_full((len(images),), sigma)).clamp(0, 1)
 
 
 def _images(dataset: ImageDataset, config: CertificationConfig) -> Iterator[tuple[Tensor, int, Record]]:

@@ -42,7 +42,7 @@ def test_a_table_is_printed_written_and_found_again(tmp_path):
         ("n must be at least 10 to certify any radius at alpha 0.001, got 9", ["--samples", "9"]),
         ("n must be at least 1286 to certify the radius 0.3", ["--samples", "1000", "--targets", "0.3"]),
         ("n0 must be an integer of at least 1, got 0", ["--n0", "0"]),
-        ("purifiers must be among dip, filters, none", ["--purifiers", "dip,nope"]),
+        ("purifiers must be among dip, cosine, none", ["--purifiers", "dip,nope"]),
         ("targets must be a number such as 0.03 or 8/255, got 'far'", ["--targets", "far"]),
     ],
 )

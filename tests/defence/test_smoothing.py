@@ -108,9 +108,10 @@ def test_gradients_pass_noise_and_fit(net):
 
 
 def test_a_purifier_that_is_told_the_noise_refines_its_fit():
-    noisy = (batch(conv_net().eval(), 2)[0] + 0.1 * gaussian_draws(torch.zeros(3, 8, 8), 0, range(2))).clamp(0, 1)
+    images = batch(conv_net().eval(), 2)[0].double()
+    noisy = (images + 0.1 * gaussian_draws(images[0], 0, range(2))).clamp(0, 1)
     told, plain = Purifier(FIT, sigma=0.1), Purifier(FIT)
-    fitted, level = plain.trajectory(noisy, (4, 8)), torch.full((2,), 0.1)
+    fitted, level = plain.trajectory(noisy, (4, 8)), torch.full((2,), 0.1, dtype=torch.float64)
     frames = told.trajectory(noisy, (4, 8))
     torch.testing.assert_close(frames, torch.stack([refine(noisy, frame, level) for frame in fitted]))
     tiled = Purifier(FIT, sigma=0.1, tile=6)(noisy)
@@ -130,7 +131,7 @@ def test_the_filters_have_their_own_gradient_and_the_fit_counts_as_the_identity(
 
 
 def test_noise_that_a_purifier_adds_is_noise_that_it_removes():
-    images = batch(conv_net().eval(), 2)[0]
+    images = batch(conv_net().eval(), 2)[0].double()
     noisy = torch.stack([(x + 0.1 * gaussian_draws(x, 3, range(1))[0]).clamp(0, 1) for x in images])
     expected = Purifier(FIT, seed=3, sigma=0.1)(noisy)
     torch.testing.assert_close(NoisyPurifier(0.1, FIT, seed=3)(images), expected)
@@ -195,15 +196,15 @@ def noiseless(net, seed):
 
 def test_a_noisy_purifier_leaves_the_images_and_passes_the_gradient():
     """Past the clipping of the noisy image: its gradient is that of the purifier at the noisy image."""
-    images = torch.rand(2, 3, 8, 8).round(decimals=1).requires_grad_()  # some values are 0 or 1, and are clipped
-    weights = torch.randn(2, 3, 8, 8)
+    images = torch.rand(2, 3, 8, 8).double().round(decimals=1).requires_grad_()  # some are 0 or 1, and are clipped
+    weights = torch.randn(2, 3, 8, 8).double()
     before = images.detach().clone()
     (weights * NoisyPurifier(0.3, FIT, seed=0)(images)).sum().backward()
     assert torch.equal(images.detach(), before)
     noise = torch.stack([gaussian_draws(image, 0, range(1))[0] for image in before])
     noisy = (before + 0.3 * noise).clamp(0, 1).requires_grad_()
     (weights * Purifier(FIT, seed=0, sigma=0.3)(noisy)).sum().backward()
-    assert torch.equal(images.grad, noisy.grad)
+    torch.testing.assert_close(images.grad, noisy.grad)
 
 
 def test_a_noisy_purifier_is_random_without_a_seed_and_keeps_its_noise_in_a_variant():

@@ -1,4 +1,4 @@
-"""Refinement: its formula, its gradient, and that fit and filters need each other."""
+"""Refinement: its formula in two cases that are known, its clipping, its gradient."""
 
 import torch
 
@@ -18,8 +18,8 @@ def test_without_noise_the_image_comes_back_whatever_the_fit():
     torch.testing.assert_close(filter_alone(images, torch.zeros(2).double()), images)
 
 
-def test_a_fit_with_nothing_to_add_is_the_filter_with_two_pilots():
-    """p is the fit where the residual is below the threshold; a fit that equals q leaves q as the pilot."""
+def test_with_q_as_the_fit_the_pilot_is_q():
+    """The residual is below the threshold, so p is the fit."""
     images, sigma = 0.3 + 0.4 * draw(1, 3, 16, 16), torch.tensor([0.3]).double()
     q = collaborative_wiener(images, threshold(images, sigma), sigma)
     assert not threshold(images - q, sigma).any()

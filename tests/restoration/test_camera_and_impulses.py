@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from restoration_images import error
 from torch import Tensor
 
 from dipdefense import denoise, inpaint
@@ -26,10 +27,6 @@ def smooth(n: int, channels: int = 3) -> Tensor:
 def with_impulses(clean: Tensor, share: float) -> Tensor:
     hit, white = draw(*clean.shape, seed=1).sigmoid() < share, draw(*clean.shape, seed=2) > 0
     return torch.where(hit, white.float(), clean)
-
-
-def error(a: Tensor, b: Tensor) -> float:
-    return (a - b).square().mean().item()
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from dipdefense.filters.refinement import filter_alone
 from eval.baselines import BASELINES
 from eval.certification import CertificationConfig, certify_dataset
 from eval.certification.certified_accuracy import certified_radii, paired_differences, summarise_certificates
-from eval.certification.run import purifier_named
+from eval.certification.purifiers_by_name import purifier_named
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.intervals import wilson
@@ -114,9 +114,9 @@ def test_the_default_purifier_is_the_fit(tmp_path, digits, net):
     assert not (tmp_path / "paired.csv").exists()
 
 
-def test_filters_are_told_the_noise_of_the_plan(digits):
+def test_the_filters_alone_are_told_the_noise_of_the_plan(digits):
     images, level = digits.batch([0, 1]), torch.full((2,), 0.25)
-    assert torch.equal(purifier_named("filters", 0.25)(images), filter_alone(images, level).clamp(0, 1))
+    assert torch.equal(purifier_named("cosine", 0.25)(images), filter_alone(images, level).clamp(0, 1))
     assert purifier_named("dip", 0.25) == "dip"
     assert purifier_named("none", 0.25) is None
     assert purifier_named("jpeg", 0.25) is BASELINES["jpeg"]
@@ -135,9 +135,9 @@ def test_an_abstention_is_certified_at_no_radius():
     table = summarise_certificates(certificates, 0.1).set_index(["purifier", "radius"])["certified_accuracy"]
     assert table.xs("none")[[0.0, 0.1, 0.2, 0.25, 0.3]].tolist() == [0.5, 0.5, 0.25, 0.25, 0.0]
     assert table.xs("dip")[[0.0, 0.1, 0.25, 0.3]].tolist() == [0.75, 0.5, 0.25, 0.0]
-    three = pd.concat([certificates, certificates[:4].assign(purifier="filters")])
+    three = pd.concat([certificates, certificates[:4].assign(purifier="cosine")])
     pairs = paired_differences(three, 0.1)[["purifier", "against"]].drop_duplicates().to_numpy().tolist()
-    assert pairs == [["dip", "filters"], ["dip", "none"], ["filters", "none"]]  # the bare classifier last
+    assert pairs == [["dip", "cosine"], ["dip", "none"], ["cosine", "none"]]  # the bare classifier last
     paired = paired_differences(certificates, 0.1).set_index("radius")
     assert paired.loc[[0.0, 0.1, 0.2], "difference"].tolist() == [0.25, 0.0, 0.25]
     assert ((paired["ci_low"] <= paired["difference"]) & (paired["difference"] <= paired["ci_high"])).all()
@@ -166,7 +166,7 @@ def test_the_report_shows_the_curve(tmp_path, digits, net):
         (
             {"purifiers": ("nope",)},
             ValueError,
-            "purifiers must be among dip, filters, none, .*, got 'nope'",
+            "purifiers must be among dip, cosine, none, .*, got 'nope'",
         ),
         ({"purifiers": "dip"}, TypeError, "purifiers must be a sequence of names, got 'dip'"),
         ({"n": 0}, ValueError, "n must be an integer of at least 1, got 0"),
