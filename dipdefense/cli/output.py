@@ -48,7 +48,7 @@ class Bar:
 
     def __init__(self, bar: Progress, unit: str, *, lines: bool = False) -> None:
         self._bar, self._task = bar, bar.add_task(unit, total=None)
-        self._after = ""
+        self._after: dict[str, Bar] = {}
         self._lines, self._said = lines, monotonic()
 
     def __call__(self, done: float, total: float) -> None:
@@ -61,11 +61,11 @@ class Bar:
             left = "" if seconds is None else f", about {timedelta(seconds=seconds)} left"
             typer.echo(f"{task.description}: {done:.0f} of {total:.0f} ({task.percentage:.0f} %){left}", err=True)
 
-    def then(self, work: str) -> None:
-        """Name the work that follows, whose share is unknown, in a bar of its own below; once."""
-        if work != self._after:
-            self._after = work
-            self._bar.add_task(work, total=None)
+    def then(self, work: str) -> "Bar":
+        """The bar of the work that follows, below this one."""
+        if work not in self._after:
+            self._after[work] = Bar(self._bar, work, lines=self._lines)
+        return self._after[work]
 
 
 @contextmanager

@@ -286,4 +286,4 @@ def _restore(
 ) -> None:
     keywords |= {"seed": fit.seed, "tv": fit.tv or 0.0, "checkpoint": fit.checkpoint}
     refined = isinstance(fit, TiledFit) and (fit.usual if fit.refine is None else fit.refine)
-    restore_file(sources, target, fit.device, function, after="filters" if refined else "", **keywords)
+    restore_file(sources, target, fit.device, function, refined=refined, **keywords)

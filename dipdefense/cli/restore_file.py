@@ -60,7 +60,8 @@ def restore_file(
     target: Path,
     device: str,
     function: Callable[..., Tensor | tuple[Tensor, str]],
-    after: str = "",
+    *,
+    refined: bool = False,
     **keywords: Any,
 ) -> None:
     """Read, restore with a progress bar, write, and say in one line what was done.
@@ -70,7 +71,7 @@ def restore_file(
         target: image file to make; if it cannot be written, that is reported before the work.
         device: where to compute.
         function: the result (1, C, H, W), or that and words on what was found.
-        after: what runs after the fits, which the bar then names.
+        refined: whether filters follow the fit; then `function` gets a `filter_callback`, too.
         keywords: further arguments of the function.
     """
     where = options.device_named(device)
@@ -86,9 +87,9 @@ def restore_file(
         def report(state: Progress) -> None:
             ends.see(state)
             progress(round(100 * state.share), 100)
-            if after and state.share > 1 - 1e-6:
-                progress.then(after)
 
+        if refined:
+            keywords["filter_callback"] = lambda share: progress.then("filters")(round(100 * share), 100)
         made = function(*images, callback=report, **keywords)
         result, found = made if isinstance(made, tuple) else (made, "")
         image = result[0].cpu()

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dipdefense.filters.progress import Watch, unwatched
+
 __all__ = [
     "OPPONENT",
     "SIDE",
@@ -50,7 +52,7 @@ def threshold(images: Tensor, sigma: Tensor) -> Tensor:
     return torch.stack([_thresholded(*each) for each in zip(images, levels, strict=True)])
 
 
-def fill(images: Tensor, mask: Tensor, initial: Tensor) -> Tensor:
+def fill(images: Tensor, mask: Tensor, initial: Tensor, watch: Watch = unwatched) -> Tensor:
     """Unknown pixels by iterated thresholding.
 
         x <- threshold(x, T_k / 3) where a pixel is unknown, else images;   T_k falls from 0.6 to 0.01 in 30 steps
@@ -59,17 +61,22 @@ def fill(images: Tensor, mask: Tensor, initial: Tensor) -> Tensor:
         images: (B, C, H, W); unknown pixels are not read.
         mask: (B or 1, 1 or C, H, W) bool, True = known pixel.
         initial: the first x, of the shape of images.
+        watch: see `progress`.
 
     Returns:
         The last x.
     """
     x = torch.where(mask, images, initial)
-    for level in np.geomspace(*FILL):
+    for step, level in enumerate(np.geomspace(*FILL)):
+        watch(step / FILL[2])
         x = torch.where(mask, images, threshold(x, x.new_full((len(x),), level / THRESHOLD)))
+    watch(1)
     return x
 
 
-def back_project(small: Tensor, initial: Tensor, reduce: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def back_project(
+    small: Tensor, initial: Tensor, reduce: Callable[[Tensor, Tensor], Tensor], watch: Watch = unwatched
+) -> Tensor:
     """A large image by iterated thresholding and back-projection.
 
         x <- t + enlarge(small - reduce(t)),   t = threshold(x, T_k / 3);   T_k falls from 0.06 to 0.03 in 3 steps
@@ -78,15 +85,18 @@ def back_project(small: Tensor, initial: Tensor, reduce: Callable[[Tensor, Tenso
         small: (B, C, h, w).
         initial: the first x, (B, C, H, W).
         reduce: from the large to the small size, as `degrade` for `fit`; enlarged is by bicubic interpolation.
+        watch: see `progress`.
 
     Returns:
         The last x.
     """
     x, index = initial, torch.arange(len(initial), device=initial.device)
-    for level in np.geomspace(*BACK_PROJECT):
+    for step, level in enumerate(np.geomspace(*BACK_PROJECT)):
+        watch(step / BACK_PROJECT[2])
         x = threshold(x, x.new_full((len(x),), level / THRESHOLD))
         lacking = small - reduce(x, index)
         x = x + F.interpolate(lacking, x.shape[2:], mode="bicubic", align_corners=False)
+    watch(1)
     return x
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dipdefense.arguments import check_integer
 from dipdefense.filters.noise_estimate import estimate_sigma
+from dipdefense.filters.progress import Watch, part_of, unwatched
 from dipdefense.filters.refinement import refine as with_filters
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
@@ -33,6 +34,7 @@ def denoise(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callback | None = None,
+    filter_callback: Watch = unwatched,
     checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Remove noise of unknown level.
@@ -53,10 +55,10 @@ def denoise(
         images: noisy, (B, C, H, W) in [0, 1].
         noise: `independent`, `camera` or `impulse`.
         runs: how many fits, with the seeds `seed`, `seed + 1`, ..., are averaged; 1 for impulses.
-        config, tile, refine, seed, tv, callback, checkpoint: see `dipdefense.restoration.prior_fit`. Grey and colour
-            images of a batch have a fit each, and so has every run: `Progress.share` counts them all, and its other
-            fields are those of the tiles of one fit. Several fits have a checkpoint each: the path with `.1`, `.2`, ...
-            behind it.
+        config, tile, refine, seed, tv, callback, filter_callback, checkpoint: see `dipdefense.restoration.prior_fit`.
+            Grey and colour images of a batch have a fit each, and so has every run: `Progress.share` counts them all,
+            and its other fields are those of the tiles of one fit. Several fits have a checkpoint each: the path with
+            `.1`, `.2`, ... behind it.
 
     Returns:
         (B, C, H, W) in [0, 1].
@@ -80,7 +82,7 @@ def denoise(
     if noise == "impulse":
         if runs > 1:
             raise ValueError(f"runs must be 1 for impulses, got {runs}: inpaint with other seeds to average")
-        return _without_impulses(images, tile=tile, refine=refine, **keywords)
+        return _without_impulses(images, tile=tile, refine=refine, filter_callback=filter_callback, **keywords)
     side, refine = tile_and_refine(config, tile, refine)
     prior_fit = PriorFit(task=NOISE_TASKS[noise], **keywords)
     sigma = estimate_sigma(images) if noise == "independent" else None
@@ -92,7 +94,8 @@ def denoise(
             own = replace(prior_fit, seed=None if seed is None else seed + run)
             fitted += own.part(number * runs + run, len(groups) * runs).in_tiles(noisy, side) / runs
         if refine:
-            fitted = with_filters(noisy, fitted, None if sigma is None else sigma[group])
+            watch = part_of(filter_callback, number, len(groups))
+            fitted = with_filters(noisy, fitted, None if sigma is None else sigma[group], watch)
         result[group] = fitted
     return result
 

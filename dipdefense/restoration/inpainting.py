@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dipdefense.filters.cosine_filters import fill
+from dipdefense.filters.progress import Watch, unwatched
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.losses import masked_mse
@@ -34,6 +35,7 @@ def inpaint(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callback | None = None,
+    filter_callback: Watch = unwatched,
     checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Fill in unknown pixels: text, holes, or a large share of pixels that are missing.
@@ -54,9 +56,9 @@ def inpaint(
         tile: as in `prior_fit`, but doubled until every tile knows enough (`tile_side`), so that a hole lies in a tile
             that shows what is around it, and has the settings `presets.SMALL_HOLES`. Without tiles a large image may
             need more memory than `memory_gb`.
-        config, refine, seed, tv, callback, checkpoint: see `dipdefense.restoration.prior_fit`. Images whose tiles
-            differ in size have a fit each: `Progress.share` counts them all, and several have a checkpoint each, the
-            path with `.1`, `.2`, ... behind it.
+        config, refine, seed, tv, callback, filter_callback, checkpoint: see `dipdefense.restoration.prior_fit`. Images
+            whose tiles differ in size have a fit each: `Progress.share` counts them all, and several have a checkpoint
+            each, the path with `.1`, `.2`, ... behind it.
 
     Returns:
         (B, C, H, W) in [0, 1]. Known pixels are those of the image, so a score over all pixels is too good. Without
@@ -92,7 +94,7 @@ def inpaint(
     if refine:
         nearby = F.pad(mask.to(known), [REACH // 2] * 4, mode="replicate")
         weight = FILL_WEIGHT * (2 * F.avg_pool2d(nearby, REACH, 1)).clamp(max=1)
-        filled = filled.lerp(fill(known, mask.bool(), filled), weight).clamp(0, 1)
+        filled = filled.lerp(fill(known, mask.bool(), filled, filter_callback), weight).clamp(0, 1)
     return torch.where(mask.bool(), images, filled) if paste or refine else filled
 
 

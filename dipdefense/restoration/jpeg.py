@@ -5,6 +5,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from dipdefense.filters.cosine_filters import threshold
+from dipdefense.filters.progress import Watch, unwatched
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.image_tensors import check_images
@@ -27,6 +28,7 @@ def remove_jpeg_artifacts(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callback | None = None,
+    filter_callback: Watch = unwatched,
     checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Remove blocks and ringing of JPEG compression.
@@ -40,9 +42,9 @@ def remove_jpeg_artifacts(
 
     Args:
         images: (B, C, H, W) in [0, 1], as they were decoded: the blocks begin at the corner.
-        config, tile, refine, seed, tv, callback, checkpoint: see `dipdefense.restoration.prior_fit`. Refined images
-            have a fit each: `Progress.share` counts them all, and several have a checkpoint each, the path with `.1`,
-            `.2`, ... behind it. Without `refine` all images are fitted, whatever their quality.
+        config, tile, refine, seed, tv, callback, filter_callback, checkpoint: see `dipdefense.restoration.prior_fit`.
+            Refined images have a fit each: `Progress.share` counts them all, and several have a checkpoint each, the
+            path with `.1`, `.2`, ... behind it. Without `refine` all images are fitted, whatever their quality.
 
     Returns:
         (B, C, H, W) in [0, 1].
@@ -67,6 +69,7 @@ def remove_jpeg_artifacts(
             own = replace(own, config=replace(SMALL[TASK], iterations=iterations_for(quality)))
         f, sigma = own.in_tiles(y, side), y.new_tensor([artefact_sigma(y[0], quality)])
         result[position] = (f + threshold(y - f, sigma)).clamp(0, 1)[0]
+        filter_callback((number + 1) / len(compressed))
     return result
 
 

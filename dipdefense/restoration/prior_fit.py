@@ -8,7 +8,8 @@ of the tiles that larger images are cut into, which overlap by a quarter and are
 `presets.TILE`, but no tiles with a config. `refine`: whether the filters of `cosine_filters` work on the fit; None:
 yes, but not with a config. `seed`: as in `fit`. `tv`: weight of the total variation in the loss; with `presets.PIXELS`
 as config it is the only prior, which is the learning-free rival. `callback`, `checkpoint`: as in `fit`, whose images
-are the tiles. Images of a batch do not affect each other.
+are the tiles. `filter_callback`: gets the share of the filters that is done, from 0 to 1, once the fit is. Images of a
+batch do not affect each other.
 
 Source: Ulyanov, Vedaldi, Lempitsky (2018), "Deep image prior", sections 3.1 to 3.6.
 """

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from dipdefense.arguments import check_integer
 from dipdefense.filters.cosine_filters import back_project
+from dipdefense.filters.progress import Watch, unwatched
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.problem import Degrade
@@ -28,6 +29,7 @@ def super_resolve(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callback | None = None,
+    filter_callback: Watch = unwatched,
     checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Enlarge images: find larger ones whose Lanczos reduction (`operators.downsampling`) they are.
@@ -39,7 +41,7 @@ def super_resolve(
         images: small, (B, C, H, W) in [0, 1].
         factor: an integer of at least 2.
         tile: as in `prior_fit`, of the large image; at least 8 pixels of the small one.
-        config, refine, seed, tv, callback, checkpoint: see `dipdefense.restoration.prior_fit`.
+        config, refine, seed, tv, callback, filter_callback, checkpoint: see `dipdefense.restoration.prior_fit`.
 
     Returns:
         (B, C, factor H, factor W) in [0, 1].
@@ -62,7 +64,9 @@ def super_resolve(
 
     small_side = None if side is None else max(LEAST_TILE, side // factor)
     large = prior_fit.in_tiles(images, small_side, problem=problem, factor=factor)
-    return back_project(images, large, _reducing(images, factor)).clamp(0, 1) if refine else large
+    if refine:
+        large = back_project(images, large, _reducing(images, factor), filter_callback).clamp(0, 1)
+    return large
 
 
 def _reducing(small: Tensor, factor: int) -> Degrade:

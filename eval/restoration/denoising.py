@@ -37,7 +37,7 @@ from eval.restoration.denoising_tables import write_scores
 
 __all__ = ["METHODS", "SMALL", "benchmark_denoising"]
 
-# For 128x128 pixels and sigma 25 / 255, chosen on images of Set5 and Set14; docs/denoising.md.
+# For 128x128 pixels and sigma 25 / 255, chosen on images of Set5 and Set14; docs/denoising-benchmark.md.
 SMALL = FitConfig(
     architecture_options={"channels": [32, 32, 32, 32], "skip_channels": 4, "upsampling": "nearest"},
     input_channels=16,

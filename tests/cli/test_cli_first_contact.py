@@ -132,12 +132,13 @@ def test_more_images_than_there_are():
         check_run(MnistLeNet().eval(), load_dataset("digits"), 450, "cpu")
 
 
-def test_what_follows_a_full_bar_has_a_name(monkeypatch):
+def test_what_follows_a_full_bar_has_a_bar_of_its_own(monkeypatch):
     shown = io.StringIO()
     monkeypatch.setattr("dipdefense.cli.output.errors", Console(file=shown, force_terminal=True, width=100))
     with progress_bar("fit") as progress:
         progress(100, 100)
-        for _ in range(2):
-            progress.then("filters")
+        for done in (10, 30):
+            progress.then("filters")(done, 100)
     last = shown.getvalue().rpartition("fit")[2]
     assert last.count("filters") == 1
+    assert " 30/100" in last

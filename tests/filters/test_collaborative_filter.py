@@ -82,7 +82,9 @@ def test_blocks_of_a_large_image_leave_no_seams(monkeypatch):
     noisy, sigma = clean + 0.1 * draw(1, 3, 96, 70), torch.tensor([0.1]).double()
     whole = collaborative_wiener(noisy, clean, sigma)
     monkeypatch.setattr(collaborative_filter, "BLOCK", 60)
-    in_blocks = collaborative_wiener(noisy, clean, sigma)
+    shares = []
+    in_blocks = collaborative_wiener(noisy, clean, sigma, shares.append)
+    assert shares == [0, 0.25, 0.5, 0.75, 1]
     assert (in_blocks - whole).abs().max() > 0  # they do have other groups
     assert (in_blocks - whole).square().mean() < 0.05 * (whole - clean).square().mean()
     wrong = (in_blocks - clean).square().mean((0, 1))

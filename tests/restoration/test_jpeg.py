@@ -24,14 +24,17 @@ def test_by_default_strong_artefacts_go_and_the_rest_stays_as_it_is(small_fits, 
         levels = (clean[0] * 255).round().byte().permute(1, 2, 0).numpy()
         Image.fromarray(levels).save(tmp_path / "compressed.jpg", quality=quality)
         seen.append(read_image(tmp_path / "compressed.jpg"))
-    shares = []
+    shares, filtered = [], []
     images = torch.stack([seen[1], seen[0], clean[0], seen[0]])
-    result = remove_jpeg_artifacts(images, callback=lambda state: shares.append(state.share))
+    result = remove_jpeg_artifacts(
+        images, callback=lambda state: shares.append(state.share), filter_callback=filtered.append
+    )
     assert torch.equal(result[0], images[0])
     assert torch.equal(result[2], images[2])
     assert error(result[1], clean[0]) < 0.9 * error(images[1], clean[0])
     torch.testing.assert_close(result[3], result[1], atol=1e-3, rtol=0)
     assert shares == sorted(shares)
     assert shares[-1] == 1
+    assert filtered == [0.5, 1]
     with pytest.raises(ValueError, match="images must have 1 or 3 channels, as JPEG has, got 2: set refine=False"):
         remove_jpeg_artifacts(clean[:, :2])

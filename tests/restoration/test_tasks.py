@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from restoration_images import BRIEF, QUICK, error, holes, smooth
+from restoration_images import BRIEF, QUICK, error, holes, noise, smooth
 
 from dipdefense import denoise, flash_no_flash, inpaint, remove_jpeg_artifacts, super_resolve
 from dipdefense.fitting.config import build_network
@@ -67,6 +67,24 @@ def test_callback_and_stopping_rule_reach_the_fit(task):
     TASKS[task](smooth(1), config=config, callback=lambda state: seen.append(state.iteration))
     assert seen == list(range(1, len(seen) + 1))
     assert len(seen) < 300
+
+
+@pytest.mark.parametrize("task", ["denoise", "inpaint", "super_resolve"])
+def test_once_the_fits_have_ended_filters_say_how_far_they_are(task):
+    """A grey and a colour image, which `denoise` fits and filters one after the other."""
+    images = (smooth() + 0.1 * noise(smooth())).clamp(0, 1)
+    images[1] = images[1, :1]
+    seen, steps = [], []
+    keywords = {"config": BRIEF, "callback": lambda state: steps.append(len(seen)), "filter_callback": seen.append}
+    TASKS[task](images, refine=True, **keywords)
+    assert seen[0] == 0
+    assert seen[-1] == 1
+    assert seen == sorted(seen)
+    assert len(seen) > 2
+    assert steps == [0] * 12 + ([len(seen) // 2] * 12 if task == "denoise" else [])
+    del seen[:]
+    TASKS[task](images, refine=False, **keywords)
+    assert not seen
 
 
 @pytest.mark.parametrize("task", TASKS)
