@@ -1,7 +1,7 @@
 """The command `dipdefense certify`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from dipdefense.cli import options
 from dipdefense.cli.output import note, print_frame, progress_bar
@@ -38,18 +38,18 @@ def certify(
     block: Annotated[
         int, options.run_option(help="Draws of an image that are purified together, and saved when they are done.")
     ] = 256,
-    device: options.Device = "cpu",
+    device: options.DeviceOrCluster = "cpu",
     out: options.RunFolder = Path("runs/certify"),
 ) -> None:
     """Certify classes by randomised smoothing: an L2 radius in which no attack changes the smoothed class.
 
     The certificate is that of the smoothed classifier (the majority over noisy, purified copies), and is wrong with
-    a probability of at most alpha. An image without one abstains. It runs on one machine; there is no engine ray.
+    a probability of at most alpha. An image without one abstains.
     """
     from dipdefense.defence.certify import SamplingPlan
     from eval.certification import CertificationConfig, certify_dataset
 
-    where = options.device_named(device)
+    where, cluster = options.device_or_cluster(device)
     config = CertificationConfig(
         plan=SamplingPlan(
             sigma=options.number("sigma", sigma),
@@ -64,11 +64,15 @@ def certify(
         seed=seed,
         block=block,
     )
-    images, classifier = subject.load(where)
     with progress_bar("draws") as progress:
-        table = certify_dataset(
-            classifier, images, config, out=out, classifier_name=subject.classifier, device=where, progress=progress
-        )
+        keywords: dict[str, Any] = {"out": out, "classifier_name": subject.classifier, "progress": progress}
+        if cluster is None:
+            images, classifier = subject.load(where)
+            table = certify_dataset(classifier, images, config, device=where, **keywords)
+        else:
+            from eval.certification.distributed import certify_on_cluster
+
+            table = certify_on_cluster(subject.load, config, cluster=cluster, **keywords)
     print_frame(table)
     reach = config.plan.radius(samples, samples)
     note(

@@ -177,7 +177,7 @@ class Subject:
     classifier: ClassifierSpec = "digits_cnn"
     weights: Weights = None
 
-    def load(self, device: torch.device) -> tuple[Any, nn.Module]:
+    def load(self, device: torch.device | str) -> tuple[Any, nn.Module]:
         """The `eval.datasets.ImageDataset`, and the classifier, on the device."""
         from eval.classifiers import load_classifier
         from eval.datasets import load_dataset

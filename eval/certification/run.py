@@ -5,56 +5,32 @@ draws in `records.jsonl` as it is made, and at its end `summary.csv`, `paired.cs
 `certified_accuracy.png`. A killed run is continued by the same call. Images and purifiers may be added.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dipdefense.arguments import check_integer, check_known
-from dipdefense.defence.certify import SamplingPlan, Tally, check_subject
+from dipdefense.defence.certify import Tally, check_subject
 from dipdefense.defence.presets import smoothing_defence_for
-from dipdefense.defence.smoothing import DIP, SmoothedClassifier
+from dipdefense.defence.smoothing import DIP
 from dipdefense.digest import configuration_hash, describe
 from dipdefense.filters.refinement import refine
+from eval.certification.blocks import Block, BlockCounter, Counted
 from eval.certification.certified_accuracy import paired_differences, save_curve, summarise_certificates
-from eval.certification.purifiers_by_name import PURIFIERS, purifier_named
+from eval.certification.config import CertificationConfig
+from eval.certification.purifiers_by_name import purifier_named
 from eval.classifier_probe import probe, probe_images
-from eval.cost import clock
 from eval.datasets import ImageDataset
 from eval.records import Record, Run, made_with
-from eval.robustness.config import check_names, check_run, describe_subject, identify
+from eval.robustness.config import check_run, describe_subject, identify
 from eval.robustness.experiment import write_tables
 
-__all__ = ["CertificationConfig", "certify_dataset"]
+__all__ = ["certify_blocks", "certify_dataset", "describe_run"]
 
 KEY = ("config", "purifier", "index", "image", "first")  # the fields that name a record
-
-
-@dataclass(frozen=True, kw_only=True)
-class CertificationConfig:
-    """Settings of a run.
-
-    Raises:
-        TypeError: purifiers that are no sequence of names.
-        ValueError: an unknown purifier, a number out of its range.
-    """
-
-    plan: SamplingPlan
-    purifiers: Sequence[str] = (DIP,)  # of PURIFIERS
-    mirror: bool = True  # False: `dip` classifies no mirrored view, for classes that change in the mirror
-    n: int = 100  # images: the first n of a seeded permutation
-    seed: int = 0  # of the permutation and the noise
-    block: int = 256  # draws of an image that are purified together
-
-    def __post_init__(self) -> None:
-        check_names("purifiers", self.purifiers)
-        for name in self.purifiers:
-            check_known("purifiers", name, PURIFIERS, several=True)
-        for name, least in (("n", 1), ("seed", 0), ("block", 1)):
-            check_integer(name, getattr(self, name), least)
 
 
 def certify_dataset(
@@ -89,36 +65,127 @@ def certify_dataset(
             another run.
         OSError: the folder cannot be written.
     """
+    counter = BlockCounter(classifier, dataset, config, device)
+    return certify_blocks(
+        lambda blocks: ((number, counter(block)) for number, block in enumerate(blocks)),
+        classifier,
+        dataset,
+        config,
+        out=out,
+        description=describe_run(classifier, classifier_name, dataset, config, str(device)),
+        device=device,
+        progress=progress,
+    )
+
+
+def certify_blocks(
+    count: Callable[[Sequence[Block]], Iterable[tuple[int, Counted]]],
+    classifier: nn.Module,
+    dataset: ImageDataset,
+    config: CertificationConfig,
+    *,
+    out: str | Path,
+    description: Record,
+    device: str | torch.device = "cpu",
+    together: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """As `certify_dataset`, with the blocks counted by a function.
+
+    Args:
+        count: from blocks to what they gave, each with the number of its block, in any order.
+        description: of the run, by `describe_run`.
+        together: whether `count` gets the next block of all images and purifiers at once; else of one after the other.
+    """
     check_subject(classifier, dataset.batch([0]).to(device))
     check_run(classifier, dataset, config.n, device)
-    description = _description(classifier, classifier_name, dataset, config, str(device))
     probed = {"classifier": probe(classifier, probe_images(dataset).to(device))}
     run = Run(out, KEY, description, free=("n",), grows=("purifiers",), probes=probed)
     run.begin()
-    shared = {name: value for name, value in description.items() if name not in ("n", "purifiers")}
-    hashes = {name: configuration_hash({**shared, name: held}) for name, held in description["purifiers"].items()}
-    whole, certificates = config.plan.n0 + config.plan.n, list[Record]()
-    total = config.n * len(config.purifiers) * whole
-    for image, label, head in _images(dataset, config):
-        for name in config.purifiers:
-            purify = purifier_named(name, config.plan.sigma)
-            smoothed = SmoothedClassifier(
-                classifier, sigma=config.plan.sigma, seed=config.seed, purify=purify, mirror=config.mirror
-            )
-            done = len(certificates) * whole
-            named = {"config": hashes[name], "purifier": name, **head}
-            tally, seconds = Tally(config.plan), 0.0
-            for record in _blocks(run, named, smoothed, image.to(device), tally, config.block):
-                seconds += record["seconds"]
-                if progress is not None:
-                    progress(done + (tally.draws if tally.next_draws(config.block) else whole), total)
-            certificates.append(named | _certificate(tally, label, seconds))
-    table = _write(run.folder, pd.DataFrame(certificates), config)
+    cases, done = list(_cases(dataset, config, description)), 0
+
+    def add(case: _Case, record: Record) -> None:
+        nonlocal done
+        before = case.done
+        case.add(record)
+        done += case.done - before
+        if progress is not None:
+            progress(done, len(cases) * case.whole)
+
+    for some in [cases] if together else [[case] for case in cases]:
+        while waiting := [case for case in some if case.draws]:
+            missing = [case for case in waiting if run.missing([case.head])]
+            for case in waiting:
+                if case not in missing:
+                    add(case, *run.records([case.head]))
+            for number, counted in count([case.block for case in missing]):
+                record = missing[number].head | counted._asdict()
+                run.add([record])
+                add(missing[number], record)
+    table = _write(run.folder, pd.DataFrame([case.certificate for case in cases]), config)
     run.end()
     return table
 
 
-def _description(
+@dataclass(eq=False)
+class _Case:
+    """An image behind a purifier, with the classes of its draws so far."""
+
+    position: int  # of the image in the data set
+    label: int
+    named: Record  # the fields of `KEY` but for the first draw
+    tally: Tally
+    most: int  # draws of a block
+    seconds: float = 0.0
+
+    @property
+    def draws(self) -> range:
+        """Those that come next; empty at the end."""
+        return self.tally.next_draws(self.most)
+
+    @property
+    def head(self) -> Record:
+        return self.named | {"first": self.draws.start}
+
+    @property
+    def block(self) -> Block:
+        return Block(self.position, self.named["purifier"], self.draws)
+
+    @property
+    def whole(self) -> int:
+        return self.tally.plan.n0 + self.tally.plan.n
+
+    @property
+    def done(self) -> int:
+        """Draws so far, or no longer needed."""
+        return self.tally.draws if self.draws else self.whole
+
+    def add(self, record: Record) -> None:
+        self.tally.add({int(label): count for label, count in record["classes"].items()})
+        self.seconds += record["seconds"]
+
+    @property
+    def certificate(self) -> Record:
+        radius, prediction = self.tally.radius, self.tally.prediction
+        return self.named | {
+            **{"label": self.label, "prediction": prediction, "abstained": radius == 0, "radius": radius},
+            **{"correct": prediction == self.label, "draws": self.tally.draws, "seconds": round(self.seconds, 3)},
+        }
+
+
+def _cases(dataset: ImageDataset, config: CertificationConfig, description: Record) -> Iterator[_Case]:
+    """Image by image, all purifiers of one after the other."""
+    shared = {name: value for name, value in description.items() if name not in ("n", "purifiers")}
+    hashes = {name: configuration_hash({**shared, name: held}) for name, held in description["purifiers"].items()}
+    for position in dataset.first(config.n, config.seed).tolist():
+        labels = dataset.labels[position][None]
+        head = identify(dataset.batch([position]), labels, dataset.index[position][None])[0]
+        for name in config.purifiers:
+            named = {"config": hashes[name], "purifier": name, **head}
+            yield _Case(position, int(labels), named, Tally(config.plan), config.block)
+
+
+def describe_run(
     classifier: nn.Module, name: str | None, dataset: ImageDataset, config: CertificationConfig, device: str
 ) -> Record:
     """Everything that a record depends on, in plain values."""
@@ -142,37 +209,6 @@ def _describe_purifier(name: str, dataset: ImageDataset, config: CertificationCo
         return plain | {"filters": describe(refine)}
     purify = purifier_named(name, config.plan.sigma)
     return {"filter": "none" if purify is None else describe(purify)}
-
-
-def _images(dataset: ImageDataset, config: CertificationConfig) -> Iterator[tuple[Tensor, int, Record]]:
-    """Image, label, and the fields that name the image in a record."""
-    for position in dataset.first(config.n, config.seed):
-        images, labels = dataset.batch([int(position)]), dataset.labels[position][None]
-        yield images[0], int(labels), identify(images, labels, dataset.index[position][None])[0]
-
-
-def _blocks(
-    run: Run, named: Record, smoothed: SmoothedClassifier, image: Tensor, tally: Tally, most: int
-) -> Iterator[Record]:
-    """The records of an image and a purifier, block after block; those that the run lacks are computed and added."""
-    while draws := tally.next_draws(most):
-        head = named | {"first": draws.start}
-        if run.missing([head]):
-            start = clock(image.device)
-            classes = smoothed.count(image, draws, named["index"])
-            counted = {str(label): count for label, count in sorted(classes.items())}
-            run.add([head | {"classes": counted, "seconds": round(clock(image.device) - start, 4)}])
-        record = run.records([head])[0]
-        tally.add({int(label): count for label, count in record["classes"].items()})
-        yield record
-
-
-def _certificate(tally: Tally, label: int, seconds: float) -> Record:
-    radius = tally.radius
-    return {
-        **{"label": label, "prediction": tally.prediction, "abstained": radius == 0, "radius": radius},
-        **{"correct": tally.prediction == label, "draws": tally.draws, "seconds": round(seconds, 3)},
-    }
 
 
 def _write(folder: Path, certificates: pd.DataFrame, config: CertificationConfig) -> pd.DataFrame:

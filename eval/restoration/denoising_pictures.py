@@ -39,7 +39,7 @@ def save_denoised(path: Path, folder: Path, records: Sequence[Record]) -> None:
             row = row or [(f"{Path(name).stem[-14:]}\nreference", reference)]
             row.append((f"{method}\n{record['psnr']:.2f} dB", estimate))
         rows.append(row)
-    save_sheet(path, rows, side=1.0)
+    save_sheet(path, rows, side=1.5)
 
 
 def _file(record: Record) -> str:

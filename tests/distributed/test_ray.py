@@ -173,6 +173,18 @@ def test_evaluate_agrees_with_the_local_engine(address, tmp_path):
     assert timeless[0] == timeless[1]
 
 
+def test_certify_agrees_with_the_local_engine(address, tmp_path):
+    command = ["certify", "--purifiers", "none,median", "--n", "3", "--n0", "8", "--samples", "60", "--block", "20"]
+    for device in ("cpu", "ray:workers=2"):
+        folder = tmp_path / device.partition(":")[0]
+        result = CliRunner().invoke(app, [*command, "--device", device, "--out", str(folder)], catch_exceptions=False)
+        assert result.exit_code == 0
+    tables = [pd.read_csv(tmp_path / name / "certificates.csv").drop(columns="seconds") for name in ("cpu", "ray")]
+    assert tables[0].equals(tables[1])
+    counted = [len((tmp_path / name / "records.jsonl").read_text().splitlines()) for name in ("cpu", "ray")]
+    assert counted[0] == counted[1]
+
+
 def test_the_documentation_runs(address, tmp_path, folder, monkeypatch):
     """The Python of docs/scale.md, in a folder with a folder `photos`."""
     text = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
