@@ -90,8 +90,8 @@ class Run(Records):
         probes: the answers of the classifier and of other functions (`eval.classifier_probe`); they must agree too.
 
     Raises:
-        ValueError: the folder is a file, or holds another run (the message says what differs), or records without a
-            description.
+        ValueError: the folder is a file or an address, or holds another run (the message says what differs), or records
+            without a description.
     """
 
     def __init__(
@@ -106,6 +106,11 @@ class Run(Records):
     ):
         super().__init__(key)
         self.folder, self._probes = Path(folder), dict(probes or {})
+        if self.folder.parts and self.folder.parts[0].endswith(":") and len(self.folder.parts[0]) > 2:
+            raise ValueError(
+                f"out must be a folder, got the address {str(folder)!r}: name a path, for evaluate on a cluster one "
+                "that all machines see"
+            )
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"out must be a folder, {folder} is a file: name another one")
         self._description: Record = json.loads(json.dumps(description))

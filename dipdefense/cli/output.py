@@ -48,7 +48,7 @@ class Bar:
 
     def __init__(self, bar: Progress, unit: str, *, lines: bool = False) -> None:
         self._bar, self._task = bar, bar.add_task(unit, total=None)
-        self._after: dict[str, Bar] = {}
+        self._next: Bar | None = None
         self._lines, self._said = lines, monotonic()
 
     def __call__(self, done: float, total: float) -> None:
@@ -62,10 +62,9 @@ class Bar:
             typer.echo(f"{task.description}: {done:.0f} of {total:.0f} ({task.percentage:.0f} %){left}", err=True)
 
     def then(self, work: str) -> "Bar":
-        """The bar of the work that follows, below this one."""
-        if work not in self._after:
-            self._after[work] = Bar(self._bar, work, lines=self._lines)
-        return self._after[work]
+        """The bar of the work that follows, below this one; the same at every call."""
+        self._next = self._next or Bar(self._bar, work, lines=self._lines)
+        return self._next
 
 
 @contextmanager

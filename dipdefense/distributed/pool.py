@@ -1,7 +1,7 @@
 """Items handed out to the workers of a Ray cluster, one at a time and a bounded number of times."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ class _Unanswered(NamedTuple):
 
 def compute(
     cluster: Cluster, build: Callable[[], Work], items: Sequence[int], part: Callable[[int], Any]
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """Give every item to one of the workers, and yield each with its result when it is done.
 
     If a worker dies, runs out of memory or its device fails, its item is given to a new worker, after the other

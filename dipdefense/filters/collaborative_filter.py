@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dipdefense.filters.cosine_filters import cosine_atoms, cosines, opponent_colours, padded
-from dipdefense.filters.progress import Watch, unwatched
+from dipdefense.filters.progress import ShareCallback, no_callback
 from dipdefense.tiles import cut, join
 
 __all__ = ["SIDE", "collaborative_wiener"]
@@ -36,7 +36,7 @@ BLOCK, OVERLAP = 256, 32  # pixels; larger images are filtered in blocks of abou
 PART = 2**11  # groups that are transformed at the same time
 
 
-def collaborative_wiener(images: Tensor, pilot: Tensor, sigma: Tensor, watch: Watch = unwatched) -> Tensor:
+def collaborative_wiener(images: Tensor, pilot: Tensor, sigma: Tensor, callback: ShareCallback = no_callback) -> Tensor:
     """Filter images by the detail of a pilot; where sigma is 0 nothing changes.
 
     Args:
@@ -44,7 +44,7 @@ def collaborative_wiener(images: Tensor, pilot: Tensor, sigma: Tensor, watch: Wa
         pilot: an estimate of the clean images, of the same shape.
         sigma: std of the noise, in the unit of the images: (B,) for white noise, or that of every coefficient of the
             patches, as `noise_estimate.noise_spectrum` returns it for patches of `SIDE`.
-        watch: see `progress`.
+        callback: see `progress`.
 
     Returns:
         The filtered images, of the same shape.
@@ -60,9 +60,9 @@ def collaborative_wiener(images: Tensor, pilot: Tensor, sigma: Tensor, watch: Wa
     parts = list(zip(*(torch.split(each, together) for each in (noisy, shown, levels)), strict=True))
     filtered: list[Tensor] = []
     for part in parts:  # a backward pass computes one at a time again, so it needs no more memory than that
-        watch(len(filtered) / len(parts))
+        callback(len(filtered) / len(parts))
         filtered.append(checkpoint(_filtered, *part, use_reentrant=False, preserve_rng_state=False))
-    watch(1)
+    callback(1)
     return join(torch.cat(filtered), (images.shape[2], images.shape[3]), side, overlap)
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dipdefense.filters.progress import Watch, unwatched
+from dipdefense.filters.progress import ShareCallback, no_callback
 
 __all__ = [
     "OPPONENT",
@@ -52,7 +52,7 @@ def threshold(images: Tensor, sigma: Tensor) -> Tensor:
     return torch.stack([_thresholded(*each) for each in zip(images, levels, strict=True)])
 
 
-def fill(images: Tensor, mask: Tensor, initial: Tensor, watch: Watch = unwatched) -> Tensor:
+def fill(images: Tensor, mask: Tensor, initial: Tensor, callback: ShareCallback = no_callback) -> Tensor:
     """Unknown pixels by iterated thresholding.
 
         x <- threshold(x, T_k / 3) where a pixel is unknown, else images;   T_k falls from 0.6 to 0.01 in 30 steps
@@ -61,21 +61,21 @@ def fill(images: Tensor, mask: Tensor, initial: Tensor, watch: Watch = unwatched
         images: (B, C, H, W); unknown pixels are not read.
         mask: (B or 1, 1 or C, H, W) bool, True = known pixel.
         initial: the first x, of the shape of images.
-        watch: see `progress`.
+        callback: see `progress`.
 
     Returns:
         The last x.
     """
     x = torch.where(mask, images, initial)
     for step, level in enumerate(np.geomspace(*FILL)):
-        watch(step / FILL[2])
+        callback(step / FILL[2])
         x = torch.where(mask, images, threshold(x, x.new_full((len(x),), level / THRESHOLD)))
-    watch(1)
+    callback(1)
     return x
 
 
 def back_project(
-    small: Tensor, initial: Tensor, reduce: Callable[[Tensor, Tensor], Tensor], watch: Watch = unwatched
+    small: Tensor, initial: Tensor, reduce: Callable[[Tensor, Tensor], Tensor], callback: ShareCallback = no_callback
 ) -> Tensor:
     """A large image by iterated thresholding and back-projection.
 
@@ -85,18 +85,18 @@ def back_project(
         small: (B, C, h, w).
         initial: the first x, (B, C, H, W).
         reduce: from the large to the small size, as `degrade` for `fit`; enlarged is by bicubic interpolation.
-        watch: see `progress`.
+        callback: see `progress`.
 
     Returns:
         The last x.
     """
     x, index = initial, torch.arange(len(initial), device=initial.device)
     for step, level in enumerate(np.geomspace(*BACK_PROJECT)):
-        watch(step / BACK_PROJECT[2])
+        callback(step / BACK_PROJECT[2])
         x = threshold(x, x.new_full((len(x),), level / THRESHOLD))
         lacking = small - reduce(x, index)
         x = x + F.interpolate(lacking, x.shape[2:], mode="bicubic", align_corners=False)
-    watch(1)
+    callback(1)
     return x
 
 

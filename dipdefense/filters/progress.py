@@ -1,16 +1,16 @@
-"""How far filters are: they call a function `watch` with the share of their work that is done, from 0 to 1."""
+"""How far filters are: they call a function with the share of their work that is done, from 0 to 1."""
 
 from collections.abc import Callable
 
-__all__ = ["Watch", "part_of", "unwatched"]
+__all__ = ["ShareCallback", "no_callback", "part_of"]
 
-Watch = Callable[[float], None]
-
-
-def unwatched(share: float) -> None:
-    """What filters call where nobody watches."""
+ShareCallback = Callable[[float], None]
 
 
-def part_of(watch: Watch, number: int, count: int) -> Watch:
-    """The watch of part `number` of `count` equal parts, from 0."""
-    return lambda share: watch((number + share) / count)
+def no_callback(share: float) -> None:
+    """What filters call by default."""
+
+
+def part_of(callback: ShareCallback, number: int, count: int) -> ShareCallback:
+    """The callback of part `number`, from 0, of `count` equal parts."""
+    return lambda share: callback((number + share) / count)

@@ -13,12 +13,14 @@ from dipdefense.filters.collaborative_filter import SIDE as GROUPED_SIDE
 from dipdefense.filters.collaborative_filter import collaborative_wiener
 from dipdefense.filters.cosine_filters import SIDE, threshold
 from dipdefense.filters.noise_estimate import noise_spectrum
-from dipdefense.filters.progress import Watch, part_of, unwatched
+from dipdefense.filters.progress import ShareCallback, no_callback, part_of
 
 __all__ = ["filter_alone", "refine"]
 
 
-def refine(images: Tensor, fitted: Tensor, sigma: Tensor | None = None, watch: Watch = unwatched) -> Tensor:
+def refine(
+    images: Tensor, fitted: Tensor, sigma: Tensor | None = None, callback: ShareCallback = no_callback
+) -> Tensor:
     """The result above: the fit of noisy images with its detail.
 
     Args:
@@ -26,16 +28,17 @@ def refine(images: Tensor, fitted: Tensor, sigma: Tensor | None = None, watch: W
         fitted: f, of the same shape.
         sigma: std of the noise of each image, (B,), in the unit of the images; an image with 0 comes back. None for
             correlated noise, whose spectrum `noise_spectrum` finds.
-        watch: see `progress`.
+        callback: see `progress`.
 
     Returns:
         (B, C, H, W) in [0, 1]. A backward pass goes through the filters, whose groups of patches count as fixed, and
         past the clipping.
     """
+    callback(0)
     coarse, fine = (noise_spectrum(images, fitted, side) if sigma is None else sigma for side in (SIDE, GROUPED_SIDE))
-    without_fit = collaborative_wiener(images, threshold(images, coarse), fine, part_of(watch, 0, 2))
+    without_fit = collaborative_wiener(images, threshold(images, coarse), fine, part_of(callback, 0, 2))
     with_detail = fitted + threshold(images - fitted, coarse)
-    refined = collaborative_wiener(images, (with_detail + without_fit) / 2, fine, part_of(watch, 1, 2))
+    refined = collaborative_wiener(images, (with_detail + without_fit) / 2, fine, part_of(callback, 1, 2))
     return refined + (refined.clamp(0, 1) - refined).detach()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dipdefense.arguments import check_integer
 from dipdefense.filters.noise_estimate import estimate_sigma
-from dipdefense.filters.progress import Watch, part_of, unwatched
+from dipdefense.filters.progress import ShareCallback, no_callback, part_of
 from dipdefense.filters.refinement import refine as with_filters
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
@@ -34,7 +34,7 @@ def denoise(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callback | None = None,
-    filter_callback: Watch = unwatched,
+    filter_callback: ShareCallback | None = None,
     checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Remove noise of unknown level.
@@ -94,8 +94,8 @@ def denoise(
             own = replace(prior_fit, seed=None if seed is None else seed + run)
             fitted += own.part(number * runs + run, len(groups) * runs).in_tiles(noisy, side) / runs
         if refine:
-            watch = part_of(filter_callback, number, len(groups))
-            fitted = with_filters(noisy, fitted, None if sigma is None else sigma[group], watch)
+            report = part_of(filter_callback or no_callback, number, len(groups))
+            fitted = with_filters(noisy, fitted, None if sigma is None else sigma[group], report)
         result[group] = fitted
     return result
 

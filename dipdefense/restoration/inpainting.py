@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dipdefense.filters.cosine_filters import fill
-from dipdefense.filters.progress import Watch, unwatched
+from dipdefense.filters.progress import ShareCallback, no_callback
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.losses import masked_mse
@@ -35,7 +35,7 @@ def inpaint(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callback | None = None,
-    filter_callback: Watch = unwatched,
+    filter_callback: ShareCallback | None = None,
     checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Fill in unknown pixels: text, holes, or a large share of pixels that are missing.
@@ -94,7 +94,7 @@ def inpaint(
     if refine:
         nearby = F.pad(mask.to(known), [REACH // 2] * 4, mode="replicate")
         weight = FILL_WEIGHT * (2 * F.avg_pool2d(nearby, REACH, 1)).clamp(max=1)
-        filled = filled.lerp(fill(known, mask.bool(), filled, filter_callback), weight).clamp(0, 1)
+        filled = filled.lerp(fill(known, mask.bool(), filled, filter_callback or no_callback), weight).clamp(0, 1)
     return torch.where(mask.bool(), images, filled) if paste or refine else filled
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from dipdefense.filters.cosine_filters import threshold
-from dipdefense.filters.progress import Watch, unwatched
+from dipdefense.filters.progress import ShareCallback, no_callback, part_of
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.image_tensors import check_images
@@ -28,7 +28,7 @@ def remove_jpeg_artifacts(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callback | None = None,
-    filter_callback: Watch = unwatched,
+    filter_callback: ShareCallback | None = None,
     checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Remove blocks and ringing of JPEG compression.
@@ -68,8 +68,10 @@ def remove_jpeg_artifacts(
         if config is None:
             own = replace(own, config=replace(SMALL[TASK], iterations=iterations_for(quality)))
         f, sigma = own.in_tiles(y, side), y.new_tensor([artefact_sigma(y[0], quality)])
+        report = part_of(filter_callback or no_callback, number, len(compressed))
+        report(0)
         result[position] = (f + threshold(y - f, sigma)).clamp(0, 1)[0]
-        filter_callback((number + 1) / len(compressed))
+        report(1)
     return result
 
 

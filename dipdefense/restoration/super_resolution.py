@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dipdefense.arguments import check_integer
 from dipdefense.filters.cosine_filters import back_project
-from dipdefense.filters.progress import Watch, unwatched
+from dipdefense.filters.progress import ShareCallback, no_callback
 from dipdefense.fitting.checkpoint import CheckpointLike
 from dipdefense.fitting.config import FitConfig
 from dipdefense.fitting.problem import Degrade
@@ -29,7 +29,7 @@ def super_resolve(
     seed: int | None = 0,
     tv: float = 0.0,
     callback: Callback | None = None,
-    filter_callback: Watch = unwatched,
+    filter_callback: ShareCallback | None = None,
     checkpoint: CheckpointLike | None = None,
 ) -> Tensor:
     """Enlarge images: find larger ones whose Lanczos reduction (`operators.downsampling`) they are.
@@ -65,7 +65,7 @@ def super_resolve(
     small_side = None if side is None else max(LEAST_TILE, side // factor)
     large = prior_fit.in_tiles(images, small_side, problem=problem, factor=factor)
     if refine:
-        large = back_project(images, large, _reducing(images, factor), filter_callback).clamp(0, 1)
+        large = back_project(images, large, _reducing(images, factor), filter_callback or no_callback).clamp(0, 1)
     return large
 
 

@@ -5,7 +5,8 @@ draws in `records.jsonl` as it is made, and at its end `summary.csv`, `paired.cs
 `certified_accuracy.png`. A killed run is continued by the same call. Images and purifiers may be added.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,20 +18,22 @@ from dipdefense.defence.certify import Tally, check_subject
 from dipdefense.defence.presets import smoothing_defence_for
 from dipdefense.defence.smoothing import DIP
 from dipdefense.digest import configuration_hash, describe
+from dipdefense.distributed.pool import Lost
 from dipdefense.filters.refinement import refine
-from eval.certification.blocks import Block, BlockCounter, Counted
+from eval.certification.blocks import Block, BlockCounter, Counted, named_image
 from eval.certification.certified_accuracy import paired_differences, save_curve, summarise_certificates
 from eval.certification.config import CertificationConfig
 from eval.certification.purifiers_by_name import purifier_named
 from eval.classifier_probe import probe, probe_images
 from eval.datasets import ImageDataset
 from eval.records import Record, Run, made_with
-from eval.robustness.config import check_run, describe_subject, identify
+from eval.robustness.config import check_run, describe_subject
 from eval.robustness.experiment import write_tables
 
-__all__ = ["certify_blocks", "certify_dataset", "describe_run"]
+__all__ = ["Counts", "certify_blocks", "certify_dataset", "describe_run", "open_run"]
 
 KEY = ("config", "purifier", "index", "image", "first")  # the fields that name a record
+Counts = Generator[tuple[int, Counted | Lost], None, None]  # of blocks, each with the number of its block
 
 
 def certify_dataset(
@@ -65,21 +68,17 @@ def certify_dataset(
             another run.
         OSError: the folder cannot be written.
     """
+    description = describe_run(classifier, classifier_name, dataset, config, str(device))
+    run = open_run(classifier, dataset, config, out=out, description=description, device=device)
     counter = BlockCounter(classifier, dataset, config, device)
-    return certify_blocks(
-        lambda blocks: ((number, counter(block)) for number, block in enumerate(blocks)),
-        classifier,
-        dataset,
-        config,
-        out=out,
-        description=describe_run(classifier, classifier_name, dataset, config, str(device)),
-        device=device,
-        progress=progress,
-    )
+
+    def count(blocks: Sequence[Block]) -> Counts:
+        yield from enumerate(map(counter, blocks))
+
+    return certify_blocks(run, count, dataset, config, description, progress=progress)
 
 
-def certify_blocks(
-    count: Callable[[Sequence[Block]], Iterable[tuple[int, Counted]]],
+def open_run(
     classifier: nn.Module,
     dataset: ImageDataset,
     config: CertificationConfig,
@@ -87,22 +86,41 @@ def certify_blocks(
     out: str | Path,
     description: Record,
     device: str | torch.device = "cpu",
-    together: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-) -> pd.DataFrame:
-    """As `certify_dataset`, with the blocks counted by a function.
-
-    Args:
-        count: from blocks to what they gave, each with the number of its block, in any order.
-        description: of the run, by `describe_run`.
-        together: whether `count` gets the next block of all images and purifiers at once; else of one after the other.
-    """
+) -> Run:
+    """Check everything that `certify_dataset` refuses, and begin the run. `description`: by `describe_run`."""
     check_subject(classifier, dataset.batch([0]).to(device))
     check_run(classifier, dataset, config.n, device)
     probed = {"classifier": probe(classifier, probe_images(dataset).to(device))}
     run = Run(out, KEY, description, free=("n",), grows=("purifiers",), probes=probed)
     run.begin()
-    cases, done = list(_cases(dataset, config, description)), 0
+    return run
+
+
+def certify_blocks(
+    run: Run,
+    count: Callable[[Sequence[Block]], Counts],
+    dataset: ImageDataset,
+    config: CertificationConfig,
+    description: Record,
+    *,
+    together: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> pd.DataFrame:
+    """Store the blocks that the run lacks as they are counted, and write its tables.
+
+    Args:
+        run: as `open_run` returns it.
+        count: from blocks to what they gave, each with the number of its block, in any order.
+        dataset, config, progress: as in `certify_dataset`.
+        description: of the run.
+        together: whether `count` gets blocks of all images and purifiers at once, each up to the next draw at which it
+            may end; else those of one after the other.
+
+    Raises:
+        RuntimeError: `count` could not count a block; all images without such a block are certified before.
+    """
+    cases, opened, done = _cases(dataset, config, description), list[_Case](), 0
+    lost: dict[_Case, Lost] = {}
 
     def add(case: _Case, record: Record) -> None:
         nonlocal done
@@ -110,21 +128,42 @@ def certify_blocks(
         case.add(record)
         done += case.done - before
         if progress is not None:
-            progress(done, len(cases) * case.whole)
+            progress(done, config.n * len(config.purifiers) * case.whole)
 
-    for some in [cases] if together else [[case] for case in cases]:
-        while waiting := [case for case in some if case.draws]:
-            missing = [case for case in waiting if run.missing([case.head])]
-            for case in waiting:
-                if case not in missing:
-                    add(case, *run.records([case.head]))
-            for number, counted in count([case.block for case in missing]):
-                record = missing[number].head | counted._asdict()
-                run.add([record])
-                add(missing[number], record)
-    table = _write(run.folder, pd.DataFrame([case.certificate for case in cases]), config)
+    for some in [list(cases)] if together else ([case] for case in cases):
+        opened += some
+        while waiting := [(case, block) for case in some if case not in lost for block in case.next_blocks]:
+            missing = []
+            for case, block in waiting:
+                if run.missing([case.head(block)]):
+                    missing.append((case, block))
+                else:
+                    add(case, *run.records([case.head(block)]))
+            with closing(count([block for _, block in missing])) as counts:
+                for number, counted in counts:
+                    case, block = missing[number]
+                    if isinstance(counted, Lost):
+                        lost[case] = counted
+                        continue
+                    record = case.head(block) | counted._asdict()
+                    run.add([record])
+                    add(case, record)
+    if lost:
+        raise RuntimeError(_told(lost))
+    table = _write(run.folder, pd.DataFrame([case.certificate for case in opened]), config)
     run.end()
     return table
+
+
+def _told(lost: Mapping["_Case", Lost]) -> str:
+    """The message that says which images have no certificate, and why."""
+    reasons = [
+        f"that of image {case.named['index']} by {case.named['purifier']} {why.reason}" for case, why in lost.items()
+    ]
+    return (
+        f"{len(lost)} of the certificates could not be made: {'; '.join(reasons)}. The blocks of all others are stored, "
+        "and the same command computes only these"
+    )
 
 
 @dataclass(eq=False)
@@ -139,17 +178,15 @@ class _Case:
     seconds: float = 0.0
 
     @property
-    def draws(self) -> range:
-        """Those that come next; empty at the end."""
-        return self.tally.next_draws(self.most)
+    def next_blocks(self) -> list[Block]:
+        """Up to the next draw at which the image may end; empty at its end."""
+        draws, (image, purifier) = self.tally.next_draws(self.whole), (self.named["image"], self.named["purifier"])
+        starts = range(draws.start, draws.stop, self.most)
+        return [Block(self.position, image, purifier, draws[i - draws.start :][: self.most]) for i in starts]
 
-    @property
-    def head(self) -> Record:
-        return self.named | {"first": self.draws.start}
-
-    @property
-    def block(self) -> Block:
-        return Block(self.position, self.named["purifier"], self.draws)
+    def head(self, block: Block) -> Record:
+        """The fields that name the record of a block."""
+        return self.named | {"first": block.draws.start}
 
     @property
     def whole(self) -> int:
@@ -158,7 +195,7 @@ class _Case:
     @property
     def done(self) -> int:
         """Draws so far, or no longer needed."""
-        return self.tally.draws if self.draws else self.whole
+        return self.tally.draws if self.tally.next_draws(self.whole) else self.whole
 
     def add(self, record: Record) -> None:
         self.tally.add({int(label): count for label, count in record["classes"].items()})
@@ -178,11 +215,10 @@ def _cases(dataset: ImageDataset, config: CertificationConfig, description: Reco
     shared = {name: value for name, value in description.items() if name not in ("n", "purifiers")}
     hashes = {name: configuration_hash({**shared, name: held}) for name, held in description["purifiers"].items()}
     for position in dataset.first(config.n, config.seed).tolist():
-        labels = dataset.labels[position][None]
-        head = identify(dataset.batch([position]), labels, dataset.index[position][None])[0]
+        _, head = named_image(dataset, position)
         for name in config.purifiers:
             named = {"config": hashes[name], "purifier": name, **head}
-            yield _Case(position, int(labels), named, Tally(config.plan), config.block)
+            yield _Case(position, int(dataset.labels[position]), named, Tally(config.plan), config.block)
 
 
 def describe_run(

@@ -53,12 +53,10 @@ def evaluate_shards(
         RuntimeError: a worker failed, a batch could not be finished, or storage does not answer.
     """
     cluster, out = cluster or Cluster(), Path(out)
-    if out.parts and out.parts[0].endswith(":") and len(out.parts[0]) > 2:
-        raise ValueError(f"out must be a folder that all machines see under one path, got the address {str(out)!r}")
     run = spec.evaluation(recorded_device=cluster.device)
+    made = run.open(out)
     plan, whole = Plan(run.starts.stop, spec.config.batch_size, "jsonl"), configuration_hash(run.description)
     folder = Storage.at(str(out / "shards" / whole))
-    made = run.open(out)
     made.begin()
     missing = [shard for shard in range(len(plan)) if _read(run, plan, folder, shard) is None]
     held = [len(run.rows(start)) for start in run.starts]

@@ -35,6 +35,6 @@ def test_by_default_strong_artefacts_go_and_the_rest_stays_as_it_is(small_fits, 
     torch.testing.assert_close(result[3], result[1], atol=1e-3, rtol=0)
     assert shares == sorted(shares)
     assert shares[-1] == 1
-    assert filtered == [0.5, 1]
+    assert filtered == [0, 0.5, 0.5, 1]
     with pytest.raises(ValueError, match="images must have 1 or 3 channels, as JPEG has, got 2: set refine=False"):
         remove_jpeg_artifacts(clean[:, :2])
