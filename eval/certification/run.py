@@ -161,8 +161,8 @@ def _told(lost: Mapping["_Case", Lost]) -> str:
         f"that of image {case.named['index']} by {case.named['purifier']} {why.reason}" for case, why in lost.items()
     ]
     return (
-        f"{len(lost)} of the certificates could not be made: {'; '.join(reasons)}. The blocks of all others are stored, "
-        "and the same command computes only these"
+        f"{len(lost)} of the certificates could not be made: {'; '.join(reasons)}. The blocks of all others are "
+        "stored, and the same command computes only these"
     )
 
 
