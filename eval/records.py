@@ -107,10 +107,7 @@ class Run(Records):
         super().__init__(key)
         self.folder, self._probes = Path(folder), dict(probes or {})
         if self.folder.parts and self.folder.parts[0].endswith(":") and len(self.folder.parts[0]) > 2:
-            raise ValueError(
-                f"out must be a folder, got the address {str(folder)!r}: name a path, for evaluate on a cluster one "
-                "that all machines see"
-            )
+            raise ValueError(f"out must be a folder, got the address {str(folder)!r}: name a path")
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"out must be a folder, {folder} is a file: name another one")
         self._description: Record = json.loads(json.dumps(description))

@@ -119,40 +119,51 @@ def certify_blocks(
     Raises:
         RuntimeError: `count` could not count a block; all images without such a block are certified before.
     """
-    cases, opened, done = _cases(dataset, config, description), list[_Case](), 0
-    lost: dict[_Case, Lost] = {}
-
-    def add(case: _Case, record: Record) -> None:
-        nonlocal done
-        before = case.done
-        case.add(record)
-        done += case.done - before
-        if progress is not None:
-            progress(done, config.n * len(config.purifiers) * case.whole)
-
+    cases, opened, lost, done = _cases(dataset, config, description), list[_Case](), dict[_Case, Lost](), 0
+    total = config.n * len(config.purifiers) * (config.plan.n0 + config.plan.n)
     for some in [list(cases)] if together else ([case] for case in cases):
         opened += some
-        while waiting := [(case, block) for case in some if case not in lost for block in case.next_blocks]:
-            missing = []
-            for case, block in waiting:
-                if run.missing([case.head(block)]):
-                    missing.append((case, block))
-                else:
-                    add(case, *run.records([case.head(block)]))
-            with closing(count([block for _, block in missing])) as counts:
-                for number, counted in counts:
-                    case, block = missing[number]
-                    if isinstance(counted, Lost):
-                        lost[case] = counted
-                        continue
-                    record = case.head(block) | counted._asdict()
-                    run.add([record])
-                    add(case, record)
+        with closing(_draw(run, some, count)) as results:
+            for case, result in results:
+                if isinstance(result, Lost):
+                    lost[case] = result
+                    continue
+                done += result
+                if progress is not None:
+                    progress(done, total)
     if lost:
         raise RuntimeError(_told(lost))
     table = _write(run.folder, pd.DataFrame([case.certificate for case in opened]), config)
     run.end()
     return table
+
+
+def _draw(
+    run: Run, cases: Sequence["_Case"], count: Callable[[Sequence[Block]], Counts]
+) -> Generator[tuple["_Case", int | Lost], None, None]:
+    """Give cases their blocks until all have ended or lost one; new records are stored.
+
+    Yields:
+        A case after each block, and how many more of its draws are done or no longer needed; or why it lost the block.
+    """
+    lost = set()
+    while waiting := [(case, block) for case in cases if case not in lost for block in case.next_blocks]:
+        missing = []
+        for case, block in waiting:
+            if run.missing([case.head(block)]):
+                missing.append((case, block))
+            else:
+                yield case, case.add(run.records([case.head(block)])[0])
+        with closing(count([block for _, block in missing])) as counts:
+            for number, counted in counts:
+                case, block = missing[number]
+                if isinstance(counted, Lost):
+                    lost.add(case)
+                    yield case, counted
+                    continue
+                record = case.head(block) | counted._asdict()
+                run.add([record])
+                yield case, case.add(record)
 
 
 def _told(lost: Mapping["_Case", Lost]) -> str:
@@ -197,9 +208,12 @@ class _Case:
         """Draws so far, or no longer needed."""
         return self.tally.draws if self.tally.next_draws(self.whole) else self.whole
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record) -> int:
+        """Count a block; returns how many more draws are done, or no longer needed."""
+        before = self.done
         self.tally.add({int(label): count for label, count in record["classes"].items()})
         self.seconds += record["seconds"]
+        return self.done - before
 
     @property
     def certificate(self) -> Record:
