@@ -69,6 +69,21 @@ def test_calibrate_an_alarm(tmp_path):
     assert min(flagged["PGD 25/255"], flagged["PGD 51/255"]) > 70
 
 
+@pytest.mark.data
+def test_alarm_on_photographs(tmp_path, data):
+    weights = data / "weights" / "imagenet_squeezenet1_0.pt"
+    printed = run("alarm_on_photographs", tmp_path, data / "imagenet", weights, 39, 10, 8, 64)
+    rows = {
+        kind: {name: float(share) for share, name in re.findall(r"(\S+) % ([a-z ]+) \(", row)}
+        for kind, row in re.findall(r"^(\S+(?: \S+/255)?) +(\d.+)$", printed, re.MULTILINE)
+    }
+    assert list(rows) == ["clean", "pgd 1/255", "pgd 2/255", "pgd 4/255", "pgd_di 4/255", "patch"]
+    assert rows["clean"]["flagged"] < 40  # of 10 images, asked for 5
+    assert rows["pgd 4/255"]["flagged"] > rows["clean"]["flagged"] + 20
+    assert max(rows[kind]["bare right"] for kind in ("pgd 4/255", "patch")) == 0
+    assert all(row["lost"] <= 100 - row["right"] for row in rows.values())
+
+
 def test_learn_a_detector(tmp_path):
     printed = run("learn_a_detector", tmp_path)
     areas = {name: float(area) for name, area in re.findall(r"^(.+?) +AUROC (\S+)", printed, re.MULTILINE)}

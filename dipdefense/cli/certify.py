@@ -29,8 +29,8 @@ def certify(
     targets: Annotated[
         str,
         options.run_option(
-            help="Comma-separated L2 radii, such as 0.1,0.25: an image ends once each is certified or out of reach. By "
-            "default an image ends early only if it will abstain."
+            help="Comma-separated L2 radii, such as 0.1,0.25: an image ends once each is certified or out of reach, "
+            "and the tables have these radii alone. By default an image ends early only if it will abstain."
         ),
     ] = "",
     n: options.Count = 100,
@@ -74,6 +74,9 @@ def certify(
 
             table = certify_on_cluster(subject.load, config, cluster=cluster, **keywords)
     print_frame(table)
+    if config.plan.targets:
+        note(f"table and records: {out}")
+        return
     reach = config.plan.radius(samples, samples)
     note(
         f"no radius above {reach:.3g} can be certified with {samples} samples at alpha {alpha:g}: rows beyond it are 0"

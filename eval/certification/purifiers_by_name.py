@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dipdefense.defence.smoothing import DIP, Purify
 from dipdefense.filters.refinement import filter_alone
-from eval.baselines import BASELINES
+from eval.baselines import BASELINES, bm3d, gaussian_blur, jpeg, non_local_means, total_variation
 from eval.certification.certified_accuracy import NONE
 
 __all__ = ["COSINE", "PURIFIERS", "purifier_named"]
@@ -16,12 +16,23 @@ PURIFIERS = (DIP, COSINE, NONE, *BASELINES)
 
 
 def purifier_named(name: str, sigma: float) -> str | Purify | None:
-    """One of `PURIFIERS`, as `SmoothedClassifier` takes it.
+    """One of `PURIFIERS`, as `SmoothedClassifier` takes it, for Gaussian noise of std `sigma`.
 
-    `dip` and `cosine` are told sigma, the std of the noise; the baselines have the strengths of `eval.baselines`.
+    The strengths of the baselines were chosen for such noise, on images of CIFAR-10 with index below 1000
+    (docs/guarantees.md); `median` and `bit_depth` have those of `eval.baselines`.
     """
-    named: dict[str, str | Purify | None] = {DIP: DIP, COSINE: partial(_cosine, sigma=sigma), NONE: None}
-    return named[name] if name in named else BASELINES[name]
+    named: dict[str, str | Purify | None] = {
+        **BASELINES,
+        DIP: DIP,
+        COSINE: partial(_cosine, sigma=sigma),
+        NONE: None,
+        "total_variation": partial(total_variation, weight=0.7 * sigma),
+        "non_local_means": partial(non_local_means, h=0.75 * sigma),
+        "bm3d": partial(bm3d, sigma=sigma),
+        "jpeg": partial(jpeg, quality=25),
+        "gaussian_blur": partial(gaussian_blur, sigma=0.7),
+    }
+    return named[name]
 
 
 def _cosine(images: Tensor, sigma: float) -> Tensor:

@@ -1,8 +1,9 @@
 """The experiment: certificates for a data set's images, by several purifiers on the same noise.
 
 The folder of a run holds its description in `config.json` and `probe.json`, one record per image, purifier and block of
-draws in `records.jsonl` as it is made, and at its end `summary.csv`, `paired.csv`, `certificates.csv` and the curve
-`certified_accuracy.png`. A killed run is continued by the same call. Images and purifiers may be added.
+draws in `records.jsonl` as it is made, and at its end `summary.csv`, `paired.csv`, `certificates.csv` and, without
+targets, the curve `certified_accuracy.png`. A killed run is continued by the same call. Images and purifiers may be
+added.
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -262,10 +263,12 @@ def _describe_purifier(name: str, dataset: ImageDataset, config: CertificationCo
 
 
 def _write(folder: Path, certificates: pd.DataFrame, config: CertificationConfig) -> pd.DataFrame:
-    summary = summarise_certificates(certificates, config.plan.sigma)
+    sigma, targets = config.plan.sigma, config.plan.targets
+    summary = summarise_certificates(certificates, sigma, targets)
     others = {"certificates": certificates.drop(columns=["config", "image"])}
     if len(config.purifiers) > 1:
-        others["paired"] = paired_differences(certificates, config.plan.sigma)
+        others["paired"] = paired_differences(certificates, sigma, targets)
     write_tables(folder, summary, **others)
-    save_curve(folder / "certified_accuracy.png", summary)
+    if not targets:  # they are too few for a curve
+        save_curve(folder / "certified_accuracy.png", summary)
     return summary

@@ -14,7 +14,7 @@ from dipdefense.filters.refinement import filter_alone
 from eval.baselines import BASELINES
 from eval.certification import CertificationConfig, certify_dataset
 from eval.certification.certified_accuracy import certified_radii, paired_differences, summarise_certificates
-from eval.certification.purifiers_by_name import purifier_named
+from eval.certification.purifiers_by_name import PURIFIERS, purifier_named
 from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.intervals import wilson
@@ -114,12 +114,16 @@ def test_the_default_purifier_is_the_fit(tmp_path, digits, net):
     assert not (tmp_path / "paired.csv").exists()
 
 
-def test_the_filters_alone_are_told_the_noise_of_the_plan(digits):
+def test_purifiers_are_told_the_noise_of_the_plan(digits):
     images, level = digits.batch([0, 1]), torch.full((2,), 0.25)
     assert torch.equal(purifier_named("cosine", 0.25)(images), filter_alone(images, level).clamp(0, 1))
     assert purifier_named("dip", 0.25) == "dip"
     assert purifier_named("none", 0.25) is None
-    assert purifier_named("jpeg", 0.25) is BASELINES["jpeg"]
+    assert torch.equal(purifier_named("total_variation", 0.25)(images), BASELINES["total_variation"](images, 0.175))
+    assert torch.equal(purifier_named("non_local_means", 0.2)(images), BASELINES["non_local_means"](images, 0.15))
+    assert torch.equal(purifier_named("jpeg", 0.25)(images), BASELINES["jpeg"](images, 25))
+    assert purifier_named("median", 0.25) is BASELINES["median"]
+    assert all(purifier_named(name, 0.25) is not None for name in PURIFIERS if name != "none")
 
 
 def test_an_abstention_is_certified_at_no_radius():
@@ -149,6 +153,22 @@ def test_radii_reach_four_sigma_and_hold_those_that_are_quoted():
     assert {0.1, 0.25} < set(radii)
     assert 0.5 not in radii
     assert len(radii) == 19
+
+
+def test_with_targets_the_tables_have_these_radii_alone(tmp_path, digits, net):
+    """An image ends once they are decided, so at other radii it might have been certified with more draws."""
+    assert certified_radii(0.25, (0.2, 0.1)) == [0.1, 0.2]
+    plan = replace(PLAN, n=100, targets=(0.2, 0.1))
+    table = certify_dataset(net, digits, replace(CONFIG, plan=plan), out=tmp_path / "run")
+    assert table["radius"].tolist() == [0.1, 0.2] * 2
+    assert pd.read_csv(tmp_path / "run" / "paired.csv")["radius"].tolist() == [0.1, 0.2]
+    made = pd.read_csv(tmp_path / "run" / "certificates.csv").set_index("purifier").loc["none"]
+    assert (made["draws"] < plan.n0 + plan.n).any()
+    shares = [(made["correct"] & (made["radius"] >= radius)).mean() for radius in (0.1, 0.2)]
+    assert table.set_index("purifier").loc["none", "certified_accuracy"].tolist() == shares
+    assert not (tmp_path / "run" / "certified_accuracy.png").exists()
+    write_report(tmp_path / "run", tmp_path / "report.html")
+    assert "Certified accuracy, sigma 0.25" in (tmp_path / "report.html").read_text()
 
 
 def test_the_report_shows_the_curve(tmp_path, digits, net):
