@@ -20,6 +20,7 @@ from eval.classifiers import load_classifier
 from eval.datasets import load_dataset
 from eval.intervals import tango, wilson
 
+RIVALS = ("cosine", "total_variation", "non_local_means", "jpeg")
 data, sigma, index = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 n, seed = map(int, sys.argv[4:])
 low, high = (int(end) if end else None for end in index.split(":"))
@@ -41,7 +42,7 @@ def right(*reconstructions):
 rights = {
     "fit and filters (dip)": right(Purifier(fit, sigma=sigma)(noisy)),
     "fit alone, iterations 100 and 120": right(*Purifier(replace(fit, iterations=120)).trajectory(noisy, (100, 120))),
-    **{name: right(purifier_named(name, sigma)(noisy)) for name in ("cosine", "total_variation", "jpeg")},
+    **{name: right(purifier_named(name, sigma)(noisy)) for name in RIVALS},
     "none": right(noisy),
     "none, without noise": right(images),
 }
