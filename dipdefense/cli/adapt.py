@@ -52,7 +52,7 @@ def adapt(
     With --eps it learns on inputs that are perturbed within this Linf radius. The last tenth of the n images is not
     trained on: on it the command counts how often reconstructions get the class of the bare classifier.
     """
-    from eval.certification.purifiers_by_name import COSINE, PURIFIERS, purifier_named
+    from eval.certification.purifiers_by_name import PURIFIERS, TOLD, purifier_named
     from eval.classifiers import write_weights
     from eval.text_tables import percent
 
@@ -64,8 +64,8 @@ def adapt(
     if n < 3:
         raise ValueError(f"n must be at least 3, of which one is held out, got {n}")
     levels = noise_levels([options.number("sigma", level) for level in options.names(sigma)])
-    if purifier == COSINE and (len(levels) > 1 or not levels[0]):
-        raise ValueError(f"sigma must be one level above 0 for the purifier {COSINE}, which is told it, got {sigma}")
+    if purifier in TOLD and (len(levels) > 1 or not levels[0]):
+        raise ValueError(f"sigma must be one level above 0 for the purifier {purifier}, which is told it, got {sigma}")
     purify = purifier_named(purifier, levels[0])
     dataset, classifier = subject.load(options.device_named(device))
     positions = dataset.first(n, seed).tolist()

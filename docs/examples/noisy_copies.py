@@ -3,7 +3,8 @@
 python docs/examples/noisy_copies.py DATA SIGMA INDEX N SEED, with the folder of images and weights, the std of the
 noise, a range of CIFAR-10 such as 1000: or :1000, the number of images, and the seed of their choice and of the noise.
 One copy of each image; its answer is the mean softmax over the reconstruction and its mirror image, for all purifiers.
-The fit alone is as it was before the filters, at sigma 0.12. Intervals are of 95 %, and differences are paired.
+The rivals are purifiers of `certify`, with its strengths; the fit alone is as it was before the filters, at sigma 0.12.
+Intervals are of 95 %, and differences are paired.
 """
 
 import sys

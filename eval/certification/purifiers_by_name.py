@@ -9,17 +9,19 @@ from dipdefense.filters.refinement import filter_alone
 from eval.baselines import BASELINES, bm3d, gaussian_blur, jpeg, non_local_means, total_variation
 from eval.certification.certified_accuracy import NONE
 
-__all__ = ["COSINE", "PURIFIERS", "purifier_named"]
+__all__ = ["COSINE", "PURIFIERS", "TOLD", "purifier_named"]
 
 COSINE = "cosine"  # the filters of `dip` without its fit, as in `benchmark denoising`
 PURIFIERS = (DIP, COSINE, NONE, *BASELINES)
+TOLD = (COSINE, "total_variation", "non_local_means", "bm3d")  # their strengths follow sigma
 
 
 def purifier_named(name: str, sigma: float) -> str | Purify | None:
     """One of `PURIFIERS`, as `SmoothedClassifier` takes it, for Gaussian noise of std `sigma`.
 
-    The strengths of the baselines were chosen for such noise, on images of CIFAR-10 with index below 1000
-    (docs/guarantees.md); `median` and `bit_depth` have those of `eval.baselines`.
+    The strengths of total variation, non-local means, JPEG and the blur were chosen at sigma 0.08 and 0.16, on images
+    of CIFAR-10 with index below 1000 (docs/guarantees.md). BM3D is told sigma; `median` and `bit_depth` have the
+    strengths of `eval.baselines`.
     """
     named: dict[str, str | Purify | None] = {
         **BASELINES,
@@ -30,7 +32,7 @@ def purifier_named(name: str, sigma: float) -> str | Purify | None:
         "non_local_means": partial(non_local_means, h=0.75 * sigma),
         "bm3d": partial(bm3d, sigma=sigma),
         "jpeg": partial(jpeg, quality=25),
-        "gaussian_blur": partial(gaussian_blur, sigma=0.7),
+        "gaussian_blur": partial(gaussian_blur, sigma=0.7),  # pixels
     }
     return named[name]
 

@@ -75,6 +75,11 @@ def test_a_checkpoint_gives_the_same_weights_again_and_json_the_agreement(tmp_pa
             ["--purifier", "cosine", "--sigma", ".1,.2"],
         ),
         ("sigma must be one level above 0", "w.safetensors", ["--purifier", "cosine", "--sigma", "0"]),
+        (
+            "sigma must be one level above 0 for the purifier total_variation",
+            "w.safetensors",
+            ["--purifier", "total_variation", "--sigma", "0,.12"],
+        ),
         ("sigma must not be negative, got -1.0", "w.safetensors", ["--sigma", "0.1,-1"]),
         ("sigma must be a number or one or more numbers", "w.safetensors", ["--sigma", ","]),
         ("layers must be one of batch_norm, last, all, got 'first'", "w.safetensors", ["--layers", "first"]),
