@@ -74,11 +74,8 @@ def certify(
 
             table = certify_on_cluster(subject.load, config, cluster=cluster, **keywords)
     print_frame(table)
-    if config.plan.targets:
-        note(f"table and records: {out}")
-        return
-    reach = config.plan.radius(samples, samples)
-    note(
-        f"no radius above {reach:.3g} can be certified with {samples} samples at alpha {alpha:g}: rows beyond it are 0"
-    )
-    note(f"table, curve and records: {out}")
+    if not config.plan.targets:
+        reach = config.plan.radius(samples, samples)
+        limits = f"with {samples} samples at alpha {alpha:g}"
+        note(f"no radius above {reach:.3g} can be certified {limits}: rows beyond it are 0")
+    note(f"tables and records: {out}")

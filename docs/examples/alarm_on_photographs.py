@@ -1,6 +1,6 @@
 """Set an alarm on clean photographs, and count what it flags of others: small perturbations, crops and patches.
 
-python docs/examples/alarm_on_photographs.py FOLDER WEIGHTS SET_ON OTHERS MARGIN [SIDE], with a folder of photographs
+python docs/examples/alarm_on_photographs.py FOLDER WEIGHTS SET_ON OTHERS CUT [SIDE], with a folder of photographs
 and labels.csv, the weights of SqueezeNet 1.0, how many photographs the alarm is set on, how many others are judged, how
 many pixels the classifier cuts off at each border (below 0: how many black ones it adds), and the side of the
 photographs, 224 if left out. An alarm at 5 % needs at least 19 photographs. Each judgement takes 4.5 s of a CPU core,
@@ -15,7 +15,6 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 import dipdefense
 from attacks import pgd, pgd_di
@@ -24,21 +23,9 @@ from eval.datasets import load_dataset
 from eval.intervals import wilson
 
 folder, weights = sys.argv[1:3]
-set_on, others, margin = map(int, sys.argv[3:6])
+set_on, others, cut = map(int, sys.argv[3:6])
 side = int(sys.argv[6]) if sys.argv[6:] else 224
 BATCH = 10
-
-
-class Framed(nn.Module):
-    """A classifier that cuts `margin` pixels off at each border, or adds black ones."""
-
-    def __init__(self, classifier: nn.Module, margin: int):
-        super().__init__()
-        self.classifier, self.margin = classifier, margin
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """The logits."""
-        return self.classifier(F.pad(images, [-self.margin] * 4))
 
 
 class Patched(nn.Module):
@@ -69,7 +56,7 @@ def patch(classifier, images, labels):
 
 
 data = load_dataset("folder", folder, size=side)
-classifier = Framed(load_classifier("torchvision:squeezenet1_0", weights), margin).eval()
+classifier = nn.Sequential(nn.ZeroPad2d(-cut), load_classifier("torchvision:squeezenet1_0", weights)).eval()
 defended = dipdefense.defend(classifier).calibrate(data.batch(range(set_on)), fpr=0.05, batch_size=BATCH)
 alarm = defended.alarm
 assert alarm is not None

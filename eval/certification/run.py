@@ -1,8 +1,8 @@
 """The experiment: certificates for a data set's images, by several purifiers on the same noise.
 
 The folder of a run holds its description in `config.json` and `probe.json`, one record per image, purifier and block of
-draws in `records.jsonl` as it is made, and at its end `summary.csv`, `paired.csv`, `certificates.csv` and, without
-targets, the curve `certified_accuracy.png`. A killed run is continued by the same call. Images and purifiers may be
+draws in `records.jsonl` as it is made, and at its end `summary.csv`, `paired.csv`, `certificates.csv` and, of more than
+two radii, the curve `certified_accuracy.png`. A killed run is continued by the same call. Images and purifiers may be
 added.
 """
 
@@ -269,6 +269,6 @@ def _write(folder: Path, certificates: pd.DataFrame, config: CertificationConfig
     if len(config.purifiers) > 1:
         others["paired"] = paired_differences(certificates, sigma, targets)
     write_tables(folder, summary, **others)
-    if not targets:  # they are too few for a curve
+    if summary["radius"].nunique() > 2:  # else a few targets, and no curve
         save_curve(folder / "certified_accuracy.png", summary)
     return summary

@@ -97,13 +97,13 @@ def iterations(run: Run) -> Section:
 
 
 def certificates(run: Run) -> Section:
-    """The tables of `certify`, and the curve of certified accuracy against the radius, if there are radii enough."""
+    """The tables of `certify`, and the curve of certified accuracy against the radius, of more than two radii."""
     table = run.tables["certificates"]
     tables = [cells("Certified accuracy, with the 95 % Wilson interval", table)]
     if len(paired := run.beside.get("paired.csv", pd.DataFrame())):
         tables.append(cells(f"Differences of two purifiers on the same noise, {TANGO}", paired))
     lead = "L2 radii, images in [0, 1]; they hold for the vote of many noisy copies. Who abstains counts as wrong."
-    charts = [certified_against_radius(rows_of(table))] if table["radius"].nunique() > 2 else []  # else a few targets
+    charts = [certified_against_radius(rows_of(table))] if table["radius"].nunique() > 2 else []
     return Section("Certificates", lead, tables, charts)
 
 
